@@ -1,0 +1,292 @@
+"""Many callers, one statement: whatever waits while the last statement was in flight is the next one.
+
+No timer: a lone caller waits for nobody, and under load the batches grow by themselves. A batch runs in a task of its
+own, on a connection of its own, so that a caller who goes away cancels nobody else's work.
+"""
+
+import asyncio
+import logging
+import signal
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from enum import Enum
+from typing import Generic, TypeVar
+
+import msgspec
+import psycopg
+from prometheus_client import Counter, Histogram
+from psycopg import AsyncConnection
+
+from orders import database
+from orders.backoff import backoff
+from orders.errors import OrdersError, Overloaded, Refused, Unavailable
+
+log = logging.getLogger(__name__)
+
+Item = TypeVar("Item")
+Answer = TypeVar("Answer")
+
+BATCH_ROWS = Histogram("orders_batch_rows", "Rows in one statement", ["statement"], buckets=[1, 2, 4, 8, 16, 32, 64, 128, 256, 512])
+QUEUE_SECONDS = Histogram(
+    "orders_batch_wait_seconds", "From asking to the statement's start, for the oldest of a batch", ["statement"],
+    buckets=[0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 2],
+)
+STATEMENT_SECONDS = Histogram(
+    "orders_batch_seconds", "Duration of one statement and its commit", ["statement"],
+    buckets=[0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 2],
+)
+RERUNS = Counter("orders_batch_reruns_total", "Batches run again, by why", ["statement", "why"])
+
+
+class Verdict(Enum):
+    """What an error says about the batch that it ended."""
+
+    ONE_IS_GUILTY = "a row is refused: run the rows one by one"
+    PARTITION_MISSING = "the outbox has no partition for the next id: make one and run the batch again"
+    RUN_AGAIN = "nobody's fault, the connection is good: run the batch again"
+    CONNECTION_LOST = "nobody's fault, the outcome may be unknown: run the batch again on another connection"
+
+
+def judge(error: Exception) -> Verdict:
+    """Decide by SQLSTATE whose fault an error is.
+
+    Classes 22 (data) and 23 (constraints) are a row's own; 23514 without a constraint's name is a missing partition.
+    After class 40 (deadlock, serialization) and 55 (locks) the connection is as good as before. Everything else is the
+    server's: connections lost (08), read-only after a demotion (25006), out of resources (53), shut down (57), I/O (58).
+    """
+    if isinstance(error, psycopg.DataError | ValueError | OverflowError) and getattr(error, "sqlstate", None) is None:
+        return Verdict.ONE_IS_GUILTY  # never sent: a value that cannot be encoded
+    if not isinstance(error, psycopg.Error) or error.sqlstate is None:
+        return Verdict.CONNECTION_LOST
+    state = error.sqlstate
+    if state == "23514" and not error.diag.constraint_name:
+        return Verdict.PARTITION_MISSING
+    if state[:2] in {"22", "23"}:
+        return Verdict.ONE_IS_GUILTY
+    if state[:2] in {"40", "55"} and state != "55P04":
+        return Verdict.RUN_AGAIN
+    return Verdict.CONNECTION_LOST
+
+
+class Limits(msgspec.Struct, frozen=True, kw_only=True):
+    """The bounds of one kind of batch; sizes are bytes, times are seconds."""
+
+    writers: int = 1
+    batch_rows: int = 64
+    batch_bytes: int = 4 << 20
+    queue_rows: int = 4000
+    queue_bytes: int = 64 << 20
+    patience: float | None = None  # how long a caller waits; None: for ever
+    statement_seconds: float = 1.2  # then the connection is severed and the batch run again
+
+
+class _Waiting(Generic[Item, Answer]):
+    """An item and whoever waits for its answer."""
+
+    __slots__ = ("answer", "item", "since", "size")
+
+    def __init__(self, item: Item, size: int, loop: asyncio.AbstractEventLoop) -> None:
+        self.item = item
+        self.size = size
+        self.since = loop.time()
+        self.answer: asyncio.Future[Answer] = loop.create_future()
+
+
+Run = Callable[[AsyncConnection, Sequence[Item]], Awaitable[Sequence[Answer | OrdersError]]]
+Mend = Callable[[AsyncConnection], Awaitable[None]]
+
+
+class Batching(Generic[Item, Answer]):
+    """Run `run` over the items of all callers that wait, a batch at a time.
+
+    `run` gets an autocommit connection and the items, and returns an answer or an OrdersError for each, in their order.
+    It must be harmless to repeat: a batch whose outcome is unknown is run again.
+    """
+
+    def __init__(self, name: str, url: str, run: Run[Item, Answer], limits: Limits, mend: Mend | None = None) -> None:
+        self.name = name
+        self.url = url
+        self.run = run
+        self.limits = limits
+        self.mend = mend
+        self.connections = 0  # how many writers have one at this moment
+        self.stopping = False
+        self._queue: deque[_Waiting[Item, Answer]] = deque()
+        self._rows = 0  # waiting or in flight
+        self._bytes = 0
+        self._idle: list[asyncio.Future[None]] = []
+        self._tasks: list[asyncio.Task[None]] = []
+        self._batch_rows = BATCH_ROWS.labels(name)
+        self._queue_seconds = QUEUE_SECONDS.labels(name)
+        self._statement_seconds = STATEMENT_SECONDS.labels(name)
+
+    async def __aenter__(self) -> "Batching[Item, Answer]":
+        self._tasks = [
+            asyncio.create_task(self._write(), name=f"{self.name}-{number}") for number in range(self.limits.writers)
+        ]
+        for task in self._tasks:
+            task.add_done_callback(_stop_the_process_if_it_crashed)
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        """Let the writers finish what waits, for as long as its callers are patient."""
+        self.stopping = True
+        self._wake(all_of_them=True)
+        await asyncio.gather(*self._tasks)
+
+    async def __call__(self, item: Item, size: int = 0) -> Answer:
+        """Wait for the batch that takes the item, and return its answer.
+
+        Raises what `run` returned for the item; Refused when the database refuses this very row; Overloaded at once
+        when too much is waiting; Unavailable when the answer takes longer than `patience`: the item is then stored at
+        most once, or not at all.
+        """
+        limits = self.limits
+        if self.stopping or self._rows >= limits.queue_rows or self._bytes + size > limits.queue_bytes:
+            raise Overloaded
+        waiting: _Waiting[Item, Answer] = _Waiting(item, size, asyncio.get_running_loop())
+        self._queue.append(waiting)
+        self._rows += 1
+        self._bytes += size
+        self._wake()
+        try:
+            async with asyncio.timeout(limits.patience):
+                return await waiting.answer
+        except TimeoutError:
+            raise Unavailable from None
+        finally:
+            self._rows -= 1
+            self._bytes -= size
+
+    def _wake(self, *, all_of_them: bool = False) -> None:
+        while self._idle:
+            idle = self._idle.pop()
+            if not idle.done():
+                idle.set_result(None)
+                if not all_of_them:
+                    return
+
+    def _take(self) -> list[_Waiting[Item, Answer]]:
+        """Take from the queue what fits one batch, leaving out those whose callers have gone."""
+        batch: list[_Waiting[Item, Answer]] = []
+        size = 0
+        while self._queue and len(batch) < self.limits.batch_rows:
+            if batch and size + self._queue[0].size > self.limits.batch_bytes:
+                break
+            waiting = self._queue.popleft()
+            if not waiting.answer.done():
+                batch.append(waiting)
+                size += waiting.size
+        if self._queue:
+            self._wake()
+        return batch
+
+    async def _write(self) -> None:
+        """Own one connection: run batch after batch on it, and make it anew whenever it is lost."""
+        loop = asyncio.get_running_loop()
+        conn: AsyncConnection | None = None
+        pauses = backoff()
+        batch: list[_Waiting[Item, Answer]] = []
+        try:
+            while True:
+                if conn is None:
+                    if self.stopping and not self._queue and not batch:
+                        return
+                    try:
+                        conn = await database.connect(self.url, f"orders-{self.name}")
+                    except psycopg.Error as error:
+                        log.warning("%s: no connection: %s", self.name, first_line(error))
+                        if self.stopping:  # nobody can be helped any more
+                            for waiting in (*batch, *self._queue):
+                                _settle(waiting, Unavailable())
+                        batch = [waiting for waiting in batch if not waiting.answer.done()]
+                        self._queue = deque(waiting for waiting in self._queue if not waiting.answer.done())
+                        await asyncio.sleep(next(pauses))
+                        continue
+                    self.connections += 1
+                    pauses = backoff()
+                batch = [waiting for waiting in batch if not waiting.answer.done()] or self._take()
+                if not batch:
+                    if self.stopping:
+                        return
+                    idle = loop.create_future()
+                    self._idle.append(idle)
+                    await idle
+                    continue
+                self._batch_rows.observe(len(batch))
+                self._queue_seconds.observe(loop.time() - batch[0].since)
+                verdict = await self._run(conn, batch)
+                if verdict is None:
+                    batch = []
+                elif verdict is Verdict.CONNECTION_LOST:
+                    self.connections -= 1
+                    await database.close(conn)
+                    conn = None
+                    await asyncio.sleep(next(pauses))
+        finally:
+            if conn is not None:
+                self.connections -= 1
+                await database.close(conn)
+
+    async def _run(self, conn: AsyncConnection, batch: list[_Waiting[Item, Answer]]) -> Verdict | None:
+        """Run a batch and answer its callers; return None when it is done with, else what to do before another go."""
+        started = asyncio.get_running_loop().time()
+        try:
+            with database.deadline(conn, self.limits.statement_seconds):
+                answers = await self.run(conn, [waiting.item for waiting in batch])
+        except (psycopg.Error, ValueError, OverflowError) as error:
+            verdict = judge(error)
+            RERUNS.labels(self.name, verdict.name.lower()).inc()
+            if verdict is Verdict.ONE_IS_GUILTY:
+                if len(batch) > 1:
+                    return await self._run_one_by_one(conn, batch)
+                log.warning("%s: a row is refused: %s", self.name, error)
+                _settle(batch[0], Refused(first_line(error)))
+                return None
+            log.warning("%s: %s: %s", self.name, verdict.value, first_line(error))
+            if verdict is Verdict.PARTITION_MISSING:
+                return await self._mend(conn)
+            return verdict
+        self._statement_seconds.observe(asyncio.get_running_loop().time() - started)
+        for waiting, answer in zip(batch, answers, strict=True):
+            _settle(waiting, answer)
+        return None
+
+    async def _run_one_by_one(self, conn: AsyncConnection, batch: Iterable[_Waiting[Item, Answer]]) -> Verdict | None:
+        """Find the guilty rows; the others are written. What a lost connection leaves is run again as a batch."""
+        for waiting in batch:
+            if (verdict := await self._run(conn, [waiting])) is not None:
+                return verdict
+        return None
+
+    async def _mend(self, conn: AsyncConnection) -> Verdict:
+        if self.mend is None:
+            return Verdict.CONNECTION_LOST
+        try:
+            with database.deadline(conn, self.limits.statement_seconds):
+                await self.mend(conn)
+        except psycopg.Error as error:
+            log.warning("%s: could not make a partition: %s", self.name, first_line(error))
+            return Verdict.CONNECTION_LOST
+        return Verdict.RUN_AGAIN
+
+
+def _settle(waiting: _Waiting[Item, Answer], answer: Answer | OrdersError) -> None:
+    if waiting.answer.done():  # the caller's patience is over
+        return
+    if isinstance(answer, OrdersError):
+        waiting.answer.set_exception(answer)
+    else:
+        waiting.answer.set_result(answer)
+
+
+def first_line(error: Exception) -> str:
+    """Return an error's message as one line."""
+    return next(iter(str(error).splitlines()), type(error).__name__)
+
+
+def _stop_the_process_if_it_crashed(task: asyncio.Task[None]) -> None:
+    """A writer ends only when it is told to: anything else is a bug, and a fresh process is better than a deaf one."""
+    if not task.cancelled() and (error := task.exception()) is not None:
+        log.critical("%s crashed: the process stops", task.get_name(), exc_info=error)
+        signal.raise_signal(signal.SIGTERM)

@@ -1,0 +1,40 @@
+"""What can go wrong, by name. A class's docstring is the message."""
+
+
+class OrdersError(Exception):
+    """Something went wrong."""
+
+    def __str__(self) -> str:
+        return super().__str__() or (type(self).__doc__ or "").strip()
+
+
+class InvalidOrder(OrdersError):
+    """The order is not valid."""
+
+    def __init__(self, field: str, detail: str) -> None:
+        super().__init__(detail)
+        self.field = field
+
+
+class OrderNotFound(OrdersError):
+    """Order not found"""
+
+
+class KeyReused(OrdersError):
+    """This Idempotency-Key was used before with another body."""
+
+
+class Refused(OrdersError):
+    """The database refuses this row, and would refuse it again."""
+
+
+class Overloaded(OrdersError):
+    """Too many requests are waiting for the database."""
+
+
+class Unavailable(OrdersError):
+    """The database does not answer in time."""
+
+
+class StartupError(OrdersError):
+    """The process cannot start."""

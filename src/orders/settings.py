@@ -1,0 +1,122 @@
+"""Settings: one frozen struct for each process, read once from the environment."""
+
+import os
+import sys
+from collections.abc import Mapping
+from typing import Annotated, Self
+
+import msgspec
+from msgspec import Meta
+
+DatabaseUrl = Annotated[
+    str,
+    Meta(pattern=r"^postgres(ql)?://", description="libpq URL of PostgreSQL; several hosts are tried in turn"),
+]
+AmqpUrl = Annotated[
+    str, Meta(pattern=r"^amqps?://", description="AMQP URL of RabbitMQ; several, comma-separated, are tried in turn")
+]
+Host = Annotated[str, Meta(min_length=1, description="address to listen on")]
+Port = Annotated[int, Meta(ge=1, le=65535, description="port to listen on")]
+Seconds = Annotated[float, Meta(ge=0)]
+LogLevel = Annotated[
+    str, Meta(pattern="^(DEBUG|INFO|WARNING|ERROR)$", description="DEBUG, INFO, WARNING or ERROR")
+]
+
+
+class SettingsError(Exception):
+    """A setting is missing or wrong; the message names it."""
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True):
+    """Each field is the environment variable of the same name in capitals."""
+
+    @classmethod
+    def read(cls, environ: Mapping[str, str] = os.environ) -> Self:
+        """Read the fields from `environ`; raise SettingsError with one line that names what is wrong."""
+        values = {}
+        for field in msgspec.structs.fields(cls):
+            name = field.name.upper()
+            if name in environ:
+                values[field.name] = environ[name]
+            elif field.required:
+                raise SettingsError(f"{name} is not set: {describe(field.type)}")
+        for field in msgspec.structs.fields(cls):
+            if field.name in values:
+                try:
+                    msgspec.convert(values[field.name], field.type, strict=False)
+                except msgspec.ValidationError as error:
+                    raise SettingsError(f"{field.name.upper()} is wrong: {error}") from None
+        return msgspec.convert(values, cls, strict=False)
+
+    @classmethod
+    def read_or_exit(cls, program: str) -> Self:
+        """Read from the environment, or end the process with one line and code 2."""
+        try:
+            return cls.read()
+        except SettingsError as error:
+            print(f"{program}: {error}", file=sys.stderr)
+            sys.exit(2)
+
+
+def describe(field_type: object) -> str:
+    """Return what a setting is for, as its type says."""
+    for meta in getattr(field_type, "__metadata__", ()):
+        if isinstance(meta, Meta) and meta.description:
+            return meta.description
+    return ""
+
+
+class ApiSettings(Settings, frozen=True, kw_only=True):
+    """Settings of `python -m orders.app`."""
+
+    database_url: DatabaseUrl
+    orders_host: Host = "127.0.0.1"
+    orders_port: Port = 8000
+    orders_writers: Annotated[
+        int, Meta(ge=1, le=3, description="database connections that write placements, each one batch at a time")
+    ] = 2
+    orders_batch_rows: Annotated[int, Meta(ge=1, le=1000, description="orders in one transaction at most")] = 64
+    orders_batch_bytes: Annotated[int, Meta(ge=1, description="bytes of orders in one transaction at most")] = 4 << 20
+    orders_queue_rows: Annotated[
+        int, Meta(ge=1, description="orders that may wait for a transaction; beyond it, 503")
+    ] = 4000
+    orders_queue_bytes: Annotated[
+        int, Meta(ge=1 << 20, description="bytes of orders that may wait for a transaction; beyond it, 503")
+    ] = 64 << 20
+    orders_patience: Annotated[
+        float, Meta(gt=0, le=60, description="seconds that a request waits for the database; then 503")
+    ] = 1.5
+    orders_grace: Annotated[float, Meta(ge=0, le=25, description="seconds for requests in hand after SIGTERM")] = 12
+    log_level: LogLevel = "INFO"
+
+
+class WorkerSettings(Settings, frozen=True, kw_only=True):
+    """Settings of `python -m orders.worker`."""
+
+    database_url: DatabaseUrl
+    amqp_url: AmqpUrl
+    worker_host: Host = "127.0.0.1"
+    worker_port: Port = 8002
+    worker_concurrency: Annotated[
+        int, Meta(ge=1, le=60000, description="orders in hand at once: the prefetch count of the consumer")
+    ] = 1000
+    worker_grace: Annotated[float, Meta(ge=0, le=25, description="seconds for orders in hand after SIGTERM")] = 12
+    orders_handler: Annotated[
+        str,
+        Meta(pattern=r"^[\w.]+:\w+$", description="the work itself: module:function, an async function of the order"),
+    ] = "orders.handlers:wait_a_little"
+    work_min_seconds: Annotated[float, Meta(ge=0, description="shortest wait of the bundled handler, seconds")] = 0.01
+    work_max_seconds: Annotated[float, Meta(ge=0, description="longest wait of the bundled handler, seconds")] = 10
+    work_timeout: Annotated[
+        float, Meta(gt=0, description="seconds after which a handler is cut off, which counts as its failure")
+    ] = 60
+    work_max_attempts: Annotated[
+        int, Meta(ge=1, le=1000, description="failures of the handler itself before the order is failed")
+    ] = 5
+    log_level: LogLevel = "INFO"
+
+
+class TopologySettings(Settings, frozen=True, kw_only=True):
+    """Settings of `orders topology`."""
+
+    amqp_url: AmqpUrl

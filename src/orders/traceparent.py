@@ -1,0 +1,16 @@
+"""The W3C trace context that an order carries from its request through every event about it.
+
+https://www.w3.org/TR/trace-context/#traceparent-header
+"""
+
+import re
+import secrets
+
+_VALID = re.compile(r"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}").fullmatch
+
+
+def continue_trace(received: str | None) -> str:
+    """Return what was received if it is valid, else the start of a new, unsampled trace."""
+    if received is not None and _VALID(received):
+        return received
+    return f"00-{secrets.token_hex(16)}-{secrets.token_hex(8)}-00"
