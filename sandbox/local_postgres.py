@@ -1,6 +1,7 @@
 """A private PostgreSQL as a child process, with the durability of a real one."""
 
 import os
+import pwd
 import secrets
 import shutil
 import signal
@@ -12,7 +13,7 @@ import psycopg
 
 from sandbox import packages
 from sandbox.ports import free_port
-from sandbox.process import DidNotStart, Process, Spec, run_as, wait_until
+from sandbox.process import Process, Spec, StartError, run_as, wait_until
 
 START_SECONDS = 30.0
 USER = "orders"
@@ -42,7 +43,7 @@ class LocalPostgres:
 
     name = "postgres"
 
-    def __init__(self, folder: Path, logs: Path, *, restart: bool, throwaway: bool) -> None:
+    def __init__(self, folder: Path, logs: Path | None, *, restart: bool, throwaway: bool) -> None:
         packages.ensure(["postgres"])
         program = packages.find("postgres")
         assert program is not None
@@ -50,7 +51,7 @@ class LocalPostgres:
         self._user = run_as("postgres")
         self._folder = folder / "postgres"
         self._data = self._folder / "data"
-        self._identity = self._prepare(folder / "postgres.json")
+        self._identity = self._prepare(self._folder / "identity.json")
         settings = SETTINGS | {"port": str(self._identity.port)}
         self.process = Process(
             Spec(
@@ -69,7 +70,7 @@ class LocalPostgres:
                 last_signal=signal.SIGQUIT,
                 remove=(str(self._folder),) if throwaway else (),
             ),
-            logs,
+            logs or self._folder,
             restart=restart,
         )
 
@@ -97,7 +98,7 @@ class LocalPostgres:
 
     def _is_ready(self) -> bool:
         if self.process.refused():
-            raise DidNotStart(f"postgres: {self.process.last_line()}")
+            raise StartError(f"postgres: {self.process.last_line()}")
         if self.process.pid is None:
             return False
         maintenance = self.url.removesuffix(DATABASE) + "postgres"
@@ -136,6 +137,7 @@ class LocalPostgres:
                 "--no-sync",
             ],
             user=self._user,
+            group=None if self._user is None else pwd.getpwnam(self._user).pw_gid,
             extra_groups=None if self._user is None else [],
             cwd=self._folder,
             stdin=subprocess.DEVNULL,
@@ -145,7 +147,7 @@ class LocalPostgres:
         )
         password.unlink(missing_ok=True)
         if done.returncode != 0:
-            raise DidNotStart(f"initdb: {done.stdout.strip().splitlines()[-1]}")
+            raise StartError(f"initdb: {done.stdout.strip().splitlines()[-1]}")
         kept.write_bytes(msgspec.json.encode(identity))
         kept.chmod(0o600)
         return identity

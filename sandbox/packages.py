@@ -23,7 +23,7 @@ APT_GET = ("apt-get", "-o", "DPkg::Lock::Timeout=300", "-o", "Dpkg::Use-Pty=0", 
 PACKAGES = {"postgres": "postgresql", "rabbitmq-server": "rabbitmq-server", "nginx": "nginx"}
 
 
-class Missing(Exception):
+class MissingProgramError(Exception):
     """A program is not installed, and may not be installed from here."""
 
 
@@ -36,7 +36,7 @@ def find(program: str) -> str | None:
                 return str(folder / "postgres")
     if program == "rabbitmq-server":
         # Debian's own command changes user and folders by itself; this is the program it calls.
-        for script in sorted(Path("/usr/lib/rabbitmq/lib").glob("rabbitmq_server-*/sbin/rabbitmq-server"), reverse=True):
+        for script in Path("/usr/lib/rabbitmq/lib").glob("rabbitmq_server-*/sbin/rabbitmq-server"):
             return str(script)
     return shutil.which(program, path=os.environ.get("PATH", "") + ":/usr/sbin:/sbin:/usr/local/sbin")
 
@@ -49,18 +49,18 @@ def _version(folder: Path) -> float:
 
 
 def ensure(programs: Iterable[str]) -> None:
-    """Install whichever of these programs is missing, or raise Missing with what to type."""
+    """Install whichever of these programs is missing, or raise MissingProgramError with what to type."""
     missing = [program for program in programs if find(program) is None]
     if not missing:
         return
     packages = [PACKAGES[program] for program in missing]
     advice = f"{', '.join(missing)} not installed; on Debian or Ubuntu: sudo apt-get install {' '.join(packages)}"
     if shutil.which("apt-get") is None or os.geteuid() != 0:
-        raise Missing(advice)
+        raise MissingProgramError(advice)
     install(packages)
     still = [program for program in missing if find(program) is None]
     if still:
-        raise Missing(f"{', '.join(still)} still not found after installing {' '.join(packages)}")
+        raise MissingProgramError(f"{', '.join(still)} still not found after installing {' '.join(packages)}")
 
 
 def install(packages: list[str]) -> None:
@@ -73,7 +73,7 @@ def install(packages: list[str]) -> None:
             done = _run(command)
             if done.returncode != 0:
                 last = "\n".join(done.stdout.strip().splitlines()[-5:])
-                raise Missing(f"apt-get install {' '.join(packages)} failed:\n{last}")
+                raise MissingProgramError(f"apt-get install {' '.join(packages)} failed:\n{last}")
 
 
 def _run(command: list[str]) -> subprocess.CompletedProcess[str]:

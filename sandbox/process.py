@@ -17,15 +17,15 @@ import msgspec
 from sandbox import keeper
 
 ROOT = Path(__file__).resolve().parent.parent
-STOP_SECONDS = 30.0       # between the polite signal and SIGKILL, as in compose.yml
+STOP_SECONDS = 30.0  # between the polite signal and SIGKILL, as in compose.yml
 FIRST_BACKOFF_SECONDS = 0.1
 LONGEST_BACKOFF_SECONDS = 2.0
-STEADY_SECONDS = 5.0      # a process that lived so long was started well
-REFUSALS = 3              # deaths in a row, never ready, after which it is said to refuse its start
-BAD_SETTING = 2           # the exit code for it: another try cannot help
+STEADY_SECONDS = 5.0  # a process that lived so long was started well
+REFUSALS = 3  # deaths in a row, never ready, after which it is said to refuse its start
+BAD_SETTING = 2  # the exit code for it: another try cannot help
 
 
-class DidNotStart(Exception):
+class StartError(Exception):
     """A process of the sandbox did not start; the message holds its last line."""
 
 
@@ -37,9 +37,9 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True):
     environ: Mapping[str, str]
     user: str | None = None
     stop_signal: int = signal.SIGTERM
-    last_signal: int = signal.SIGKILL     # when the owner is gone
-    farewell: tuple[str, ...] = ()        # commands to run when the owner is gone
-    remove: tuple[str, ...] = ()          # folders to remove when the owner is gone
+    last_signal: int = signal.SIGKILL  # when the owner is gone
+    farewell: tuple[str, ...] = ()  # commands to run when the owner is gone
+    remove: tuple[str, ...] = ()  # folders to remove when the owner is gone
     ready_url: str | None = None
 
 
@@ -257,9 +257,9 @@ def run_as(*names: str) -> str | None:
 
 
 def wait_until(fact: Callable[[], bool], seconds: float, complaint: Callable[[], str]) -> None:
-    """Return when the fact holds; raise DidNotStart with the complaint when it does not in time."""
+    """Return when the fact holds; raise StartError with the complaint when it does not in time."""
     deadline = time.monotonic() + seconds
     while not fact():
         if time.monotonic() > deadline:
-            raise DidNotStart(complaint())
+            raise StartError(complaint())
         time.sleep(0.05)

@@ -40,5 +40,6 @@ class Management:
 
 
 def with_vhost(amqp_url: str, vhost: str) -> str:
-    """The same server, another vhost."""
-    return urlunsplit(urlsplit(amqp_url)._replace(path=f"/{quote(vhost, safe='')}"))
+    """The same server, or list of servers, another vhost."""
+    path = f"/{quote(vhost, safe='')}"
+    return ",".join(urlunsplit(urlsplit(each)._replace(path=path)) for each in amqp_url.split(","))

@@ -1,0 +1,31 @@
+# `make` prints what there is. PYTHON=... chooses another Python (3.11 or newer), SERVERS=env|docker|local the servers.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test up down lint
+
+help:
+	@sed -n 's/^\([a-z]*\):.*## /\1	/p' $(MAKEFILE_LIST) | while IFS='	' read -r name does; do printf 'make %-6s %s\n' "$$name" "$$does"; done
+
+demo: $(VENV)/.made ## replay the bundled real orders through the whole system, from nginx to done
+	@$(BIN)/python -m sandbox.demo
+
+test: $(VENV)/.made ## run every test on real servers (ARGS=... for pytest)
+	@$(BIN)/python -m pytest $(ARGS)
+
+up: $(VENV)/.made ## start the system in the background, or heal and rescale it (APIS=3 RELAYS=1 WORKERS=1)
+	@$(BIN)/python -m sandbox.supervisor up
+
+down: $(VENV)/.made ## end what `make up` started
+	@$(BIN)/python -m sandbox.supervisor down
+
+lint: $(VENV)/.made ## ruff and mypy --strict
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+$(VENV)/.made: requirements-dev.lock pyproject.toml
+	@sandbox/make-venv $(PYTHON) $(VENV)
+	@touch $@

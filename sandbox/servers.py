@@ -1,0 +1,166 @@
+"""PostgreSQL and RabbitMQ as one thing: opened together, closed together, broken one by one."""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Protocol
+from urllib.parse import urlsplit
+
+import msgspec
+
+from sandbox.choice import Choice, Kind, choose
+from sandbox.local_postgres import LocalPostgres
+from sandbox.local_rabbitmq import LocalRabbitMQ
+from sandbox.process import Process
+
+
+class NotOursError(Exception):
+    """The servers of SERVERS=env belong to somebody else: the sandbox does not stop them."""
+
+
+class Server(Protocol):
+    """One server and the faults it can be given."""
+
+    @property
+    def name(self) -> str: ...
+
+    def start(self) -> None:
+        """Start it on the same port and the same data; returns when it takes connections."""
+
+    def stop(self) -> None:
+        """End it cleanly."""
+
+    def kill(self) -> None:
+        """SIGKILL to all of its processes."""
+
+    def pause(self) -> None:
+        """SIGSTOP to all of its processes: connections stay open, nobody answers."""
+
+    def resume(self) -> None:
+        """SIGCONT after a pause."""
+
+
+class ForeignServer:
+    """A server that was running before us and will be after us."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def start(self) -> None:
+        raise NotOursError(f"{self.name} is not ours to start")
+
+    def stop(self) -> None:
+        raise NotOursError(f"{self.name} is not ours to stop")
+
+    def kill(self) -> None:
+        raise NotOursError(f"{self.name} is not ours to kill")
+
+    def pause(self) -> None:
+        raise NotOursError(f"{self.name} is not ours to pause")
+
+    def resume(self) -> None:
+        raise NotOursError(f"{self.name} is not ours to resume")
+
+
+class Servers(msgspec.Struct, frozen=True, kw_only=True):
+    """What a system needs to run, and what a test needs to break it."""
+
+    choice: Choice
+    postgres: Server
+    rabbitmq: Server
+    database_url: str
+    amqp_url: str
+    management_url: str | None
+    processes: tuple[Process, ...] = ()  # those that run under our own keepers
+
+    @property
+    def kind(self) -> Kind:
+        return self.choice.kind
+
+    @property
+    def reason(self) -> str:
+        return self.choice.reason
+
+
+@contextmanager
+def servers(
+    choice: Choice | None = None,
+    *,
+    environ: Mapping[str, str] = os.environ,
+    logs: Path | None = None,
+    folder: Path | None = None,
+    restart: bool = False,
+) -> Iterator[Servers]:
+    """Open the chosen servers, and end them on the way out.
+
+    `folder` names a data folder that is used again when it exists, and outlives an owner that was killed;
+    without it the data is thrown away with the owner, however that ends.
+    `logs` is where NAME.log and NAME.pid go; `restart` has a server that dies started again.
+    """
+    choice = choice or choose(environ)
+    match choice.kind:
+        case "env":
+            yield foreign(choice, environ)
+        case "local":
+            with local(choice, logs, folder, restart=restart) as opened:
+                yield opened
+        case "docker":
+            raise NotImplementedError
+
+
+def foreign(choice: Choice, environ: Mapping[str, str]) -> Servers:
+    """The servers that DATABASE_URL and AMQP_URL name."""
+    return Servers(
+        choice=choice,
+        postgres=ForeignServer("postgres"),
+        rabbitmq=ForeignServer("rabbitmq"),
+        database_url=environ["DATABASE_URL"],
+        amqp_url=environ["AMQP_URL"],
+        management_url=environ.get("MANAGEMENT_URL") or usual_management_url(environ["AMQP_URL"]),
+    )
+
+
+def usual_management_url(amqp_url: str) -> str:
+    """The management plugin of the first broker in the URL, with its user, on the port it has by default."""
+    parts = urlsplit(amqp_url.split(",")[0])
+    return f"http://{parts.username or 'guest'}:{parts.password or 'guest'}@{parts.hostname}:15672"
+
+
+@contextmanager
+def local(choice: Choice, logs: Path | None, folder: Path | None, *, restart: bool) -> Iterator[Servers]:
+    """PostgreSQL and RabbitMQ from the programs on this machine, in a folder of their own."""
+    throwaway = folder is None
+    folder = folder or Path(tempfile.mkdtemp(prefix="orders-"))
+    folder.mkdir(exist_ok=True)
+    # The servers run as other users, who have to get through to their own folders in it.
+    folder.chmod(0o711)
+    postgres = LocalPostgres(folder, logs, restart=restart, throwaway=throwaway)
+    rabbitmq = LocalRabbitMQ(folder, logs, restart=restart, throwaway=throwaway)
+    try:
+        in_parallel(postgres.start, rabbitmq.start)
+        yield Servers(
+            choice=choice,
+            postgres=postgres,
+            rabbitmq=rabbitmq,
+            database_url=postgres.url,
+            amqp_url=rabbitmq.url,
+            management_url=rabbitmq.management_url,
+            processes=(postgres.process, rabbitmq.process),
+        )
+    finally:
+        in_parallel(postgres.stop, rabbitmq.close)
+        if throwaway:
+            with suppress(FileNotFoundError):
+                shutil.rmtree(folder)
+
+
+def in_parallel(*actions: Callable[[], None]) -> None:
+    """Run them side by side, wait for all, and raise the first error there was."""
+    with ThreadPoolExecutor(len(actions), thread_name_prefix="servers") as threads:
+        running = [threads.submit(action) for action in actions]
+    for each in running:
+        each.result()
