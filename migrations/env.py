@@ -6,7 +6,8 @@ import time
 
 import psycopg
 from alembic import context
-from sqlalchemy import Connection, create_engine, pool
+from sqlalchemy import create_engine, pool
+from sqlalchemy.exc import OperationalError
 
 LOCK = 0x6F_72_64_65_72_73  # "orders": whoever migrates this database holds it
 LOCK_WAIT_SECONDS = 300
@@ -21,13 +22,13 @@ def database_url() -> str:
     return url
 
 
-def take_lock(connection: Connection) -> None:
+def take_lock(conn: psycopg.Connection) -> None:
     """Wait for other migrators by asking again and again.
 
     A wait inside `pg_advisory_lock` holds a snapshot, and so deadlocks with another's CREATE INDEX CONCURRENTLY.
     """
     end = time.monotonic() + LOCK_WAIT_SECONDS
-    while not connection.exec_driver_sql(f"SELECT pg_try_advisory_lock({LOCK})").scalar():
+    while conn.execute("SELECT pg_try_advisory_lock(%s)", [LOCK]).fetchone() != (True,):
         if time.monotonic() > end:
             sys.exit(f"alembic: another migration has held its lock for {LOCK_WAIT_SECONDS} s; see pg_locks")
         time.sleep(0.1)
@@ -39,17 +40,19 @@ def migrate_online() -> None:
 
     def connect() -> psycopg.Connection:
         # libpq reads the URL itself, so several hosts and every libpq parameter work as they are.
-        return psycopg.connect(url, connect_timeout=10, options=SESSION, target_session_attrs="read-write")
+        conn = psycopg.connect(
+            url, autocommit=True, connect_timeout=10, options=SESSION, target_session_attrs="read-write"
+        )
+        take_lock(conn)
+        conn.autocommit = False
+        return conn
 
     engine = create_engine("postgresql+psycopg://", creator=connect, poolclass=pool.NullPool)
     try:
         connection = engine.connect()
-    except Exception as error:
-        sys.exit(f"alembic: no connection to PostgreSQL: {str(error).splitlines()[0]}; is DATABASE_URL right?")
+    except OperationalError as error:
+        sys.exit(f"alembic: no connection to PostgreSQL: {str(error.orig).splitlines()[0]}; is DATABASE_URL right?")
     with connection:
-        connection.execution_options(isolation_level="AUTOCOMMIT")
-        take_lock(connection)
-        connection.execution_options(isolation_level="READ COMMITTED")
         context.configure(connection=connection, transaction_per_migration=True)
         with context.begin_transaction():
             context.run_migrations()

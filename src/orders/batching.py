@@ -26,13 +26,19 @@ log = logging.getLogger(__name__)
 Item = TypeVar("Item")
 Answer = TypeVar("Answer")
 
-BATCH_ROWS = Histogram("orders_batch_rows", "Rows in one statement", ["statement"], buckets=[1, 2, 4, 8, 16, 32, 64, 128, 256, 512])
+BATCH_ROWS = Histogram(
+    "orders_batch_rows", "Rows in one statement", ["statement"], buckets=[1, 2, 4, 8, 16, 32, 64, 128, 256, 512]
+)
 QUEUE_SECONDS = Histogram(
-    "orders_batch_wait_seconds", "From asking to the statement's start, for the oldest of a batch", ["statement"],
+    "orders_batch_wait_seconds",
+    "From asking to the statement's start, for the oldest of a batch",
+    ["statement"],
     buckets=[0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 2],
 )
 STATEMENT_SECONDS = Histogram(
-    "orders_batch_seconds", "Duration of one statement and its commit", ["statement"],
+    "orders_batch_seconds",
+    "Duration of one statement and its commit",
+    ["statement"],
     buckets=[0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 2],
 )
 RERUNS = Counter("orders_batch_reruns_total", "Batches run again, by why", ["statement", "why"])
@@ -52,7 +58,7 @@ def judge(error: Exception) -> Verdict:
 
     Classes 22 (data) and 23 (constraints) are a row's own; 23514 without a constraint's name is a missing partition.
     After class 40 (deadlock, serialization) and 55 (locks) the connection is as good as before. Everything else is the
-    server's: connections lost (08), read-only after a demotion (25006), out of resources (53), shut down (57), I/O (58).
+    server's: connections lost (08), read-only after a demotion (25006), no resources (53), shut down (57), I/O (58).
     """
     if isinstance(error, psycopg.DataError | ValueError | OverflowError) and getattr(error, "sqlstate", None) is None:
         return Verdict.ONE_IS_GUILTY  # never sent: a value that cannot be encoded

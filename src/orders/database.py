@@ -92,7 +92,7 @@ async def require(conn: AsyncConnection, *statements: str) -> None:
     for statement in statements:
         try:
             with deadline(conn, 5):
-                await conn.execute(statement)  # type: ignore[call-overload]
+                await conn.execute(statement)
         except (psycopg.errors.UndefinedTable, psycopg.errors.UndefinedColumn) as error:
             raise StartupError(
                 f"the database is not migrated ({error.diag.message_primary}): run `alembic upgrade head`"

@@ -79,9 +79,7 @@ def event_of(type_: EventType, data: Data, traceparent: str) -> Event:
         source=SOURCE,
         datacontenttype="application/json",
     )
-    return Event(
-        event_id=event_id, order_id=data.order_id, type=type_, body=_encode(envelope), traceparent=traceparent
-    )
+    return Event(event_id=event_id, order_id=data.order_id, type=type_, body=_encode(envelope), traceparent=traceparent)
 
 
 open_envelope = msgspec.json.Decoder(Envelope).decode

@@ -56,7 +56,7 @@ class NewOrder(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Order(msgspec.Struct, frozen=True, kw_only=True):
-    """An order as it is answered and handed to a handler; an order of the tutorial's route has no customer and no lines."""
+    """An order as it is answered and handed to a handler; the tutorial's have neither customer nor lines."""
 
     order_id: UUID
     status: Status

@@ -13,7 +13,7 @@ import msgspec
 from psycopg import AsyncConnection
 
 from orders import events, keys_table
-from orders.errors import KeyReused
+from orders.errors import KeyReused, Unavailable
 from orders.events import Data, Event
 from orders.keys_table import Key
 from orders.order import NewOrder, Order
@@ -39,8 +39,11 @@ PLACE: LiteralString = """
         ON CONFLICT DO NOTHING
         RETURNING order_id
     ), placed AS (
-        INSERT INTO orders (order_id, client, customer_id, currency, lines, total_minor, reference, created_at)
-        SELECT order_id, client, customer_id, currency, lines::json, total_minor, reference, created_at FROM asked
+        INSERT INTO orders (order_id, client, customer_id, currency, lines, total_minor, reference, created_at,
+                            updated_at)
+        SELECT order_id, client, customer_id, currency, lines::json, total_minor, reference, created_at,
+               created_at
+        FROM asked
         WHERE key IS NULL OR order_id IN (SELECT order_id FROM taken)
         ON CONFLICT DO NOTHING
         RETURNING order_id
@@ -121,7 +124,7 @@ def placement_of(new: NewOrder | None, *, client: str, traceparent: str, key: st
     )
 
 
-async def place_orders(conn: AsyncConnection, batch: Sequence[Placement]) -> list[Placed | KeyReused]:
+async def place_orders(conn: AsyncConnection, batch: Sequence[Placement]) -> list[Placed | KeyReused | Unavailable]:
     """Write the orders, each with its event and its key; return what to answer to each.
 
     Harmless to repeat: what an earlier run has committed is found, not written again.
@@ -131,11 +134,16 @@ async def place_orders(conn: AsyncConnection, batch: Sequence[Placement]) -> lis
     doubtful = sorted({_key(p) for p in batch if p.key is not None and p.order.order_id not in written})
     first_uses = await keys_table.read_many(conn, doubtful) if doubtful else {}
 
-    answers: list[Placed | KeyReused] = []
+    answers: list[Placed | KeyReused | Unavailable] = []
     for placement in batch:
         order_id = placement.order.order_id
-        first = first_uses.get(_key(placement)) if placement.key is not None and order_id not in written else None
-        if first is None or first.order_id == order_id:
+        if order_id in written or placement.key is None:  # just now, or by an earlier run of this batch
+            answers.append(Placed(order_id, placement.answer))
+            continue
+        first = first_uses.get(_key(placement))
+        if first is None:  # the key's row, which was in the way a moment ago, has been removed since
+            answers.append(Unavailable())
+        elif first.order_id == order_id:
             answers.append(Placed(order_id, placement.answer))
         elif first.fingerprint == placement.fingerprint:
             answers.append(Placed(first.order_id, first.answer, replayed=True))

@@ -18,9 +18,7 @@ AmqpUrl = Annotated[
 Host = Annotated[str, Meta(min_length=1, description="address to listen on")]
 Port = Annotated[int, Meta(ge=1, le=65535, description="port to listen on")]
 Seconds = Annotated[float, Meta(ge=0)]
-LogLevel = Annotated[
-    str, Meta(pattern="^(DEBUG|INFO|WARNING|ERROR)$", description="DEBUG, INFO, WARNING or ERROR")
-]
+LogLevel = Annotated[str, Meta(pattern="^(DEBUG|INFO|WARNING|ERROR)$", description="DEBUG, INFO, WARNING or ERROR")]
 
 
 class SettingsError(Exception):
@@ -105,8 +103,6 @@ class WorkerSettings(Settings, frozen=True, kw_only=True):
         str,
         Meta(pattern=r"^[\w.]+:\w+$", description="the work itself: module:function, an async function of the order"),
     ] = "orders.handlers:wait_a_little"
-    work_min_seconds: Annotated[float, Meta(ge=0, description="shortest wait of the bundled handler, seconds")] = 0.01
-    work_max_seconds: Annotated[float, Meta(ge=0, description="longest wait of the bundled handler, seconds")] = 10
     work_timeout: Annotated[
         float, Meta(gt=0, description="seconds after which a handler is cut off, which counts as its failure")
     ] = 60
@@ -120,3 +116,14 @@ class TopologySettings(Settings, frozen=True, kw_only=True):
     """Settings of `orders topology`."""
 
     amqp_url: AmqpUrl
+
+
+class WaitSettings(Settings, frozen=True, kw_only=True):
+    """Settings of the bundled handler."""
+
+    work_min_seconds: Annotated[float, Meta(ge=0, description="shortest wait of the bundled handler, seconds")] = 0.01
+    work_max_seconds: Annotated[float, Meta(ge=0, description="longest wait of the bundled handler, seconds")] = 10
+
+    def __post_init__(self) -> None:
+        if self.work_max_seconds < self.work_min_seconds:
+            raise SettingsError("WORK_MAX_SECONDS is wrong: it is less than WORK_MIN_SECONDS")

@@ -1,0 +1,45 @@
+"""A connection to RabbitMQ that notices when the broker is gone."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+
+import aiormq
+from aiormq.abc import AbstractConnection
+from aiormq.exceptions import AMQPError
+from yarl import URL
+
+from orders.errors import OrdersError
+
+CONNECT_SECONDS = 5.0  # aiormq has no limit of its own
+HEARTBEAT_SECONDS = 3  # aiormq gives a silent broker up after three of these and a little
+
+
+class BrokerUnavailable(OrdersError):
+    """The broker cannot be reached."""
+
+
+@contextlib.asynccontextmanager
+async def connect(urls: str, name: str) -> AsyncIterator[AbstractConnection]:
+    """Connect to the first of the comma-separated `urls` that answers; raise BrokerUnavailable if none does."""
+    connection = await _connect(urls, name)
+    try:
+        yield connection
+    finally:
+        with contextlib.suppress(AMQPError, OSError, TimeoutError, asyncio.CancelledError):
+            async with asyncio.timeout(CONNECT_SECONDS):
+                await connection.close()
+
+
+async def _connect(urls: str, name: str) -> AbstractConnection:
+    reasons = []
+    for each in urls.split(","):
+        url = URL(each.strip()).update_query(heartbeat=HEARTBEAT_SECONDS, name=name)
+        try:
+            async with asyncio.timeout(CONNECT_SECONDS):
+                return await aiormq.connect(url)
+        except TimeoutError:
+            reasons.append(f"{url.host}:{url.port}: no answer in {CONNECT_SECONDS:.0f} s")
+        except (AMQPError, OSError, EOFError, ValueError) as error:
+            reasons.append(f"{url.host}:{url.port}: {str(error) or type(error).__name__}")
+    raise BrokerUnavailable("; ".join(reasons))

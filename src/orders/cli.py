@@ -1,0 +1,36 @@
+"""The command for people: `orders …`."""
+
+import asyncio
+import sys
+
+import click
+
+from orders import topology as broker_topology
+from orders.errors import StartupError
+from orders.settings import TopologySettings
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="orders")
+def main() -> None:
+    """Take orders, and see each of them through to its end."""
+
+
+@main.command()
+@click.option("--wait", default=30.0, show_default=True, help="Seconds to wait for RabbitMQ.")
+def topology(wait: float) -> None:
+    """Declare in RabbitMQ what the service needs: exchanges, queues, bindings.
+
+    Reads AMQP_URL. Harmless to repeat; what is there in another shape is named, and left as it is.
+    """
+    settings = TopologySettings.read_or_exit("orders topology")
+    try:
+        asyncio.run(broker_topology.wait_and("declare", settings.amqp_url, wait))
+    except StartupError as error:
+        click.echo(f"orders topology: {error}", err=True)
+        sys.exit(1)
+    click.echo("exchange orders, queues orders.work and orders.dead, and their bindings are there")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,64 @@
+"""Serve HTTP with uvicorn, and stop without dropping a request."""
+
+import asyncio
+import contextlib
+import signal
+import socket
+from collections.abc import Iterator
+from typing import Any
+
+import uvicorn
+
+# While it drains, the server answers on the connections that are open and asks for each to be closed after its answer.
+# A proxy that is just about to send on an idle one would else find it closed, and could not know what became of a POST.
+DRAIN_SECONDS = 1.0
+
+
+class HttpServer(uvicorn.Server):
+    """uvicorn, whose owner handles the signals."""
+
+    def __init__(self, app: Any, host: str, port: int, grace_seconds: float) -> None:
+        super().__init__(
+            uvicorn.Config(
+                app,
+                host=host,
+                port=port,
+                loop="uvloop",
+                http="httptools",
+                ws="none",
+                lifespan="on",
+                access_log=False,  # nginx writes one
+                log_config=None,
+                server_header=False,
+                timeout_keep_alive=75,  # longer than nginx keeps its own end open: it is nginx that closes
+                timeout_graceful_shutdown=max(1, round(grace_seconds - DRAIN_SECONDS)),
+                backlog=2048,
+            )
+        )
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Leave the signals to whoever runs this server."""
+        yield
+
+    def stop(self) -> None:
+        """Ask the server to drain and end."""
+        self.should_exit = True
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Refuse new connections, let the open ones run dry, then end."""
+        for server in self.servers:
+            server.close()
+        self.server_state.default_headers = [*self.server_state.default_headers, (b"connection", b"close")]
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(DRAIN_SECONDS):
+                while self.server_state.connections:  # noqa: ASYNC110  # uvicorn offers no event for it
+                    await asyncio.sleep(0.02)
+        await super().shutdown(sockets)
+
+
+def on_stop_signals(stop: Any) -> None:
+    """Call `stop()` at SIGTERM and SIGINT: a handler only sets a flag."""
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop)
