@@ -1,0 +1,22 @@
+"""Carry messages from an outbox table to RabbitMQ: at least once, and each key's in order.
+
+    outbox row -> claim -> publish in waves -> confirm -> record
+
+message        what travels; the body is sealed
+waves          decides: what may be published now, at most one unconfirmed message of a key
+verdict        decides: what an answer of the broker means, weather or a refusal
+weather        decides: which routes may be tried, and when again
+mark           decides: below which id nothing can ever be pending again
+outbox_table   the PostgreSQL end: claim, record, park, and what operators ask of the table
+database       connections with deadlines that sever
+frames         a message as the bytes of AMQP
+channel        one AMQP channel that takes a batch at once and keeps its confirms as ranges
+publisher      the RabbitMQ end: connect, publish, tell each message's answer
+topology       what has to be there before the first message
+forward        the loop between the two ends
+wake, watch, upkeep   what runs beside it: LISTEN, the backlog, partitions
+health, metrics       what it tells
+operate        what operators do: blocked, retry, skip, requeue, schema
+
+The relay knows the columns of the outbox table and the broker, and no service by name.
+"""

@@ -1,0 +1,121 @@
+"""The process: `python -m relay` carries messages; with a word behind it, it is the operators' command."""
+
+import asyncio
+import logging
+import signal
+import sys
+import time
+
+from relay.backoff import backoff_seconds
+from relay.database import DatabaseLost, SchemaMissing, close, connect, deadline
+from relay.forward import Forwarder, SequenceCached
+from relay.health import serve
+from relay.metrics import Vitals
+from relay.outbox_table import SESSION, read_mark
+from relay.publisher import BrokerLost, Publisher
+from relay.settings import BadSetting, Settings
+from relay.topology import TopologyWrong, verify
+from relay.wake import Listener
+from relay.watch import watch
+
+log = logging.getLogger("relay")
+
+BAD_SETTING = 2
+CANNOT_START = 1
+
+
+class CannotStart(Exception):
+    """What the relay needs is not there, and will not come by itself."""
+
+
+async def forward_until_stopped(settings: Settings) -> None:
+    """Run the relay: start, forward, stop when a signal says so."""
+    stop, wake = asyncio.Event(), asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for name in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(name, stop.set)
+    vitals = Vitals()
+    publisher = Publisher(settings.amqp_urls, settings.confirm_seconds)
+    try:
+        server = await serve(vitals, settings.host, settings.port)
+    except OSError as error:
+        raise CannotStart(
+            f"RELAY_HOST, RELAY_PORT: cannot listen on {settings.host}:{settings.port}: {error}"
+        ) from error
+    async with server:
+        try:
+            await _find_servers(settings, publisher, vitals, stop)
+            if not stop.is_set():
+                host, port = server.sockets[0].getsockname()[:2]
+                log.info("started: health on %s:%s, batches of %d rows", host, port, settings.batch_rows)
+                async with asyncio.TaskGroup() as tasks:
+                    tasks.create_task(watch(settings.database_url, vitals, stop), name="relay-watch")
+                    listener = Listener(settings.database_url, vitals, wake)
+                    tasks.create_task(listener.run(stop), name="relay-wake")
+                    forwarder = Forwarder(settings, publisher, vitals, wake)
+                    tasks.create_task(forwarder.run(stop), name="relay-forward")
+        finally:
+            await publisher.close()
+    log.info("stopped by a signal: %d messages published", vitals.published_rows)
+
+
+async def _find_servers(settings: Settings, publisher: Publisher, vitals: Vitals, stop: asyncio.Event) -> None:
+    """Wait for database and broker, and refuse what would break the promise: no schema, no topology."""
+    end = time.monotonic() + settings.start_seconds
+    tries = 0
+    while not stop.is_set():
+        vitals.turned()
+        tries += 1
+        try:
+            conn = await connect(settings.database_url, "relay-start", SESSION)
+            try:
+                with deadline(conn, 3.0):
+                    await read_mark(conn)
+            finally:
+                await close(conn)
+            vitals.database = "connected"
+            await verify(await publisher.connect(), settings.exchange_names, settings.queue_names)
+            vitals.broker = "connected"
+        except DatabaseLost as lost:
+            complaint = (
+                f"PostgreSQL did not answer within {settings.start_seconds:g} s ({lost}): is DATABASE_URL right?"
+            )
+        except BrokerLost as lost:
+            complaint = f"RabbitMQ did not answer within {settings.start_seconds:g} s ({lost}): is AMQP_URL right?"
+        else:
+            return
+        if time.monotonic() > end:
+            raise CannotStart(complaint)
+        await asyncio.sleep(backoff_seconds(tries, 0.1, 1.0))
+
+
+def main() -> None:
+    """Run, and end with one line where the relay cannot."""
+    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
+    # What happens to the connection is told once, in our words.
+    logging.getLogger("aiormq").setLevel(logging.CRITICAL)
+    logging.getLogger("psycopg").setLevel(logging.CRITICAL)
+    try:
+        asyncio.run(forward_until_stopped(Settings.read()))
+    except BadSetting as error:
+        print(f"relay: {error}", file=sys.stderr)
+        sys.exit(BAD_SETTING)
+    except (CannotStart, SchemaMissing, TopologyWrong, SequenceCached) as error:
+        print(f"relay: {error}", file=sys.stderr)
+        sys.exit(CANNOT_START)
+    except BaseExceptionGroup as group:
+        known = group.subgroup((SchemaMissing, SequenceCached))
+        if known is None:
+            raise
+        print(f"relay: {_leaf(known)}", file=sys.stderr)
+        sys.exit(CANNOT_START)
+
+
+def _leaf(group: BaseException) -> BaseException:
+    while isinstance(group, BaseExceptionGroup):
+        group = group.exceptions[0]
+    return group
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,12 @@
+"""How long to wait before the next try."""
+
+import random
+
+
+def backoff_seconds(tries: int, first: float, longest: float, draw: float | None = None) -> float:
+    """Return the pause after this many failed tries in a row: doubled each time, spread by a quarter either way.
+
+    Spread, because relays that failed together would otherwise come back together.
+    """
+    spread = 0.75 + 0.5 * (random.random() if draw is None else draw)  # no secret: it spreads load
+    return float(min(longest, first * 2 ** min(tries - 1, 30)) * spread)

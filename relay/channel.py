@@ -1,0 +1,102 @@
+"""An AMQP channel that takes a whole wave at once and keeps its confirms as a range.
+
+aiormq's own `basic_publish` costs 70 to 140 us a message, this 3 to 7. It leans on hooks that aiormq does not promise:
+`_on_confirm_frame`, `_on_return_frame`, `_on_close_frame`, `write_queue`, `lock`. tests/relay/test_channel_contract.py
+fails when an upgrade moves one of them.
+"""
+
+import asyncio
+
+import aiormq
+from aiormq.abc import ChannelFrame, ConfirmationFrameType
+from aiormq.channel import Channel
+from pamqp.body import ContentBody
+from pamqp.commands import Basic
+from pamqp.commands import Channel as ChannelMethods
+from pamqp.header import ContentHeader
+
+from relay.frames import Encoder
+from relay.message import CONFIRMED, Answer, Message, Reply
+
+NACKED = Reply(Answer.NACKED, "the broker would not take it (is its queue full?)")
+
+
+class BatchChannel(Channel):
+    """A confirming channel with one wave outstanding at a time."""
+
+    def __init__(self, connection: aiormq.Connection, number: int) -> None:
+        super().__init__(connection, number, publisher_confirms=True, frame_buffer=0)
+        self.encoder = Encoder(number, connection.connection_tune.frame_max)
+        self.closed_by_broker: tuple[int | None, str] | None = None
+        self._first = 1  # the delivery tag of the wave's first message
+        self._wave: list[Message] = []
+        self._replies: list[Reply | None] = []
+        self._floor = 0  # everything before this place in the wave is answered
+        self._left = 0
+        self._places: dict[str, int] = {}
+        self._returns: dict[int, str] = {}
+        self._answered: asyncio.Future[None] | None = None
+
+    async def send(self, wave: list[Message], payload: bytes) -> "asyncio.Future[None]":
+        """Write a wave; the future is done when all are answered, or fails with the channel."""
+        assert self._left == 0, "a wave is outstanding on this channel"
+        async with self.lock:
+            self._first = self.delivery_tag + 1
+            self.delivery_tag += len(wave)
+            self._wave = wave
+            self._replies = [None] * len(wave)
+            self._floor = 0
+            self._left = len(wave)
+            self._places = {message.event_id: place for place, message in enumerate(wave)}
+            self._returns = {}
+            self._answered = self.create_future()
+            await self.write_queue.put(ChannelFrame(payload=payload, should_close=False, drain_future=None))
+        return self._answered
+
+    def replies(self) -> tuple[dict[int, Reply], list[Message]]:
+        """Return the answers so far by row id, and the messages that have none."""
+        answered: dict[int, Reply] = {}
+        silent: list[Message] = []
+        for message, reply in zip(self._wave, self._replies, strict=True):
+            if reply is None:
+                silent.append(message)
+            else:
+                answered[message.id] = reply
+        return answered, silent
+
+    async def _on_confirm_frame(self, frame: ConfirmationFrameType) -> None:
+        """Answer one message, or with `multiple` all up to it that have no answer yet."""
+        assert frame.delivery_tag is not None
+        place = frame.delivery_tag - self._first
+        # A tag before the wave's first belongs to a wave that was answered already: it changes nothing.
+        if not 0 <= place < len(self._replies):
+            return
+        reply = CONFIRMED if isinstance(frame, Basic.Ack) else NACKED
+        multiple = not isinstance(frame, Basic.Reject) and frame.multiple
+        for each in range(self._floor if multiple else place, place + 1):
+            if self._replies[each] is None:
+                returned = self._returns.get(each)
+                self._replies[each] = reply if returned is None else Reply(Answer.RETURNED, returned)
+                self._left -= 1
+        if multiple:
+            self._floor = place + 1
+        if self._left == 0 and self._answered is not None and not self._answered.done():
+            self._answered.set_result(None)
+
+    async def _on_return_frame(self, frame: Basic.Return) -> None:
+        """Take note of a return; the confirm that follows it is then no success."""
+        header = await self._get_frame()
+        assert isinstance(header, ContentHeader)
+        size = 0
+        while size < header.body_size:
+            piece = await self._get_frame()
+            assert isinstance(piece, ContentBody)
+            size += len(piece.value)
+        place = self._places.get(header.properties.message_id or "")
+        if place is not None:
+            self._returns[place] = f"{frame.reply_code} {frame.reply_text}"
+
+    async def _on_close_frame(self, frame: ChannelMethods.Close) -> None:
+        """Keep the broker's words; the channel is then closed as ever."""
+        self.closed_by_broker = (frame.reply_code, frame.reply_text or "")
+        await super()._on_close_frame(frame)

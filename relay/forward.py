@@ -1,0 +1,372 @@
+"""The loop: claim rows, publish them wave by wave, record what became of them, move the mark.
+
+The claiming transaction is the lease: it holds the shards' locks and the rows', and both vanish with the connection.
+It is never held while the broker is away, and never for longer than `hold_seconds` and one wait for confirms.
+"""
+
+import asyncio
+import contextlib
+import logging
+import random
+import time
+from collections.abc import AsyncIterator
+
+import msgspec
+
+from relay import outbox_table
+from relay.backoff import backoff_seconds
+from relay.database import STATEMENT_SECONDS, Connection, DatabaseLost, close, connect, deadline
+from relay.mark import LowWaterMark
+from relay.message import Answer, Message, Reply, Route
+from relay.metrics import Vitals
+from relay.publisher import BrokerBlocked, BrokerLost, Publisher
+from relay.settings import Settings
+from relay.verdict import Refused, Sent, Unrouted, judge
+from relay.verdict import Weather as BadWeather
+from relay.waves import Waves, sort_out
+from relay.weather import Weather
+
+log = logging.getLogger("relay")
+
+PROOF_SECONDS = 0.3  # a claim is proven to stand this often: a fifth of what the server has patience for
+PROOF_DEADLINE_SECONDS = 1.0
+MARK_SECONDS = 0.1  # between two moves of the mark while there is work
+SAVE_SECONDS = 2.0  # between two savings of the mark
+PRESENCE_SECONDS = 1.0
+RETRY_FIRST_SECONDS, RETRY_LONGEST_SECONDS = 0.05, 0.5
+BUSY_PAUSE_SECONDS = 0.005  # first pause while rows are about that others hold or that are not committed
+
+
+class SequenceCached(Exception):
+    """The outbox's sequence hands out ids in blocks, so that the mark would not be exact."""
+
+
+class _Outcome(msgspec.Struct):
+    """What became of the messages of one claim."""
+
+    sent: list[Message] = msgspec.field(default_factory=list)
+    unrouted: list[Message] = msgspec.field(default_factory=list)
+    park: dict[str, list[Message]] = msgspec.field(default_factory=dict)  # by reason
+    block: dict[str, str] = msgspec.field(default_factory=dict)  # key: reason
+
+
+class Forwarder:
+    """Moves messages from the outbox to the broker, as long as it is let."""
+
+    def __init__(self, settings: Settings, publisher: Publisher, vitals: Vitals, wake: asyncio.Event) -> None:
+        self._settings = settings
+        self._publisher = publisher
+        self._vitals = vitals
+        self._wake = wake
+        self._weather = Weather(settings.probe_seconds)
+        self._conn: Connection | None = None
+        self._mark = LowWaterMark(0)
+        self._saved = 0
+        self._save_at = 0.0
+        self._mark_at = 0.0
+        self._presence_at = 0.0
+        self._proven_at = 0.0
+        self._first_shard = random.randrange(outbox_table.SHARDS)  # no secret: it spreads relays
+        self._looks_in_vain = 0
+        self._clock_offset = 0.0  # from our monotonic clock to the database's
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Forward until told to stop; the batch in hand is finished first."""
+        failures = 0
+        while not stop.is_set():
+            self._vitals.turned()
+            try:
+                conn = await self._ready()
+                pause = await self._turn(conn)
+                failures = 0
+            except DatabaseLost as lost:
+                failures += 1
+                self._vitals.database_lost.inc()
+                self._vitals.database = "disconnected"
+                log.warning("database lost: %s", lost)
+                await self._disconnect()
+                pause = backoff_seconds(failures, RETRY_FIRST_SECONDS, RETRY_LONGEST_SECONDS)
+            except BrokerLost as lost:
+                failures += 1
+                self._vitals.broker_lost.inc()
+                self._vitals.broker = "blocked" if isinstance(lost, BrokerBlocked) else "disconnected"
+                log.warning("broker lost: %s", lost)
+                # Without a broker nothing is claimed: no transaction, no share of the shards.
+                await self._disconnect()
+                pause = backoff_seconds(failures, RETRY_FIRST_SECONDS, RETRY_LONGEST_SECONDS)
+            if pause > 0 and not stop.is_set():
+                await self._pause(pause, stop, woken=failures == 0)
+        await self._save_mark()
+        await self._disconnect()
+
+    async def _pause(self, seconds: float, stop: asyncio.Event, woken: bool) -> None:
+        """Wait for the time to pass, for a signal, or, if there is no trouble, for a writer's word."""
+        events = [stop, self._wake] if woken else [stop]
+        waits = [asyncio.create_task(event.wait(), name="relay-pause") for event in events]
+        await asyncio.wait(waits, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        for wait in waits:
+            wait.cancel()
+        if woken:
+            self._wake.clear()
+
+    async def _ready(self) -> Connection:
+        """Return the claiming connection, with the broker connected too."""
+        if not self._publisher.is_connected:
+            await self._publisher.connect()
+        if self._publisher.is_blocked:
+            raise BrokerBlocked("a memory or disk alarm holds the connection")
+        self._vitals.broker = "connected"
+        if self._conn is None:
+            self._conn = await self._connect()
+        return self._conn
+
+    async def _connect(self) -> Connection:
+        conn = await connect(self._settings.database_url, "relay", outbox_table.SESSION)
+        try:
+            with deadline(conn, STATEMENT_SECONDS):
+                mark, cache, last_value = await outbox_table.read_mark(conn)
+                await outbox_table.be_present(conn)
+        except BaseException:
+            await close(conn)
+            raise
+        if cache != 1:
+            await close(conn)
+            raise SequenceCached(
+                f"outbox_id_seq has CACHE {cache}: run `ALTER SEQUENCE outbox_id_seq CACHE 1`, the order depends on it"
+            )
+        # The persisted mark, not the one in memory: a crash of the server undoes what was marked asynchronously.
+        # A mark above the sequence means that the sequence was set back, so it is worth nothing.
+        self._mark = LowWaterMark(mark if mark <= last_value else 0)
+        self._saved = mark
+        self._vitals.mark = self._mark.mark
+        self._vitals.database = "connected"
+        self._proven_at = time.monotonic()
+        return conn
+
+    async def _disconnect(self) -> None:
+        conn, self._conn = self._conn, None
+        if conn is not None:
+            await close(conn)
+
+    async def _turn(self, conn: Connection) -> float:
+        """Look, forward one batch if there is any, move the mark; return how long to pause."""
+        now = time.monotonic()
+        if now >= self._presence_at:
+            self._presence_at = now + PRESENCE_SECONDS
+            with deadline(conn, STATEMENT_SECONDS):
+                self._vitals.relays = max(1, await outbox_table.count_present(conn))
+        with deadline(conn, STATEMENT_SECONDS):
+            upto, waiting, database_time = await outbox_table.look(conn)
+        self._clock_offset = database_time - time.monotonic()
+        self._vitals.polls.inc()
+        due = self._weather.next_try()
+        pause = self._settings.poll_seconds if due is None else min(self._settings.poll_seconds, max(0.0, due - now))
+        if upto > self._mark.mark or waiting:
+            began = time.monotonic()
+            claimed, more = await self._forward_batch(conn, upto, waiting)
+            self._looks_in_vain = 0 if claimed else self._looks_in_vain + 1
+            if more or self._looks_in_vain < self._vitals.relays:
+                pause = 0.0
+            elif upto > self._mark.mark:
+                # Someone else has these rows in hand, or they are not committed, or will never be.
+                pause = min(pause, BUSY_PAUSE_SECONDS * 2 ** min(self._looks_in_vain, 10))
+            pause = max(pause, self._paced(claimed, began))
+            await self._move_mark(conn, idle=not claimed)
+        else:
+            self._looks_in_vain = 0
+        return pause
+
+    def _paced(self, claimed: int, began: float) -> float:
+        """Return the pause that keeps the rate under the setting."""
+        if not self._settings.rate:
+            return 0.0
+        return claimed / self._settings.rate - (time.monotonic() - began)
+
+    async def _forward_batch(self, conn: Connection, upto: int, waiting: bool) -> tuple[int, bool]:
+        """Claim, publish, record, in one transaction; return how many rows were claimed, and whether to go right on."""
+        settings = self._settings
+        share = -(-outbox_table.SHARDS // self._vitals.relays)
+        async with self._transaction(conn):
+            began = time.monotonic()
+            with deadline(conn, STATEMENT_SECONDS):
+                shards = await outbox_table.take_shards(conn, self._first_shard, share)
+                messages: list[Message] = []
+                if shards and waiting:
+                    messages = await self._claim_parked(conn, shards)
+                rows = settings.batch_rows - len(messages)
+                size = settings.batch_bytes - sum(len(message.body) for message in messages)
+                if shards and rows > 0 and size > 0 and upto > self._mark.mark:
+                    messages += await outbox_table.claim(conn, shards, self._mark.mark, upto, rows, size)
+            self._proven_at = time.monotonic()
+            self._first_shard = (self._first_shard + share) % outbox_table.SHARDS
+            self._vitals.shards_held.set(len(shards))
+            self._vitals.poll_seconds.observe((self._proven_at - began,))
+            if not messages:
+                return 0, False
+            self._vitals.batch_rows.observe((len(messages),))
+            publish, park = sort_out(messages, self._weather.is_open)
+            outcome = await self._publish(conn, publish)
+            for message in park:
+                outcome.park.setdefault("its key or its route waits", []).append(message)
+            with deadline(conn, STATEMENT_SECONDS):
+                await self._record(conn, outcome)
+        self._count(outcome)
+        full = len(messages) >= settings.batch_rows or sum(len(m.body) for m in messages) * 2 > settings.batch_bytes
+        settled = len(outcome.sent) + len(outcome.unrouted) + sum(map(len, outcome.park.values()))
+        return len(messages), full or settled > 0
+
+    async def _claim_parked(self, conn: Connection, shards: list[int]) -> list[Message]:
+        routes = await outbox_table.routes_waiting(conn)
+        allowance = self._weather.allowance(routes, time.monotonic(), self._settings.batch_rows)
+        if not allowance:
+            return []
+        return await outbox_table.claim_parked(
+            conn, shards, allowance, self._settings.batch_rows, self._settings.batch_bytes
+        )
+
+    @contextlib.asynccontextmanager
+    async def _transaction(self, conn: Connection) -> AsyncIterator[None]:
+        """Begin and commit by deadline; on any failure the connection goes, and the transaction with it."""
+        with deadline(conn, STATEMENT_SECONDS):
+            await conn.execute("BEGIN")
+        try:
+            yield
+        except BaseException:
+            await self._disconnect()
+            raise
+        with deadline(conn, STATEMENT_SECONDS):
+            await conn.execute("COMMIT")
+
+    async def _publish(self, conn: Connection, messages: list[Message]) -> _Outcome:
+        """Publish in waves until all are through, or the claim has been held long enough."""
+        outcome = _Outcome()
+        waves = Waves(messages)
+        until = time.monotonic() + self._settings.hold_seconds
+        closed: set[Route] = set()
+        first = True
+        while (wave := waves.next()) and (first or time.monotonic() < until):
+            first = False
+            await self._prove(conn, PROOF_SECONDS)
+            going = [message for message in wave if message.route not in closed]
+            replies = await self._publish_wave(conn, going, until) if going else {}
+            for message in wave:
+                reply = replies.get(message.id)
+                if message.route in closed and reply is None:
+                    reply = Reply(Answer.NACKED, "its route waits")
+                self._apply(message, reply, waves, outcome, closed)
+            for route in {message.route for message in going} - closed:
+                self._weather.passed(route)
+            self._vitals.weather = self._weather.report()
+        return outcome
+
+    def _apply(
+        self, message: Message, reply: Reply | None, waves: Waves, outcome: _Outcome, closed: set[Route]
+    ) -> None:
+        """Sort one answered message into the outcome; one without an answer stays as it is, with those behind it."""
+        if reply is None:
+            waves.stopped(message)
+            return
+        match judge(message, reply):
+            case Sent():
+                waves.passed(message)
+                outcome.sent.append(message)
+            case Unrouted():
+                waves.passed(message)
+                outcome.unrouted.append(message)
+            case BadWeather(reason):
+                self._count_weather(reply)
+                fresh = [each for each in waves.stopped(message) if not each.parked]
+                if fresh:
+                    outcome.park.setdefault(reason, []).extend(fresh)
+                if message.route not in closed:
+                    closed.add(message.route)
+                    self._weather.failed(message.route, time.monotonic(), reason)
+                    log.warning("route %s does not take messages: %s", message.route, reason)
+            case Refused(reason):
+                self._vitals.refused.inc()
+                log.error("row %d of key %r is refused and blocks its key: %s", message.id, message.key, reason)
+                fresh = [each for each in waves.stopped(message) if not each.parked]
+                if fresh:
+                    outcome.park.setdefault(reason, []).extend(fresh)
+                outcome.block[message.key] = reason
+
+    def _count_weather(self, reply: Reply) -> None:
+        match reply.answer:
+            case Answer.RETURNED:
+                self._vitals.returned.inc()
+            case Answer.NACKED:
+                self._vitals.nacked.inc()
+            case Answer.UNANSWERED:
+                self._vitals.unanswered.inc()
+
+    async def _publish_wave(self, conn: Connection, wave: list[Message], until: float) -> dict[int, Reply]:
+        """Publish one wave, proving meanwhile that the claim stands; if it does not, nothing more is published."""
+        began = time.monotonic()
+        task = asyncio.create_task(self._publisher.publish(wave, until), name="relay-publish")
+        try:
+            while not task.done():
+                await asyncio.wait({task}, timeout=PROOF_SECONDS)
+                if not task.done():
+                    await self._prove(conn, 0.0)
+                    self._vitals.turned()
+        finally:
+            if not task.done():
+                task.cancel()
+                await asyncio.wait({task})
+        replies = task.result()
+        self._vitals.answered(time.monotonic() - began)
+        return replies
+
+    async def _prove(self, conn: Connection, older_than: float) -> None:
+        """Ask the server whether the claiming transaction still stands, unless it was proven just now."""
+        if time.monotonic() - self._proven_at < older_than:
+            return
+        with deadline(conn, PROOF_DEADLINE_SECONDS):
+            await conn.execute("SELECT 1")
+        self._proven_at = time.monotonic()
+
+    async def _record(self, conn: Connection, outcome: _Outcome) -> None:
+        """Write down what became of the claim's rows."""
+        for reason, messages in outcome.park.items():
+            await outbox_table.park(conn, outbox_table.ids_of(messages), reason)
+        if outcome.block:
+            await outbox_table.block(conn, outcome.block)
+        if outcome.sent:
+            await outbox_table.settle(conn, "sent", outbox_table.ids_of(outcome.sent))
+        if outcome.unrouted:
+            await outbox_table.settle(conn, "unrouted", outbox_table.ids_of(outcome.unrouted))
+        through = [message for message in (*outcome.sent, *outcome.unrouted) if message.parked]
+        if through:
+            await outbox_table.unlist(conn, through)
+
+    def _count(self, outcome: _Outcome) -> None:
+        if outcome.sent:
+            now = time.monotonic() + self._clock_offset
+            self._vitals.confirmed([now - message.created for message in outcome.sent])
+        self._vitals.unrouted.inc(len(outcome.unrouted))
+        self._vitals.parked.inc(sum(map(len, outcome.park.values())))
+
+    async def _move_mark(self, conn: Connection, idle: bool) -> None:
+        """Let the mark follow what is settled. Each step is a statement of its own, in this order: see mark.py."""
+        now = time.monotonic()
+        if not idle and now < self._mark_at:
+            return
+        self._mark_at = now + MARK_SECONDS
+        mark = self._mark
+        with deadline(conn, STATEMENT_SECONDS):
+            last_value, _, _ = await outbox_table.look(conn)
+            mark.observe(last_value, await outbox_table.writers(conn))
+            if mark.settled > mark.mark:
+                mark.advance(await outbox_table.lowest_pending(conn, mark.mark, mark.settled))
+        self._vitals.mark = mark.mark
+        if now >= self._save_at:
+            self._save_at = now + SAVE_SECONDS
+            await self._save_mark()
+
+    async def _save_mark(self) -> None:
+        """Persist the mark, rarely: each UPDATE of one small row leaves a dead version behind."""
+        if self._conn is None or self._mark.mark <= self._saved:
+            return
+        with contextlib.suppress(DatabaseLost), deadline(self._conn, STATEMENT_SECONDS):
+            await outbox_table.save_mark(self._conn, self._mark.mark)
+            self._saved = self._mark.mark

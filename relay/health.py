@@ -1,0 +1,60 @@
+"""Health, status and metrics over HTTP: four answers, and nothing that a framework would be needed for."""
+
+import asyncio
+import contextlib
+
+import msgspec
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+
+from relay.metrics import Vitals
+
+REQUEST_SECONDS = 5.0
+REQUEST_BYTES = 16 * 1024
+JSON = "application/json"
+PHRASES = {200: "OK", 400: "Bad Request", 404: "Not Found", 405: "Method Not Allowed", 503: "Service Unavailable"}
+
+
+def respond(vitals: Vitals, method: str, path: str) -> tuple[int, str, bytes]:
+    """Return status, content type and body."""
+    if method not in ("GET", "HEAD"):
+        return 405, JSON, msgspec.json.encode({"error": "only GET"})
+    match path.partition("?")[0]:
+        case "/health/live":
+            return (200 if vitals.is_live else 503), JSON, msgspec.json.encode({"live": vitals.is_live})
+        case "/health/ready":
+            state = {"ready": vitals.is_ready, "broker": vitals.broker, "database": vitals.database}
+            return (200 if vitals.is_ready else 503), JSON, msgspec.json.encode(state)
+        case "/status":
+            return 200, JSON, msgspec.json.encode(vitals.status())
+        case "/metrics":
+            return 200, CONTENT_TYPE_LATEST, generate_latest(vitals.registry)
+        case _:
+            return 404, JSON, msgspec.json.encode({"error": "try /health/live, /health/ready, /status or /metrics"})
+
+
+async def serve(vitals: Vitals, host: str, port: int) -> asyncio.Server:
+    """Listen; each connection gets one answer."""
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError, TimeoutError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
+            async with asyncio.timeout(REQUEST_SECONDS):
+                head = await reader.readuntil(b"\r\n\r\n")
+                words = head.partition(b"\r\n")[0].decode("latin-1").split(" ")
+                if len(words) == 3:
+                    status, kind, body = respond(vitals, words[0], words[1])
+                else:
+                    status, kind, body = 400, JSON, b'{"error":"not a request"}'
+                length = len(body)
+                if words[0] == "HEAD":
+                    body = b""
+                writer.write(
+                    f"HTTP/1.1 {status} {PHRASES[status]}\r\ncontent-type: {kind}\r\ncontent-length: {length}\r\n"
+                    "cache-control: no-store\r\nconnection: close\r\n\r\n".encode()
+                    + body
+                )
+                await writer.drain()
+        writer.close()
+        with contextlib.suppress(OSError):
+            await writer.wait_closed()
+
+    return await asyncio.start_server(answer, host, port, limit=REQUEST_BYTES)

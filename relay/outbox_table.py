@@ -1,0 +1,349 @@
+"""Every statement that names the outbox, as whole statements: what the loop asks, and what operators ask.
+
+Functions that take a connection join the caller's transaction, except where they say otherwise.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import LiteralString
+
+from relay.database import Connection
+from relay.message import Message, Route
+
+SHARDS = 64
+
+SESSION: LiteralString = """
+    -- A stopped relay keeps its connection, and so its locks: let the server end it. The first setting does not help
+    -- while a large result is being sent, the second does, and the third ends a relay that was stopped between claims.
+    SET idle_in_transaction_session_timeout = '1500ms';
+    SET tcp_user_timeout = '1500ms';
+    SET idle_session_timeout = '2500ms';
+    SET statement_timeout = '4s';
+    SET lock_timeout = '2s';
+    -- Losing a mark is one repeat; it may not cost a flush for each batch.
+    SET synchronous_commit = off;
+    -- Plans with the ids in them touch one or two partitions, a generic plan locks all there are.
+    SET plan_cache_mode = force_custom_plan;
+    SET enable_seqscan = off;
+    SET enable_bitmapscan = off;
+    SET jit = off
+"""
+
+READ_MARK: LiteralString = """
+    SELECT m.mark, s.seqcache, q.last_value - CASE WHEN q.is_called THEN 0 ELSE 1 END
+    FROM outbox_mark m, outbox_id_seq q, pg_sequence s
+    WHERE s.seqrelid = 'outbox_id_seq'::regclass
+"""
+
+LOOK: LiteralString = """
+    SELECT last_value - CASE WHEN is_called THEN 0 ELSE 1 END,
+           EXISTS (SELECT FROM outbox_waiting WHERE NOT blocked),
+           extract(epoch FROM clock_timestamp())::float8
+    FROM outbox_id_seq
+"""
+
+BE_PRESENT: LiteralString = """
+    -- Held as long as this session can claim; how many hold it is how many share the shards.
+    SELECT pg_try_advisory_lock_shared('outbox'::regclass::oid::integer, 1001)
+"""
+
+COUNT_PRESENT: LiteralString = """
+    SELECT count(*) FROM pg_locks
+    WHERE locktype = 'advisory' AND classid = 'outbox'::regclass::oid AND objid = 1001 AND granted
+      AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
+"""
+
+TAKE_SHARDS: LiteralString = """
+    -- In a statement of its own, before the claim: a claim whose snapshot is older than the lock misses what the last
+    -- holder parked, and overtakes it. Starts at a shard of the caller's choice and stops when it has enough.
+    SELECT shard FROM (
+        SELECT (%(first)s + n) %% 64 AS shard FROM generate_series(0, 63) AS n ORDER BY n
+    ) AS shards
+    WHERE pg_try_advisory_xact_lock('outbox'::regclass::oid::integer, shard)
+    LIMIT %(most)s
+"""
+
+CLAIM: LiteralString = """
+    WITH head AS MATERIALIZED (
+        SELECT id, octet_length(body) AS bytes
+        FROM outbox
+        WHERE state = 'pending' AND id > %(above)s AND id <= %(upto)s AND shard = ANY (%(shards)s)
+        ORDER BY id
+        LIMIT %(rows)s
+        FOR UPDATE SKIP LOCKED
+    ), sized AS (
+        SELECT id, sum(bytes) OVER (ORDER BY id) AS total, row_number() OVER (ORDER BY id) AS place FROM head
+    )
+    SELECT o.id, o.event_id::text, o.key, o.exchange, o.routing_key, o.required, o.content_type, o.headers::text,
+           o.body, extract(epoch FROM o.created_at)::float8, false,
+           EXISTS (SELECT FROM outbox_waiting w WHERE w.key = o.key)
+    FROM sized JOIN outbox o ON o.id = sized.id AND o.id > %(above)s AND o.id <= %(upto)s
+    WHERE sized.total <= %(bytes)s OR sized.place = 1
+    ORDER BY o.id
+"""
+
+ROUTES_WAITING: LiteralString = """
+    -- One step of the index for each route, however many keys wait on it.
+    WITH RECURSIVE routes AS (
+        (SELECT exchange, routing_key FROM outbox_waiting WHERE NOT blocked ORDER BY exchange, routing_key LIMIT 1)
+        UNION ALL
+        SELECT following.exchange, following.routing_key
+        FROM routes CROSS JOIN LATERAL (
+            SELECT w.exchange, w.routing_key FROM outbox_waiting w
+            WHERE NOT w.blocked AND (w.exchange, w.routing_key) > (routes.exchange, routes.routing_key)
+            ORDER BY w.exchange, w.routing_key LIMIT 1
+        ) AS following
+    )
+    SELECT exchange, routing_key FROM routes LIMIT 1000
+"""
+
+PARKED_DUE: LiteralString = """
+    -- The first waiting keys of each route, and the first rows of each key.
+    SELECT p.id
+    FROM unnest(%(exchanges)s::text[], %(routing_keys)s::text[], %(keys)s::int[]) AS r (exchange, routing_key, keys)
+    CROSS JOIN LATERAL (
+        SELECT w.key FROM outbox_waiting w
+        WHERE NOT w.blocked AND w.exchange = r.exchange AND w.routing_key = r.routing_key
+          AND w.shard = ANY (%(shards)s)
+        ORDER BY w.head LIMIT r.keys
+    ) AS k
+    CROSS JOIN LATERAL (
+        SELECT id FROM outbox_parked WHERE key = k.key ORDER BY id LIMIT %(rows_of_key)s
+    ) AS p
+    ORDER BY p.id
+    LIMIT %(rows)s
+"""
+
+CLAIM_PARKED: LiteralString = """
+    WITH head AS MATERIALIZED (
+        SELECT id, octet_length(body) AS bytes
+        FROM outbox
+        WHERE state = 'parked' AND id = ANY (%(ids)s)
+        ORDER BY id
+        FOR UPDATE SKIP LOCKED
+    ), sized AS (
+        SELECT id, sum(bytes) OVER (ORDER BY id) AS total, row_number() OVER (ORDER BY id) AS place FROM head
+    )
+    SELECT o.id, o.event_id::text, o.key, o.exchange, o.routing_key, o.required, o.content_type, o.headers::text,
+           o.body, extract(epoch FROM o.created_at)::float8, true, true
+    FROM sized JOIN outbox o ON o.id = sized.id AND o.id = ANY (%(ids)s)
+    WHERE sized.total <= %(bytes)s OR sized.place = 1
+    ORDER BY o.id
+"""
+
+SETTLE: LiteralString = """
+    UPDATE outbox SET state = %(state)s, settled_at = clock_timestamp()
+    WHERE id = ANY (%(ids)s) AND id >= %(low)s AND id <= %(high)s AND state IN ('pending', 'parked')
+"""
+
+PARK: LiteralString = """
+    -- Once for each row: it leaves the poll's index and is claimed through its key from now on.
+    WITH parked AS (
+        UPDATE outbox SET state = 'parked'
+        WHERE id = ANY (%(ids)s) AND id >= %(low)s AND id <= %(high)s AND state = 'pending'
+        RETURNING id, shard, key, exchange, routing_key
+    ), listed AS (
+        INSERT INTO outbox_parked (id, shard, key, exchange, routing_key)
+        SELECT id, shard, key, exchange, routing_key FROM parked
+    )
+    INSERT INTO outbox_waiting (key, shard, head, exchange, routing_key, blocked, reason)
+    SELECT DISTINCT ON (key) key, shard, id, exchange, routing_key, false, %(reason)s
+    FROM parked ORDER BY key, id
+    ON CONFLICT (key) DO NOTHING
+"""
+
+BLOCK: LiteralString = """
+    UPDATE outbox_waiting w SET blocked = true, reason = refused.reason, since = clock_timestamp()
+    FROM unnest(%(keys)s::text[], %(reasons)s::text[]) AS refused (key, reason)
+    WHERE w.key = refused.key
+"""
+
+UNLIST: LiteralString = """
+    DELETE FROM outbox_parked WHERE id = ANY (%(ids)s)
+"""
+
+LEAVE: LiteralString = """
+    -- Keys with nothing parked any more wait no longer.
+    DELETE FROM outbox_waiting w
+    WHERE w.key = ANY (%(keys)s) AND NOT EXISTS (SELECT FROM outbox_parked p WHERE p.key = w.key)
+"""
+
+NEXT_HEAD: LiteralString = """
+    UPDATE outbox_waiting w SET head = p.id, exchange = p.exchange, routing_key = p.routing_key
+    FROM unnest(%(keys)s::text[]) AS k (key)
+    CROSS JOIN LATERAL (
+        SELECT id, exchange, routing_key FROM outbox_parked WHERE key = k.key ORDER BY id LIMIT 1
+    ) AS p
+    WHERE w.key = k.key AND w.head <> p.id
+"""
+
+WRITERS: LiteralString = """
+    -- Everyone who may have drawn an id and not committed it; ourselves we know.
+    SELECT DISTINCT virtualtransaction
+    FROM pg_locks
+    WHERE locktype = 'relation' AND mode = 'RowExclusiveLock' AND granted
+      AND relation = 'outbox'::regclass
+      AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
+      AND pid IS DISTINCT FROM pg_backend_pid()
+"""
+
+LOWEST_PENDING: LiteralString = """
+    SELECT id FROM outbox WHERE state = 'pending' AND id > %(above)s AND id <= %(upto)s ORDER BY id LIMIT 1
+"""
+
+SAVE_MARK: LiteralString = """
+    UPDATE outbox_mark SET mark = %(mark)s WHERE mark < %(mark)s
+"""
+
+COUNT_PENDING: LiteralString = """
+    -- Bounded: what lies beyond the limit is estimated from the ids.
+    SELECT count(*), max(id), extract(epoch FROM clock_timestamp() - min(created_at))::float8
+    FROM (SELECT id, created_at FROM outbox WHERE state = 'pending' AND id > %(above)s AND id <= %(upto)s
+          ORDER BY id LIMIT %(most)s) AS pending
+"""
+
+COUNT_WAITING: LiteralString = """
+    SELECT (SELECT count(*) FROM (SELECT FROM outbox_parked LIMIT %(most)s) AS p),
+           (SELECT count(*) FROM (SELECT FROM outbox_waiting WHERE blocked LIMIT %(most)s) AS b),
+           (SELECT id FROM outbox_parked ORDER BY id LIMIT 1)
+"""
+
+AGE_OF: LiteralString = """
+    SELECT extract(epoch FROM clock_timestamp() - created_at)::float8 FROM outbox WHERE id = %(id)s
+"""
+
+
+async def read_mark(conn: Connection) -> tuple[int, int, int]:
+    """Return the persisted mark, the sequence's cache and its last value."""
+    cursor = await conn.execute(READ_MARK)
+    row = await cursor.fetchone()
+    assert row is not None, "outbox_mark has one row: a constraint and the migration say so"
+    return row[0], row[1], row[2]
+
+
+async def be_present(conn: Connection) -> None:
+    """Count as a relay that takes its share of the shards, until the connection ends."""
+    await conn.execute(BE_PRESENT)
+
+
+async def count_present(conn: Connection) -> int:
+    """Return how many relays share the shards."""
+    row = await (await conn.execute(COUNT_PRESENT)).fetchone()
+    assert row is not None
+    return int(row[0])
+
+
+async def look(conn: Connection) -> tuple[int, bool, float]:
+    """Return the last id drawn, whether any key waits that is not blocked, and the database's clock."""
+    row = await (await conn.execute(LOOK)).fetchone()
+    assert row is not None
+    return row[0], row[1], row[2]
+
+
+async def take_shards(conn: Connection, first: int, most: int) -> list[int]:
+    """Lock up to `most` shards that nobody holds, beginning at `first`, until the transaction ends."""
+    cursor = await conn.execute(TAKE_SHARDS, {"first": first, "most": most})
+    return [row[0] for row in await cursor.fetchall()]
+
+
+async def claim(conn: Connection, shards: list[int], above: int, upto: int, rows: int, size: int) -> list[Message]:
+    """Claim pending rows of these shards, in order of ids: at most `rows`, and `size` bytes or one row."""
+    cursor = conn.cursor(binary=True)
+    await cursor.execute(
+        CLAIM, {"shards": shards, "above": above, "upto": upto, "rows": rows, "bytes": size}, prepare=True
+    )
+    return [Message(*row) for row in await cursor.fetchall()]
+
+
+async def routes_waiting(conn: Connection) -> list[Route]:
+    """Return the routes that waiting keys are to be tried on."""
+    cursor = await conn.execute(ROUTES_WAITING)
+    return [Route(exchange, routing_key) for exchange, routing_key in await cursor.fetchall()]
+
+
+async def claim_parked(
+    conn: Connection, shards: list[int], allowance: dict[Route, int], rows: int, size: int
+) -> list[Message]:
+    """Claim parked rows in order, of as many keys of each route as are allowed."""
+    cursor = await conn.execute(
+        PARKED_DUE,
+        {
+            "exchanges": [route.exchange for route in allowance],
+            "routing_keys": [route.routing_key for route in allowance],
+            "keys": list(allowance.values()),
+            "shards": shards,
+            "rows_of_key": 100,
+            "rows": rows,
+        },
+    )
+    ids = [row[0] for row in await cursor.fetchall()]
+    if not ids:
+        return []
+    found = conn.cursor(binary=True)
+    await found.execute(CLAIM_PARKED, {"ids": ids, "bytes": size})
+    return [Message(*row) for row in await found.fetchall()]
+
+
+async def settle(conn: Connection, state: LiteralString, ids: list[int]) -> None:
+    """Mark these claimed rows, all of them: they are locked, so a missing one means that the claim was none."""
+    cursor = await conn.execute(SETTLE, {"state": state, "ids": ids, "low": min(ids), "high": max(ids)})
+    assert cursor.rowcount == len(ids), f"{cursor.rowcount} of {len(ids)} claimed rows could be marked {state}"
+
+
+async def park(conn: Connection, ids: list[int], reason: str) -> None:
+    """Take pending rows out of the poll's index; keys that did not wait yet wait from now on."""
+    await conn.execute(PARK, {"ids": ids, "low": min(ids), "high": max(ids), "reason": reason})
+
+
+async def block(conn: Connection, reasons: dict[str, str]) -> None:
+    """Block waiting keys until an operator decides."""
+    await conn.execute(BLOCK, {"keys": list(reasons), "reasons": list(reasons.values())})
+
+
+async def unlist(conn: Connection, messages: Iterable[Message]) -> None:
+    """Parked rows have been settled: strike them off, and let their keys go on or wait no longer."""
+    settled = list(messages)
+    keys = sorted({message.key for message in settled})
+    await conn.execute(UNLIST, {"ids": [message.id for message in settled]})
+    await conn.execute(LEAVE, {"keys": keys})
+    await conn.execute(NEXT_HEAD, {"keys": keys})
+
+
+async def writers(conn: Connection) -> list[str]:
+    """Return the transactions that hold a writer's lock on the outbox, other than our own."""
+    return [row[0] for row in await (await conn.execute(WRITERS)).fetchall()]
+
+
+async def lowest_pending(conn: Connection, above: int, upto: int) -> int | None:
+    """Return the lowest pending id in the range, as of now."""
+    row = await (await conn.execute(LOWEST_PENDING, {"above": above, "upto": upto})).fetchone()
+    return None if row is None else row[0]
+
+
+async def save_mark(conn: Connection, mark: int) -> None:
+    """Persist the mark; it never goes back."""
+    await conn.execute(SAVE_MARK, {"mark": mark})
+
+
+async def count_pending(conn: Connection, above: int, upto: int, most: int) -> tuple[int, int | None, float | None]:
+    """Count up to `most` pending rows; return the count, the last one's id and the oldest one's age."""
+    row = await (await conn.execute(COUNT_PENDING, {"above": above, "upto": upto, "most": most})).fetchone()
+    assert row is not None
+    return row[0], row[1], row[2]
+
+
+async def count_waiting(conn: Connection, most: int) -> tuple[int, int, int | None]:
+    """Return how many rows are parked and how many keys are blocked, each up to `most`, and the oldest parked id."""
+    row = await (await conn.execute(COUNT_WAITING, {"most": most})).fetchone()
+    assert row is not None
+    return row[0], row[1], row[2]
+
+
+async def age_of(conn: Connection, row_id: int) -> float | None:
+    """Return the age of a row in seconds, by the database's clock."""
+    row = await (await conn.execute(AGE_OF, {"id": row_id})).fetchone()
+    return None if row is None else row[0]
+
+
+def ids_of(messages: Sequence[Message]) -> list[int]:
+    """Return the ids of messages."""
+    return [message.id for message in messages]

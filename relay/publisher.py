@@ -1,0 +1,307 @@
+"""The RabbitMQ end: one connection, one channel, waves in and answers out. The one place that knows aiormq's errors.
+
+Every call has a deadline, after which the connection is severed: a broker that was stopped answers nothing, and its
+TCP goes on as if nothing were wrong.
+"""
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import aiormq
+import aiormq.exceptions
+from aiormq.connection import TCPTransportFactory, TLSTransportFactory, TransportFactory
+from yarl import URL
+
+from relay.channel import BatchChannel
+from relay.frames import Unencodable
+from relay.message import Answer, Message, Reply
+from relay.verdict import Closure, split_suspects, whose_channel_closure, whose_connection_closure
+
+log = logging.getLogger("relay")
+
+CONNECT_SECONDS = 3.0
+HEARTBEAT_SECONDS = 2  # aiormq gives up after three of them and a bit: 9 s
+RPC_SECONDS = 2.0
+BLOCKED_GRACE_SECONDS = 0.5
+SLOWEST_BYTES_PER_SECOND = 4 * 1024 * 1024  # gives a large body its time
+
+CONNECTION_CODES: dict[type[Exception], int] = {
+    aiormq.exceptions.ConnectionFrameError: 501,
+    aiormq.exceptions.ConnectionSyntaxError: 502,
+    aiormq.exceptions.ConnectionCommandInvalid: 503,
+    aiormq.exceptions.ConnectionChannelError: 504,
+    aiormq.exceptions.ConnectionUnexpectedFrame: 505,
+    aiormq.exceptions.ConnectionResourceError: 506,
+    aiormq.exceptions.ConnectionNotAllowed: 530,
+    aiormq.exceptions.ConnectionNotImplemented: 540,
+    aiormq.exceptions.ConnectionInternalError: 541,
+}
+
+
+class BrokerLost(Exception):
+    """The broker is away, or does not answer."""
+
+
+class BrokerBlocked(BrokerLost):
+    """The broker is there but takes no messages: a memory or disk alarm."""
+
+
+class _Wire(TransportFactory):
+    """Keeps the transport of a connection, so that it can be cut without a word."""
+
+    def __init__(self) -> None:
+        self._writer: asyncio.StreamWriter | None = None
+
+    async def create(self, url: URL, **kwargs: Any) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        factory = TLSTransportFactory() if url.scheme == "amqps" else TCPTransportFactory()
+        reader, self._writer = await factory.create(url, **kwargs)
+        return reader, self._writer
+
+    def cut(self) -> None:
+        if self._writer is not None:
+            self._writer.transport.abort()
+
+
+class Publisher:
+    """Publishes waves, and says of each message what the broker answered."""
+
+    def __init__(self, urls: Sequence[str], confirm_seconds: float, name: str = "relay") -> None:
+        self._urls = list(urls)
+        self._confirm_seconds = confirm_seconds
+        self._name = name
+        self._connection: aiormq.Connection | None = None
+        self._wire = _Wire()
+        self._channel: BatchChannel | None = None
+        self._channels_used = 0
+        self._closing: set[asyncio.Task[None]] = set()
+
+    @property
+    def is_connected(self) -> bool:
+        return self._connection is not None and self._connection.is_opened
+
+    @property
+    def is_blocked(self) -> bool:
+        """Say whether the broker has told us to wait (memory or disk alarm)."""
+        if self._connection is None:
+            return False
+        # `ready` returns without a pause exactly when nothing holds it up; so one step of it tells.
+        step = self._connection.ready()
+        try:
+            step.send(None)
+        except StopIteration:
+            return False
+        step.close()
+        return True
+
+    async def connect(self) -> aiormq.Connection:
+        """Connect to the first broker of the list that answers."""
+        reasons = []
+        for _ in range(len(self._urls)):
+            url = self._urls[0]
+            try:
+                return await self._connect_to(url)
+            except BrokerLost as lost:
+                reasons.append(f"{URL(url).host}:{URL(url).port or 5672}: {lost}")
+                self._urls.append(self._urls.pop(0))
+        raise BrokerLost("; ".join(reasons))
+
+    async def _connect_to(self, url: str) -> aiormq.Connection:
+        self.drop()
+        self._wire = wire = _Wire()
+        target = URL(url).update_query(heartbeat=str(HEARTBEAT_SECONDS), name=self._name)
+        connection = aiormq.Connection(target, transport_factory=wire)
+        with self._deadline(CONNECT_SECONDS, "no answer to the connection"), _translated():
+            await connection.connect()
+        self._connection = connection
+        return connection
+
+    def drop(self) -> None:
+        """Cut the connection without a word; whoever waits on it fails at once."""
+        connection, self._connection, self._channel = self._connection, None, None
+        self._wire.cut()
+        if connection is not None and not connection.is_closed:
+            self._end(connection.close(aiormq.exceptions.AMQPConnectionError("dropped")), "relay-drop-connection")
+
+    async def close(self) -> None:
+        """Take leave of the broker, if it answers soon."""
+        connection, self._connection, self._channel = self._connection, None, None
+        if connection is not None:
+            with contextlib.suppress(BrokerLost), self._deadline(RPC_SECONDS, "no answer to the close"), _translated():
+                await connection.close()
+        self._wire.cut()
+        if self._closing:
+            await asyncio.wait(self._closing, timeout=RPC_SECONDS)
+
+    def _give_up_channel(self) -> None:
+        channel, self._channel = self._channel, None
+        if channel is not None and not channel.is_closed:
+            self._end(channel.close(), "relay-drop-channel")
+
+    def _end(self, closing: Any, name: str) -> None:
+        """Let aiormq tidy up in the background: its part of a cut may take seconds."""
+
+        async def tidy() -> None:
+            with contextlib.suppress(Exception, asyncio.CancelledError):
+                await closing
+
+        task = asyncio.get_running_loop().create_task(tidy(), name=name)
+        self._closing.add(task)
+        task.add_done_callback(self._closing.discard)
+
+    async def publish(self, wave: list[Message], until: float) -> dict[int, Reply]:
+        """Publish a wave and return each message's answer by row id; `until` (monotonic) ends the bisecting.
+
+        Raises BrokerLost if the broker went away: then the messages may or may not have arrived.
+        A message without an answer here was not tried to the end, and is simply still pending.
+        """
+        try:
+            return await self._publish(wave, until)
+        except asyncio.CancelledError:
+            # The wave's confirms may still come: nobody may wait for others on the same channel.
+            self._give_up_channel()
+            raise
+
+    async def _publish(self, wave: list[Message], until: float) -> dict[int, Reply]:
+        answers: dict[int, Reply] = {}
+        groups = [wave]
+        while groups:
+            group = groups.pop()
+            if group is not wave and time.monotonic() > until:
+                break
+            channel = await self._ready_channel()
+            sendable, payload = _encode(channel, group, answers)
+            if not sendable:
+                continue
+            answered, silent, closure, text = await self._exchange(channel, sendable, payload)
+            answers.update(answered)
+            if closure is None:
+                answers.update({message.id: Reply(Answer.UNANSWERED, text) for message in silent})
+            elif silent:
+                guilty, others = split_suspects(closure, text, silent)
+                answer = Answer.CLOSED_ROUTE if closure is Closure.ROUTE else Answer.CLOSED_ALONE
+                answers.update({message.id: Reply(answer, text) for message in guilty})
+                groups.extend(reversed(others))
+        return answers
+
+    async def _exchange(
+        self, channel: BatchChannel, wave: list[Message], payload: bytes
+    ) -> tuple[dict[int, Reply], list[Message], Closure | None, str]:
+        """Send and wait. Return the answers, the silent rest, and why it is silent if the broker closed something."""
+        end = time.monotonic() + self._confirm_seconds + len(payload) / SLOWEST_BYTES_PER_SECOND
+        with self._deadline(self._confirm_seconds, "the socket takes no more"), _translated():
+            answered = await channel.send(wave, payload)
+        blocked_since: float | None = None
+        while not answered.done():
+            now = time.monotonic()
+            if now >= end:
+                return await self._timed_out(channel)
+            if not self.is_blocked:
+                blocked_since = None
+            elif blocked_since is None:
+                blocked_since = now
+            elif now - blocked_since > BLOCKED_GRACE_SECONDS:
+                raise BrokerBlocked("a memory or disk alarm holds the connection")
+            await asyncio.wait({answered}, timeout=min(0.2, end - now))
+        replies, silent = channel.replies()
+        if not silent:
+            return replies, silent, None, ""
+        self._channel = None
+        if channel.closed_by_broker is not None:
+            code, text = channel.closed_by_broker
+            closure = whose_channel_closure(code)
+        else:
+            error = None if answered.cancelled() else answered.exception()
+            code = _connection_code(error)
+            text = str(error) or type(error).__name__
+            closure = whose_connection_closure(code)
+        if closure is Closure.OUTAGE:
+            self.drop()
+            raise BrokerLost(text)
+        return replies, silent, closure, text if code is None else f"{code} {text}"
+
+    async def _timed_out(self, channel: BatchChannel) -> tuple[dict[int, Reply], list[Message], Closure | None, str]:
+        """No answer in time. If the broker still opens channels, it is the routes; if not, it is the broker.
+
+        The old channel is given up either way: a late confirm on it must not be taken for another message's.
+        """
+        self._give_up_channel()
+        await self._ready_channel()
+        replies, silent = channel.replies()
+        return replies, silent, None, f"no confirm within {self._confirm_seconds:g} s"
+
+    async def _ready_channel(self) -> BatchChannel:
+        """Return the open channel, or open one, on a new connection if need be."""
+        if self._channel is not None and not self._channel.is_closed and self.is_connected:
+            return self._channel
+        connection = self._connection
+        if connection is None or not connection.is_opened:
+            connection = await self.connect()
+        self._channels_used = self._channels_used % 2000 + 1
+        channel = BatchChannel(connection, self._channels_used)
+        connection.channels[self._channels_used] = channel
+        with self._deadline(RPC_SECONDS, "no answer to the opening of a channel"), _translated():
+            await channel.open()
+        self._channel = channel
+        return channel
+
+    @contextlib.contextmanager
+    def _deadline(self, seconds: float, complaint: str) -> Any:
+        """Past the deadline the wire is cut, and what waits on it fails by itself."""
+        late = False
+
+        def cut() -> None:
+            nonlocal late
+            late = True
+            self._wire.cut()
+
+        handle = asyncio.get_running_loop().call_later(seconds, cut)
+        try:
+            yield
+        except BrokerLost as lost:
+            self.drop()
+            raise BrokerLost(f"{complaint} within {seconds:g} s" if late else str(lost)) from lost
+        finally:
+            handle.cancel()
+
+
+def _encode(channel: BatchChannel, group: list[Message], answers: dict[int, Reply]) -> tuple[list[Message], bytes]:
+    """Encode what can be; the answer of the rest is known already."""
+    sendable: list[Message] = []
+    payload: list[bytes] = []
+    encode: Callable[[Message], bytes] = channel.encoder.encode
+    for message in group:
+        try:
+            payload.append(encode(message))
+            sendable.append(message)
+        except Unencodable as error:
+            answers[message.id] = Reply(Answer.UNENCODABLE, str(error))
+    return sendable, b"".join(payload)
+
+
+def _connection_code(error: BaseException | None) -> int | None:
+    """Return the reply code of the connection's close, if the broker gave one."""
+    for known, code in CONNECTION_CODES.items():
+        if isinstance(error, known):
+            return code
+    if isinstance(error, aiormq.exceptions.ConnectionClosed) and error.args and isinstance(error.args[0], int):
+        return error.args[0]
+    return None
+
+
+@contextlib.contextmanager
+def _translated() -> Any:
+    """Turn what aiormq raises when the wire is gone into BrokerLost."""
+    try:
+        yield
+    except asyncio.CancelledError:
+        # A lost heartbeat surfaces as a cancellation that nobody asked for.
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():
+            raise
+        raise BrokerLost("no heartbeat from the broker") from None
+    except (aiormq.exceptions.AMQPError, aiormq.exceptions.ChannelInvalidStateError, OSError, EOFError) as error:
+        raise BrokerLost(str(error) or repr(error)) from error

@@ -1,0 +1,94 @@
+"""What the relay can be told, read once from the environment; every default is the production value."""
+
+import os
+import re
+from collections.abc import Mapping
+from typing import Annotated, Self
+
+import msgspec
+
+_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+
+Positive = Annotated[float, msgspec.Meta(gt=0)]
+Count = Annotated[int, msgspec.Meta(ge=1)]
+
+
+class BadSetting(Exception):
+    """A setting is missing or makes no sense."""
+
+
+def _variable(field: str) -> str:
+    return field.upper() if field in ("database_url", "amqp_url") else f"RELAY_{field.upper()}"
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True, rename=_variable):
+    """The relay's settings; the variable of `batch_rows` is RELAY_BATCH_ROWS, and so on."""
+
+    database_url: str  # libpq's form; several hosts are tried in turn
+    amqp_url: str  # several, with commas between, are tried in turn
+    host: str = "127.0.0.1"
+    port: Annotated[int, msgspec.Meta(ge=0, le=65535)] = 8001
+    exchanges: str = "orders"  # have to exist, with commas between
+    required_queues: str = ""  # have to exist, with commas between
+    management_url: str = ""  # http://user:password@host:15672: bindings and policies are verified too
+
+    batch_rows: Count = 500  # rows of one claim
+    batch_bytes: Count = 4 * 1024 * 1024  # of one claim, or one row: bounds memory and the bytes in the socket
+    hold_seconds: Positive = 0.25  # no wave of a claim starts later than this
+    confirm_seconds: Positive = 5.0  # the longest wait for confirms; the claiming transaction is open that long
+    rate: Annotated[float, msgspec.Meta(ge=0)] = 0.0  # rows per second at most; 0 is no limit
+    poll_seconds: Positive = 0.25  # what a lost NOTIFY costs; also proves that the relay's session is alive
+    probe_seconds: Positive = 2.0  # the longest pause before a route in weather is tried again
+    start_seconds: Positive = 30.0  # how long the servers may be away at start
+    retention: str = "7d"  # how long settled rows are kept
+    upkeep_seconds: Positive = 60.0  # between two looks at the partitions
+    partitions_ahead: Count = 10
+
+    @classmethod
+    def read(cls, environ: Mapping[str, str] = os.environ) -> Self:
+        """Read the environment, or say in one line what is wrong with it."""
+        given = {name: value for name, value in environ.items() if value != ""}
+        try:
+            settings = msgspec.convert(given, cls, strict=False)
+        except msgspec.ValidationError as error:
+            raise BadSetting(_say(str(error))) from None
+        if not settings.amqp_urls or not all(re.match(r"amqps?://", url) for url in settings.amqp_urls):
+            raise BadSetting("AMQP_URL: expected amqp://user:password@host:port/vhost, several with commas between")
+        if not re.match(r"postgres(ql)?://", settings.database_url):
+            raise BadSetting("DATABASE_URL: expected postgresql://user@host:port/database")
+        if settings.confirm_seconds > 60:
+            raise BadSetting("RELAY_CONFIRM_SECONDS: at most 60, since a transaction is open that long")
+        _ = settings.retention_seconds
+        return settings
+
+    @property
+    def amqp_urls(self) -> tuple[str, ...]:
+        return _listed(self.amqp_url)
+
+    @property
+    def exchange_names(self) -> tuple[str, ...]:
+        return _listed(self.exchanges)
+
+    @property
+    def queue_names(self) -> tuple[str, ...]:
+        return _listed(self.required_queues)
+
+    @property
+    def retention_seconds(self) -> float:
+        match = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd]?)", self.retention)
+        if match is None:
+            raise BadSetting(f"RELAY_RETENTION: expected something like 7d, 12h, 30m or 90s, got {self.retention!r}")
+        return float(match[1]) * _UNITS[match[2] or "s"]
+
+
+def _listed(value: str) -> tuple[str, ...]:
+    return tuple(item.strip() for item in value.split(",") if item.strip())
+
+
+def _say(error: str) -> str:
+    """Turn msgspec's words into one line that begins with the variable."""
+    missing = re.fullmatch(r"Object missing required field `(\w+)`", error)
+    if missing:
+        return f"{missing[1]}: it is not set"
+    message, _, path = error.partition(" - at `$.")
+    return f"{path.rstrip('`')}: {message[:1].lower()}{message[1:]}"

@@ -1,0 +1,74 @@
+"""Which routes take messages, and when those that do not are tried again.
+
+A route that fails is probed by one key at a time; each success widens the way eightfold, so that a queue with
+room for ten is not met with ten thousand. The clock is the caller's.
+"""
+
+from collections.abc import Iterable
+
+from relay.backoff import backoff_seconds
+from relay.message import Route
+
+FIRST_SECONDS = 0.1
+WIDENING = 8
+WIDE_OPEN = 512
+
+
+class _Storm:
+    __slots__ = ("keys", "reason", "tries", "until")
+
+    def __init__(self) -> None:
+        self.tries = 0
+        self.until = 0.0
+        self.keys = 1
+        self.reason = ""
+
+
+class Weather:
+    """The routes that do not take messages at will."""
+
+    def __init__(self, longest_seconds: float) -> None:
+        self._longest_seconds = longest_seconds
+        self._storms: dict[Route, _Storm] = {}
+
+    def failed(self, route: Route, now: float, reason: str) -> None:
+        """The route did not take a message: one probe, later."""
+        storm = self._storms.setdefault(route, _Storm())
+        storm.tries += 1
+        storm.until = now + backoff_seconds(storm.tries, FIRST_SECONDS, self._longest_seconds)
+        storm.keys = 1
+        storm.reason = reason
+
+    def passed(self, route: Route) -> None:
+        """The route took all that it was given: more next time."""
+        storm = self._storms.get(route)
+        if storm is None:
+            return
+        storm.tries = 0
+        storm.until = 0.0
+        storm.keys *= WIDENING
+        if storm.keys >= WIDE_OPEN:
+            del self._storms[route]
+
+    def is_open(self, route: Route) -> bool:
+        """Say whether rows go straight to this route; if not, they are parked and let out by `allowance`."""
+        return route not in self._storms
+
+    def allowance(self, routes: Iterable[Route], now: float, most: int) -> dict[Route, int]:
+        """Return how many waiting keys of each route may be tried now; a route that may not be is left out."""
+        allowed: dict[Route, int] = {}
+        for route in routes:
+            storm = self._storms.get(route)
+            if storm is None:
+                allowed[route] = most
+            elif storm.until <= now:
+                allowed[route] = min(most, storm.keys)
+        return allowed
+
+    def next_try(self) -> float | None:
+        """Return when the first route is due for a probe, or None while the sky is clear."""
+        return min((storm.until for storm in self._storms.values()), default=None)
+
+    def report(self) -> dict[str, str]:
+        """Return what each closed route said last."""
+        return {str(route): storm.reason for route, storm in self._storms.items()}
