@@ -27,9 +27,10 @@ from sandbox.process import ROOT, StartError, write_atomically
 from sandbox.servers import Servers, servers
 from sandbox.system import Counts, System
 
-RUN = ROOT / ".run"
-# Relative to the project: a socket's path may have 107 characters, a project's folder more.
-SOCKET = Path(".run/control.sock")
+# Relative to the project, where every command of this module runs: a socket's path may have 107 characters, and a
+# project's folder more. A test names a folder of its own.
+RUN = Path(os.environ.get("SANDBOX_RUN", ".run"))
+SOCKET = RUN / "control.sock"
 OLD_SECONDS = 15.0  # for the keepers of a supervisor that was killed to end what it left
 SERVE_SECONDS = 10.0
 
@@ -49,9 +50,9 @@ class Supervisor:
             choice = choose(environ)
             say(str(choice))
             opened = self._servers = self._stack.enter_context(
-                servers(choice, environ=environ, logs=RUN, folder=data_folder(choice), restart=True)
+                servers(choice, environ=environ, logs=RUN.resolve(), folder=data_folder(choice), restart=True)
             )
-            self._system = System(opened.database_url, opened.amqp_url, RUN, counts, environ=environ)
+            self._system = System(opened.database_url, opened.amqp_url, RUN.resolve(), counts, environ=environ)
             self._stack.callback(self._system.close)
         else:
             same_servers(self._servers, environ)
@@ -67,7 +68,7 @@ class Supervisor:
         self._system.wait_ready()
         env = "".join(f"{name}={value}\n" for name, value in self._system.env().items())
         write_atomically(RUN / "env", env)
-        say(f"ready: {self._system.base_url} (.run/env says where the rest is; `make down` ends it)")
+        say(f"ready: {self._system.base_url} ({RUN / 'env'} says where the rest is; `make down` ends it)")
 
     @property
     def is_up(self) -> bool:
@@ -188,7 +189,7 @@ def clear() -> None:
 @contextmanager
 def one_at_a_time() -> Iterator[None]:
     """Two `make up` at once would start two supervisors."""
-    RUN.mkdir(exist_ok=True)
+    RUN.mkdir(exist_ok=True, parents=True)
     with (RUN / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
