@@ -106,11 +106,20 @@ def end_gently(main: int, number: int) -> None:
 
 def end_all(main: int) -> None:
     """Kill until nothing is left: a process may fork between the look and the signal."""
-    while left := descendants(os.getpid()):
-        for pid in left:
+    while has_children():
+        for pid in descendants(os.getpid()):
             send(pid, signal.SIGKILL)
         reap(main)
         time.sleep(0.005)
+
+
+def has_children() -> bool:
+    """Orphans become children of this process, and those that have ended stay so until they are collected."""
+    try:
+        os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except ChildProcessError:
+        return False
+    return True
 
 
 def main() -> int:

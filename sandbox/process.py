@@ -120,7 +120,7 @@ class Process:
         stopped: set[int] = set()
         with self._changed:
             self._signal_main(signal.SIGSTOP)
-            while new := set(self._family()) - stopped:
+            while new := set(self.family()) - stopped:
                 for pid in new:
                     keeper.send(pid, signal.SIGSTOP)
                 stopped |= new
@@ -156,7 +156,8 @@ class Process:
     def _is_gone(self) -> bool:
         return self._keeper is None
 
-    def _family(self) -> list[int]:
+    def family(self) -> list[int]:
+        """Every process of it, the main one first."""
         return [] if self._keeper is None else keeper.descendants(self._keeper.pid)
 
     def _signal_main(self, number: int) -> None:
@@ -165,7 +166,7 @@ class Process:
             keeper.send(self._pid, number)
 
     def _signal_all(self, number: int) -> None:
-        for pid in self._family():
+        for pid in self.family():
             keeper.send(pid, number)
 
     def _watch(self) -> None:

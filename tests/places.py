@@ -12,7 +12,6 @@ from psycopg import sql
 from sandbox.servers import Servers
 from sandbox.vhosts import Management, with_vhost
 
-
 NOTHING = sql.SQL("")
 
 
