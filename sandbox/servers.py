@@ -134,10 +134,7 @@ def usual_management_url(amqp_url: str) -> str:
 def local(choice: Choice, logs: Path | None, folder: Path | None, *, restart: bool) -> Iterator[Servers]:
     """PostgreSQL and RabbitMQ from the programs on this machine, in a folder of their own."""
     throwaway = folder is None
-    folder = folder or Path(tempfile.mkdtemp(prefix="orders-"))
-    folder.mkdir(exist_ok=True)
-    # The servers run as other users, who have to get through to their own folders in it.
-    folder.chmod(0o711)
+    folder = folder or new_folder("orders-")
     postgres = LocalPostgres(folder, logs, restart=restart, throwaway=throwaway)
     rabbitmq = LocalRabbitMQ(folder, logs, restart=restart, throwaway=throwaway)
     try:
@@ -156,6 +153,17 @@ def local(choice: Choice, logs: Path | None, folder: Path | None, *, restart: bo
         if throwaway:
             with suppress(FileNotFoundError):
                 shutil.rmtree(folder)
+
+
+def new_folder(prefix: str) -> Path:
+    """A temporary folder that the servers' users get through to their own folders in it."""
+    where = Path(tempfile.gettempdir())
+    if any(not above.stat().st_mode & 0o001 for above in (where, *where.parents)):
+        # A TMPDIR of root's own, closed to others.
+        where = Path("/tmp")
+    folder = Path(tempfile.mkdtemp(prefix=prefix, dir=where))
+    folder.chmod(0o711)
+    return folder
 
 
 def in_parallel(*actions: Callable[[], None]) -> None:

@@ -13,7 +13,6 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
@@ -24,7 +23,7 @@ from typing import Any, NoReturn
 from sandbox.choice import Choice, ChoiceError, choose
 from sandbox.packages import MissingProgramError
 from sandbox.process import ROOT, StartError, write_atomically
-from sandbox.servers import Servers, servers
+from sandbox.servers import Servers, new_folder, servers
 from sandbox.system import Counts, System
 
 # Relative to the project, where every command of this module runs: a socket's path may have 107 characters, and a
@@ -150,7 +149,7 @@ def data_folder(choice: Choice) -> Path | None:
     kept = RUN / "data-folder"
     if kept.exists() and (folder := Path(kept.read_text().strip())).is_dir():
         return folder
-    folder = Path(tempfile.mkdtemp(prefix="orders-up-"))
+    folder = new_folder("orders-up-")
     write_atomically(kept, f"{folder}\n")
     return folder
 

@@ -8,8 +8,9 @@ import httpx
 class Management:
     """The HTTP interface of one RabbitMQ; its URL carries user and password."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, seconds: float = 30.0) -> None:
         parts = urlsplit(url)
+        self._seconds = seconds
         self._auth = (parts.username or "", parts.password or "")
         self._base = urlunsplit(("http", f"{parts.hostname}:{parts.port}", "/api", "", ""))
 
@@ -18,6 +19,11 @@ class Management:
             return self._call("GET", "/whoami").is_success
         except httpx.HTTPError:
             return False
+
+    def names(self) -> list[str]:
+        """The vhosts there are."""
+        answer = self._call("GET", "/vhosts").raise_for_status()
+        return [each["name"] for each in answer.json()]
 
     def add(self, vhost: str) -> None:
         """Make the vhost, open to the user of the URL."""
@@ -35,7 +41,7 @@ class Management:
 
     def _call(self, method: str, path: str, json: object = None) -> httpx.Response:
         # trust_env off: a proxy of the caller's is not for 127.0.0.1.
-        with httpx.Client(auth=self._auth, timeout=30, trust_env=False) as client:
+        with httpx.Client(auth=self._auth, timeout=self._seconds, trust_env=False) as client:
             return client.request(method, self._base + path, json=json)
 
 
