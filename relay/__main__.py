@@ -10,11 +10,14 @@ from relay.backoff import backoff_seconds
 from relay.database import DatabaseLost, SchemaMissing, close, connect, deadline
 from relay.forward import Forwarder, SequenceCached
 from relay.health import serve
+from relay.management import ManagementUnavailable
 from relay.metrics import Vitals
+from relay.operate import operate, parse
 from relay.outbox_table import SESSION, read_mark
 from relay.publisher import BrokerLost, Publisher
 from relay.settings import BadSetting, Settings
 from relay.topology import TopologyWrong, verify
+from relay.upkeep import keep
 from relay.wake import Listener
 from relay.watch import watch
 
@@ -50,6 +53,7 @@ async def forward_until_stopped(settings: Settings) -> None:
                 log.info("started: health on %s:%s, batches of %d rows", host, port, settings.batch_rows)
                 async with asyncio.TaskGroup() as tasks:
                     tasks.create_task(watch(settings.database_url, vitals, stop), name="relay-watch")
+                    tasks.create_task(keep(settings, vitals, stop), name="relay-upkeep")
                     listener = Listener(settings.database_url, vitals, wake)
                     tasks.create_task(listener.run(stop), name="relay-wake")
                     forwarder = Forwarder(settings, publisher, vitals, wake)
@@ -74,7 +78,8 @@ async def _find_servers(settings: Settings, publisher: Publisher, vitals: Vitals
             finally:
                 await close(conn)
             vitals.database = "connected"
-            await verify(await publisher.connect(), settings.exchange_names, settings.queue_names)
+            connection = await publisher.connect()
+            await verify(connection, settings.exchange_names, settings.queue_names, settings.management_url)
             vitals.broker = "connected"
         except DatabaseLost as lost:
             complaint = (
@@ -95,12 +100,15 @@ def main() -> None:
     # What happens to the connection is told once, in our words.
     logging.getLogger("aiormq").setLevel(logging.CRITICAL)
     logging.getLogger("psycopg").setLevel(logging.CRITICAL)
+    asked = parse(sys.argv[1:])
     try:
+        if asked.command not in (None, "run"):
+            sys.exit(operate(asked))
         asyncio.run(forward_until_stopped(Settings.read()))
     except BadSetting as error:
         print(f"relay: {error}", file=sys.stderr)
         sys.exit(BAD_SETTING)
-    except (CannotStart, SchemaMissing, TopologyWrong, SequenceCached) as error:
+    except (CannotStart, SchemaMissing, TopologyWrong, ManagementUnavailable, SequenceCached) as error:
         print(f"relay: {error}", file=sys.stderr)
         sys.exit(CANNOT_START)
     except BaseExceptionGroup as group:

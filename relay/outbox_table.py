@@ -302,8 +302,12 @@ async def block(conn: Connection, reasons: dict[str, str]) -> None:
 async def unlist(conn: Connection, messages: Iterable[Message]) -> None:
     """Parked rows have been settled: strike them off, and let their keys go on or wait no longer."""
     settled = list(messages)
-    keys = sorted({message.key for message in settled})
-    await conn.execute(UNLIST, {"ids": [message.id for message in settled]})
+    await unlist_rows(conn, ids_of(settled), sorted({message.key for message in settled}))
+
+
+async def unlist_rows(conn: Connection, ids: list[int], keys: list[str]) -> None:
+    """Strike settled rows of these keys off the list of those that wait."""
+    await conn.execute(UNLIST, {"ids": ids})
     await conn.execute(LEAVE, {"keys": keys})
     await conn.execute(NEXT_HEAD, {"keys": keys})
 

@@ -28,7 +28,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename=_variable):
     amqp_url: str  # several, with commas between, are tried in turn
     host: str = "127.0.0.1"
     port: Annotated[int, msgspec.Meta(ge=0, le=65535)] = 8001
-    exchanges: str = "orders"  # have to exist, with commas between
+    exchanges: str = ""  # have to exist, with commas between
     required_queues: str = ""  # have to exist, with commas between
     management_url: str = ""  # http://user:password@host:15672: bindings and policies are verified too
 

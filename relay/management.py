@@ -1,0 +1,55 @@
+"""RabbitMQ's management interface, read for what AMQP does not show: bindings and policies."""
+
+import asyncio
+import base64
+from typing import Any
+from urllib.parse import quote, unquote, urlsplit
+
+import msgspec
+
+SECONDS = 5.0
+
+
+class ManagementUnavailable(Exception):
+    """The management interface did not answer as expected."""
+
+
+class Management:
+    """A few questions to one vhost; the URL carries user and password."""
+
+    def __init__(self, url: str, vhost: str) -> None:
+        self._url = urlsplit(url)
+        self._vhost = quote(vhost, safe="")
+
+    async def queue(self, name: str) -> dict[str, Any]:
+        """Return the queue with its arguments and the policy in effect."""
+        return msgspec.convert(await self._get(f"/api/queues/{self._vhost}/{quote(name, safe='')}"), dict[str, Any])
+
+    async def bindings(self, name: str) -> list[str]:
+        """Return the names of the exchanges that the queue is bound to."""
+        found = await self._get(f"/api/queues/{self._vhost}/{quote(name, safe='')}/bindings")
+        return [binding["source"] for binding in msgspec.convert(found, list[dict[str, Any]])]
+
+    async def _get(self, path: str) -> Any:
+        user, password = unquote(self._url.username or "guest"), unquote(self._url.password or "guest")
+        credentials = base64.b64encode(f"{user}:{password}".encode()).decode()
+        host = self._url.hostname or ""
+        try:
+            async with asyncio.timeout(SECONDS):
+                reader, writer = await asyncio.open_connection(
+                    host, self._url.port or 15672, ssl=True if self._url.scheme == "https" else None
+                )
+                try:
+                    # HTTP/1.0: the answer ends with the connection, so that there are no chunks to read.
+                    writer.write(
+                        f"GET {path} HTTP/1.0\r\nHost: {host}\r\nAuthorization: Basic {credentials}\r\n\r\n".encode()
+                    )
+                    head, _, body = (await reader.read()).partition(b"\r\n\r\n")
+                finally:
+                    writer.close()
+        except (OSError, TimeoutError) as error:
+            raise ManagementUnavailable(f"RELAY_MANAGEMENT_URL: no answer from {host} ({error!r})") from error
+        status = head.split(b"\r\n", 1)[0].decode("latin-1")
+        if " 200 " not in f"{status} ":
+            raise ManagementUnavailable(f"RELAY_MANAGEMENT_URL: {path} answers {status!r}")
+        return msgspec.json.decode(body)

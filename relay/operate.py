@@ -1,0 +1,174 @@
+"""What operators do: see what is blocked, let it go on, skip it, send again what was sent; each leaves an audit row."""
+
+import argparse
+import asyncio
+import datetime
+import getpass
+import importlib.resources
+import os
+import socket
+import sys
+import time
+
+import msgspec
+
+from relay import outbox_repairs
+from relay.database import Connection, DatabaseLost, close, connect, deadline
+from relay.outbox_repairs import Choice, NotBlocked
+from relay.settings import BadSetting
+
+COMMAND_SECONDS = 60.0
+CHUNK = 500
+
+
+def parse(words: list[str]) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(prog="relay", description="Carry an outbox to RabbitMQ, or mend what is stuck.")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+    commands.add_parser("run", help="carry messages until a signal says stop (also without a command)")
+    blocked = commands.add_parser("blocked", help="list the keys that wait for an operator")
+    blocked.add_argument("--limit", type=int, default=100)
+    blocked.add_argument("--json", action="store_true", help="one JSON object for each key")
+    retry = commands.add_parser("retry", help="try a blocked key again")
+    retry.add_argument("keys", metavar="KEY", nargs="*")
+    retry.add_argument("--all", action="store_true", help="every blocked key")
+    skip = commands.add_parser("skip", help="give up one parked row for good; its key goes on behind it")
+    skip.add_argument("row_id", metavar="ID", type=int)
+    skip.add_argument("--reason", required=True)
+    requeue = commands.add_parser("requeue", help="send again what was sent, in order")
+    requeue.add_argument("--since", type=_time, required=True, help="2026-11-23T18:00:00Z, or 15m, 2h, 1d ago")
+    requeue.add_argument("--type", dest="routing_key", help="only this routing key")
+    requeue.add_argument("--key", help="only this key")
+    requeue.add_argument("--rate", type=float, default=1000.0, help="rows a second (default 1000)")
+    requeue.add_argument("--dry-run", action="store_true", help="only count")
+    schema = commands.add_parser("schema", help="print the table's DDL and grants")
+    schema.add_argument("--writer", default="outbox_writer", help="the role that inserts")
+    return parser.parse_args(words)
+
+
+def operate(asked: argparse.Namespace) -> int:
+    """Do what was asked; return the exit code."""
+    if asked.command == "schema":
+        print(schema(asked.writer))
+        return 0
+    url = os.environ.get("DATABASE_URL")
+    if not url:
+        raise BadSetting("DATABASE_URL: it is not set")
+    try:
+        return asyncio.run(_command(url, asked))
+    except (DatabaseLost, NotBlocked) as error:
+        print(f"relay {asked.command}: {error}", file=sys.stderr)
+        return 1
+
+
+async def _command(url: str, asked: argparse.Namespace) -> int:
+    conn = await connect(url, "relay-operator", outbox_repairs.SESSION)
+    try:
+        match asked.command:
+            case "blocked":
+                return await _blocked(conn, asked.limit, asked.json)
+            case "retry":
+                return await _retry(conn, asked.keys, asked.all)
+            case "skip":
+                return await _skip(conn, asked.row_id, asked.reason)
+            case _:
+                choice = Choice(since=asked.since, routing_key=asked.routing_key, key=asked.key)
+                return await _requeue(conn, choice, asked.rate, asked.dry_run)
+    finally:
+        await close(conn)
+
+
+async def _blocked(conn: Connection, most: int, as_json: bool) -> int:
+    with deadline(conn, COMMAND_SECONDS):
+        found = await outbox_repairs.blocked(conn, most)
+    for each in found:
+        if as_json:
+            print(msgspec.json.encode(each).decode())
+        else:
+            since = each.since.astimezone(datetime.UTC).isoformat(timespec="seconds")
+            print(f"{each.key}  row {each.row_id}  {each.exchange}/{each.routing_key}  since {since}")
+            print(f"    {each.reason}; {each.rows} rows wait")
+    if not found and not as_json:
+        print("no key is blocked")
+    return 0
+
+
+async def _retry(conn: Connection, keys: list[str], all_of_them: bool) -> int:
+    if all_of_them == bool(keys):
+        raise BadSetting("retry: name the keys, or say --all")
+    with deadline(conn, COMMAND_SECONDS):
+        chosen = await outbox_repairs.blocked_keys(conn) if all_of_them else keys
+    for key in chosen:
+        with deadline(conn, COMMAND_SECONDS):
+            await outbox_repairs.retry(conn, key, actor())
+    print(f"{len(chosen)} keys are tried again")
+    return 0
+
+
+async def _skip(conn: Connection, row_id: int, reason: str) -> int:
+    if not reason.strip():
+        raise BadSetting("skip: --reason may not be empty, it is what the audit keeps")
+    with deadline(conn, COMMAND_SECONDS):
+        key = await outbox_repairs.skip(conn, row_id, reason, actor())
+    print(f"row {row_id} is skipped; key {key!r} goes on")
+    return 0
+
+
+async def _requeue(conn: Connection, choice: Choice, rate: float, dry_run: bool) -> int:
+    if rate <= 0:
+        raise BadSetting("requeue: --rate is a number of rows a second, above 0")
+    chunk = max(1, min(CHUNK, int(rate / 5)))
+    with deadline(conn, COMMAND_SECONDS):
+        above, upto = await outbox_repairs.first_id_since(conn, choice.since)
+        audit_id = None if dry_run else await outbox_repairs.open_requeue(conn, choice, actor())
+    moved, began = 0, time.monotonic()
+    while True:
+        with deadline(conn, COMMAND_SECONDS):
+            most = 10_000 if audit_id is None else chunk
+            ids, shards = await outbox_repairs.sent_rows(conn, choice, above, upto, most)
+            if not ids:
+                break
+            above = ids[-1]
+            moved += len(ids) if audit_id is None else await outbox_repairs.requeue(conn, audit_id, ids, shards)
+        if audit_id is not None:
+            await asyncio.sleep(max(0.0, began + moved / rate - time.monotonic()))
+    print(f"{moved} rows {'would be' if dry_run else 'are'} sent again")
+    return 0
+
+
+def schema(writer: str) -> str:
+    """Return the DDL of the outbox and the grants of its writer."""
+    ddl = importlib.resources.files("relay").joinpath("schema.sql").read_text()
+    columns = "event_id, key, exchange, routing_key, required, content_type, headers, body"
+    return f"""{ddl.strip()}
+
+-- Load this as the role that the relay connects as: only an owner may detach a partition and drop it.
+-- A writer inserts into these columns alone: it draws no ids, and looks at nothing.
+GRANT INSERT ({columns}) ON outbox TO {_quoted(writer)};
+GRANT USAGE ON SEQUENCE outbox_id_seq TO {_quoted(writer)};
+GRANT EXECUTE ON FUNCTION outbox_add_partitions(integer) TO {_quoted(writer)};"""
+
+
+def actor() -> str:
+    """Say who runs the command, for the audit."""
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):
+        user = str(os.getuid())
+    return f"{user}@{socket.gethostname()}"
+
+
+def _quoted(role: str) -> str:
+    return '"' + role.replace('"', '""') + '"'
+
+
+def _time(text: str) -> datetime.datetime:
+    """Read an RFC 3339 time, or a time ago: 15m, 2h, 1d."""
+    units = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+    if text[-1:] in units and text[:-1].isdigit():
+        return datetime.datetime.now(datetime.UTC) - datetime.timedelta(seconds=int(text[:-1]) * units[text[-1]])
+    try:
+        moment = datetime.datetime.fromisoformat(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is no time: give 2026-11-23T18:00:00Z, or 15m") from error
+    return moment if moment.tzinfo else moment.replace(tzinfo=datetime.UTC)
