@@ -1,6 +1,6 @@
 """Fixtures: apis that behave as a test wants, and an nginx in front of them."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Protocol
@@ -13,7 +13,7 @@ from tests.nginx import proxy, upstream
 class StartNginx(Protocol):
     def __call__(
         self,
-        *apis: upstream.Upstream | str,
+        *apis: upstream.Upstream | int,
         times: int = 1,
         rate_limit: int | None = None,
         extra: str = "",
@@ -41,9 +41,10 @@ def api(stack: AsyncExitStack) -> StartApi:
 
 
 @pytest.fixture
-async def nobody(stack: AsyncExitStack) -> str:
-    """The address of an api that refuses connections."""
-    return await stack.enter_async_context(upstream.refusing())
+def nobody() -> Iterator[int]:
+    """The port of an api that refuses connections."""
+    with upstream.refusing() as port:
+        yield port
 
 
 @pytest.fixture
@@ -51,10 +52,10 @@ def nginx(stack: AsyncExitStack, tmp_path: Path) -> StartNginx:
     """Start nginx in front of these apis."""
 
     async def start(
-        *apis: upstream.Upstream | str, times: int = 1, rate_limit: int | None = None, extra: str = ""
+        *apis: upstream.Upstream | int, times: int = 1, rate_limit: int | None = None, extra: str = ""
     ) -> proxy.Proxy:
-        addresses = [each if isinstance(each, str) else each.address for each in apis]
-        running = proxy.on_the_host(tmp_path, addresses, times=times, rate_limit=rate_limit, extra=extra)
+        ports = [each if isinstance(each, int) else each.port for each in apis]
+        running = proxy.on_the_host(tmp_path, ports, times=times, rate_limit=rate_limit, extra=extra)
         return await stack.enter_async_context(running)
 
     return start

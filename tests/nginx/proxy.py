@@ -2,18 +2,16 @@
 
 import asyncio
 import json
+import os
 import re
-import subprocess
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
 from pathlib import Path
-from string import Template
 from typing import Any
 
-from sandbox import packages, ports
-
-RULES = Path(__file__).resolve().parents[2] / "deploy" / "nginx"
+from sandbox import nginx, packages, ports
+from sandbox.process import Process, Spec
 
 
 class Answer:
@@ -87,27 +85,14 @@ def hurried(text: str, times: int) -> str:
 
 @asynccontextmanager
 async def on_the_host(
-    folder: Path, addresses: list[str], *, times: int = 1, rate_limit: int | None = None, extra: str = ""
+    folder: Path, apis: list[int], *, times: int = 1, rate_limit: int | None = None, extra: str = ""
 ) -> AsyncIterator[Proxy]:
-    """nginx.conf filled in; `extra` goes to the end of the server block."""
+    """nginx.conf as the sandbox fills it in; `extra` goes to the end of the server block."""
     port = ports.free_port()
-    values = {
-        "LISTEN": f"127.0.0.1:{port}",
-        "UPSTREAM_SERVERS": " ".join(f"server {address} max_fails=0;" for address in addresses),
-        "RULES_DIR": str(folder),
-        "CONF_DIR": str(folder),
-        "TEMP_DIR": str(folder),
-        "PID_FILE": str(folder / "nginx.pid"),
-        "ERROR_LOG": "stderr",
-        "ACCESS_LOG": str(folder / "access.log"),
-        "ORDERS_RATE_LIMITED": "on" if rate_limit else "",
-        "ORDERS_RATE_LIMIT": str(rate_limit or 1),
-    }
-    for source in ("nginx.conf", "rate-limit.conf.template"):
-        text = Template((RULES / source).read_text()).safe_substitute(values)
-        (folder / source.removesuffix(".template")).write_text(text)
-    (folder / "orders.conf").write_text(hurried((RULES / "orders.conf").read_text(), times))
-    (folder / "locations.conf").write_text(hurried((RULES / "locations.conf").read_text(), times) + extra)
+    settings = {"ORDERS_RATE_LIMIT": str(rate_limit)} if rate_limit else {}
+    main_file = nginx.render(folder, port, apis, folder / "access.log", settings)
+    main_file.write_text(main_file.read_text().replace(str(nginx.RULES), str(folder)))
+    copy_rules(folder, times, extra)
     async with _running(port, folder):
         yield Proxy(port, folder)
 
@@ -116,11 +101,11 @@ async def on_the_host(
 async def in_a_container(folder: Path, *, dns: int, api_port: int) -> AsyncIterator[Proxy]:
     """compose.conf with the container's folders, name server and ports replaced by ours, and nothing else."""
     port = ports.free_port()
-    text = (RULES / "compose.conf").read_text()
+    text = (nginx.RULES / "compose.conf").read_text()
     for theirs, ours in (
         ("/tmp/", f"{folder}/"),
         ("/etc/nginx/conf.d/*.conf", str(folder / "rate-limit.conf")),
-        ("/etc/nginx/", f"{RULES}/"),
+        ("/etc/nginx/", f"{folder}/"),
         ("/dev/stdout", str(folder / "access.log")),
         ("/dev/stderr", "stderr"),
         ("127.0.0.11 ", f"127.0.0.1:{dns} "),
@@ -129,13 +114,16 @@ async def in_a_container(folder: Path, *, dns: int, api_port: int) -> AsyncItera
     ):
         assert theirs in text
         text = text.replace(theirs, ours)
+    nginx.render(folder, port, [], folder / "access.log", {})  # for rate-limit.conf
     (folder / "nginx.conf").write_text(f"daemon off;\n{text}")
-    limit = Template((RULES / "rate-limit.conf.template").read_text())
-    (folder / "rate-limit.conf").write_text(
-        limit.safe_substitute({"ORDERS_RATE_LIMITED": "", "ORDERS_RATE_LIMIT": "1"})
-    )
+    copy_rules(folder)
     async with _running(port, folder):
         yield Proxy(port, folder)
+
+
+def copy_rules(folder: Path, times: int = 1, extra: str = "") -> None:
+    (folder / "orders.conf").write_text(hurried((nginx.RULES / "orders.conf").read_text(), times))
+    (folder / "locations.conf").write_text(hurried((nginx.RULES / "locations.conf").read_text(), times) + extra)
 
 
 @asynccontextmanager
@@ -143,23 +131,20 @@ async def _running(port: int, folder: Path) -> AsyncIterator[None]:
     packages.ensure(["nginx"])
     program = packages.find("nginx")
     assert program is not None
-    with (folder / "error.log").open("wb") as log:
-        command = [program, "-c", str(folder / "nginx.conf"), "-e", "stderr"]
-        process = await asyncio.to_thread(subprocess.Popen[bytes], command, stdout=log, stderr=log)
-    try:
-        await _until_it_listens(process, port, folder)
-        yield
-    finally:
-        process.terminate()
-        await asyncio.to_thread(process.wait, 10)
+    command = (program, "-c", str(folder / "nginx.conf"), "-e", "stderr")
+    # Not to be outlived by it, even when pytest is killed; SIGTERM, because a test has nothing in hand at its end.
+    process = Process(Spec(name="nginx", command=command, environ=os.environ), folder, restart=False)
+    await asyncio.to_thread(process.start)
 
-
-async def _until_it_listens(process: subprocess.Popen[bytes], port: int, folder: Path) -> None:
     def listens() -> bool:
-        assert process.poll() is None, (folder / "error.log").read_text()
+        assert process.pid is not None, process.log.read_text()
         return not ports.is_free(port)
 
-    await eventually(listens)
+    try:
+        await eventually(listens)
+        yield
+    finally:
+        await asyncio.to_thread(process.stop)
 
 
 async def concurrently(*asked: Awaitable[Answer]) -> list[Answer]:

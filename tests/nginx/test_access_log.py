@@ -45,7 +45,7 @@ async def test_both_apis(api: StartApi, nginx: StartNginx) -> None:
     assert line["api_status"] == "502, 200"
 
 
-async def test_own_errors(nginx: StartNginx, nobody: str) -> None:
+async def test_own_errors(nginx: StartNginx, nobody: int) -> None:
     """
     A failed POST is logged as a POST, with the id that its problem names; a request that was none is logged too.
     """

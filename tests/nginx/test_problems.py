@@ -99,7 +99,7 @@ async def test_largest_body(api: StartApi, nginx: StartNginx) -> None:
 
 
 @pytest.mark.parametrize("method", ["GET", "POST"])
-async def test_no_api(nginx: StartNginx, nobody: str, method: str) -> None:
+async def test_no_api(nginx: StartNginx, nobody: int, method: str) -> None:
     """
     With every api gone nginx answers 502, without a Retry-After.
     """
@@ -126,7 +126,7 @@ async def test_retry_after(api: StartApi, nginx: StartNginx, status: int, retry_
     got.problem()
 
 
-async def test_head(nginx: StartNginx, nobody: str) -> None:
+async def test_head(nginx: StartNginx, nobody: int) -> None:
     """
     A HEAD gets the problem's header alone.
     """

@@ -1,9 +1,11 @@
 """What nginx sends a second time, and what it never does."""
 
+from contextlib import AsyncExitStack
+
 import pytest
 
 from tests.nginx.conftest import StartApi, StartNginx
-from tests.nginx.upstream import Behaviour, answer, first_then, hang, hang_up
+from tests.nginx.upstream import Behaviour, answer, first_then, hang, hang_up, refusing
 
 KEY = "Idempotency-Key: 3f1c"
 ORDER = "/orders/01980a4e-7c5d-7a3b-9f00-000000000001"
@@ -79,7 +81,7 @@ async def test_kept_connection_once(api: StartApi, nginx: StartNginx) -> None:
 
 
 @pytest.mark.parametrize("target", ["/orders", "/order/place", f"{ORDER}/cancel"])
-async def test_refused_goes_on(api: StartApi, nginx: StartNginx, nobody: str, target: str) -> None:
+async def test_refused_goes_on(api: StartApi, nginx: StartNginx, nobody: int, target: str) -> None:
     """
     A POST without a key goes to the next api when the connection was refused: nothing was sent.
     """
@@ -91,12 +93,12 @@ async def test_refused_goes_on(api: StartApi, nginx: StartNginx, nobody: str, ta
         assert count == len(alive.requests)
 
 
-async def test_every_api_may_refuse(api: StartApi, nginx: StartNginx, nobody: str) -> None:
+async def test_every_api_may_refuse(stack: AsyncExitStack, api: StartApi, nginx: StartNginx) -> None:
     """
     One api of six is enough for a POST without a key.
     """
     alive = await api(answer())
-    proxy = await nginx(*[nobody.replace("127.0.0.1", f"127.0.0.{last}") for last in range(2, 7)], alive)
+    proxy = await nginx(*(stack.enter_context(refusing()) for _ in range(5)), alive)
 
     for _ in range(6):
         assert (await proxy.ask("POST", "/order/place")).status == 200

@@ -2,8 +2,8 @@
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 
 import msgspec
 
@@ -72,6 +72,7 @@ class Upstream:
         self.requests: list[Request] = []
         self.connections = 0
         self.address = ""
+        self.port = 0
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -120,8 +121,8 @@ async def running(behaviour: Behaviour, host: str = "127.0.0.1", port: int = 0) 
     upstream = Upstream(behaviour)
     # The backlog of uvicorn: with a short one the kernel drops connections, and nginx gives them up after 1 s.
     server = await asyncio.start_server(upstream.serve, host, port, backlog=2048)
-    host, port = server.sockets[0].getsockname()
-    upstream.address = f"{host}:{port}"
+    upstream.port = server.sockets[0].getsockname()[1]
+    upstream.address = f"{host}:{upstream.port}"
     try:
         yield upstream
     finally:
@@ -130,9 +131,9 @@ async def running(behaviour: Behaviour, host: str = "127.0.0.1", port: int = 0) 
         await server.wait_closed()
 
 
-@asynccontextmanager
-async def refusing() -> AsyncIterator[str]:
-    """The address of an api that is not there: bound, so that nobody else takes it, but not listening."""
+@contextmanager
+def refusing() -> Iterator[int]:
+    """The port of an api that is not there: bound, so that nobody else takes it, but not listening."""
     with socket.socket() as held:
         held.bind(("127.0.0.1", 0))
-        yield f"127.0.0.1:{held.getsockname()[1]}"
+        yield held.getsockname()[1]
