@@ -30,7 +30,7 @@ from sandbox.servers import servers
 from sandbox.system import Counts, System
 
 FILE = Path("examples/online-retail-2010-12.csv.gz")
-RUN = Path(".run")
+RUN = Path(os.environ.get("SANDBOX_RUN", ".run"))
 SUMMARY = RUN / "demo.json"
 LOGS = RUN / "demo"  # apart from those of `make up`, which may be running
 
@@ -99,7 +99,7 @@ def run(console: Console) -> int:
     """Start everything, replay, report, end everything; return the exit code."""
     found = survey(FILE)
     choice = choose(os.environ)
-    console.print(choice, highlight=False, soft_wrap=True)
+    console.print(str(choice), highlight=False, soft_wrap=True)
     began = time.monotonic()
     with servers(choice, logs=LOGS.resolve()) as its:
         console.print(f"PostgreSQL and RabbitMQ are ready after {time.monotonic() - began:.1f} s", highlight=False)

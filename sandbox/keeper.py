@@ -49,6 +49,15 @@ def descendants(root: int) -> list[int]:
     return found
 
 
+def is_alive(pid: int) -> bool:
+    """It exists, and has not merely ended without being collected."""
+    try:
+        stat = Path("/proc", str(pid), "stat").read_bytes()
+    except OSError:
+        return False
+    return stat[stat.rindex(b")") + 2 :].split()[0] != b"Z"
+
+
 def send(pid: int, number: int) -> None:
     with suppress(ProcessLookupError, PermissionError):
         os.kill(pid, number)

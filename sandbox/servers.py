@@ -168,7 +168,7 @@ def new_folder(prefix: str) -> Path:
 
 def in_parallel(*actions: Callable[[], None]) -> None:
     """Run them side by side, wait for all, and raise the first error there was."""
-    with ThreadPoolExecutor(len(actions), thread_name_prefix="servers") as threads:
+    with ThreadPoolExecutor(max(len(actions), 1), thread_name_prefix="servers") as threads:
         running = [threads.submit(action) for action in actions]
     for each in running:
         each.result()

@@ -21,8 +21,9 @@ from types import FrameType
 from typing import Any, NoReturn
 
 from sandbox.choice import Choice, ChoiceError, choose
+from sandbox.keeper import is_alive
 from sandbox.packages import MissingProgramError
-from sandbox.process import ROOT, StartError, write_atomically
+from sandbox.process import ROOT, StartError, wait_until, write_atomically
 from sandbox.servers import Servers, new_folder, servers
 from sandbox.system import Counts, System
 
@@ -30,6 +31,7 @@ from sandbox.system import Counts, System
 # project's folder more. A test names a folder of its own.
 RUN = Path(os.environ.get("SANDBOX_RUN", ".run"))
 SOCKET = RUN / "control.sock"
+PID_FILE = RUN / "supervisor.pid"
 OLD_SECONDS = 15.0  # for the keepers of a supervisor that was killed to end what it left
 SERVE_SECONDS = 10.0
 
@@ -111,7 +113,7 @@ def serve() -> int:
         listener.bind(str(SOCKET))
         SOCKET.chmod(0o600)
         listener.listen()
-        write_atomically(RUN / "supervisor.pid", f"{os.getpid()}\n")
+        write_atomically(PID_FILE, f"{os.getpid()}\n")
         try:
             while True:
                 wire, _ = listener.accept()
@@ -166,11 +168,11 @@ def wait_for_the_old() -> None:
     """Return when nothing of an earlier run is alive: its keepers see to that, within seconds."""
     deadline = time.monotonic() + OLD_SECONDS
     for file in RUN.glob("*.pid"):
-        if file.name == "supervisor.pid":
+        if file == PID_FILE:
             continue
         with suppress(ValueError, FileNotFoundError):
             pid = int(file.read_text())
-            while Path("/proc", str(pid)).exists() and time.monotonic() < deadline:
+            while is_alive(pid) and time.monotonic() < deadline:
                 time.sleep(0.05)
         file.unlink(missing_ok=True)
 
@@ -255,7 +257,9 @@ def down() -> int:
             wait_for_the_old()
             clear()
             return 0
+        supervisor = int(PID_FILE.read_text())
         error = ask(wire, {"do": "down"})
+        wait_until(lambda: not is_alive(supervisor), 5, lambda: "the supervisor does not end")
     if error is not None:
         print(f"make down: {error}", file=sys.stderr)
         return 1

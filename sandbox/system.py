@@ -28,8 +28,12 @@ MODULES: dict[Role, str] = {"api": "orders.app", "relay": "relay", "worker": "or
 PREFIXES: dict[Role, str] = {"api": "ORDERS", "relay": "RELAY", "worker": "WORKER"}
 # What a caller's make, shell or pytest leaves in the environment is no setting of a process.
 NOT_SETTINGS = ("MAKE", "MFLAGS", "PYTEST_", "APIS", "RELAYS", "WORKERS", "SERVERS", "COVERAGE_")
-# Where a change between two `make up` restarts the processes.
-SETTINGS = ("ORDERS_", "LOG_LEVEL", "RELAY_", "WORKER_", "WORK_", "DATABASE_URL", "AMQP_URL")
+# What a process reads; when one of these changes between two `make up`, it is restarted.
+SETTINGS: dict[Role, tuple[str, ...]] = {
+    "api": ("ORDERS_", "LOG_LEVEL", "DATABASE_URL"),
+    "relay": ("RELAY_", "LOG_LEVEL", "DATABASE_URL", "AMQP_URL"),
+    "worker": ("WORKER_", "WORK_", "ORDERS_", "LOG_LEVEL", "DATABASE_URL", "AMQP_URL"),
+}
 DEFAULTS = {"RELAY_REQUIRED_QUEUES": "orders.work", "RELAY_EXCHANGES": "orders", "PYTHONUNBUFFERED": "1"}
 
 
@@ -143,10 +147,14 @@ class System:
         """Have exactly so many of each, all of them running; returns before they are ready."""
         self._counts = counts
         wanted = {spec.name: spec for spec in self._specs()}
-        for name, process in list(self._processes.items()):
-            if name != "nginx" and (name not in wanted or differs(process.spec, wanted[name])):
-                process.stop()
-                del self._processes[name]
+        ending = [
+            process
+            for name, process in self._processes.items()
+            if name != "nginx" and (name not in wanted or differs(process.spec, wanted[name]))
+        ]
+        in_parallel(*(process.stop for process in ending))
+        for process in ending:
+            del self._processes[process.name]
         for name, spec in wanted.items():
             if name not in self._processes:
                 self._processes[name] = Process(spec, self.folder, restart=True)
@@ -178,8 +186,7 @@ class System:
         front = self._processes.pop("nginx", None)
         if front is not None:
             front.stop()
-        if self._processes:
-            in_parallel(*(process.stop for process in self.processes))
+        in_parallel(*(process.stop for process in self.processes))
         self._processes.clear()
 
     def _specs(self) -> list[Spec]:
@@ -256,9 +263,10 @@ class System:
 
 def differs(old: Spec, new: Spec) -> bool:
     """One of its settings has changed; the rest of a shell's environment changes with every call."""
+    role = next(role for role in get_args(Role) if new.name.startswith(role))
 
     def settings(spec: Spec) -> dict[str, str]:
-        return {name: value for name, value in spec.environ.items() if name.startswith(SETTINGS)}
+        return {name: value for name, value in spec.environ.items() if name.startswith(SETTINGS[role])}
 
     return settings(old) != settings(new)
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from sandbox import keeper
+from sandbox.keeper import is_alive
 from sandbox.process import ROOT, Process, Spec, wait_until
 
 # An owner that starts a family (child, grandchild, one in a session of its own) and then only waits.
@@ -143,13 +144,6 @@ def test_descendants_of_nobody() -> None:
     A pid without children has no descendants.
     """
     assert keeper.descendants(2**22 + 1) == []
-
-
-def is_alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except (FileNotFoundError, ProcessLookupError):
-        return False
 
 
 def parent_of(pid: int) -> int:
