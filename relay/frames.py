@@ -27,6 +27,7 @@ _content_start = struct.Struct(">HHQH").pack
 _timestamp = struct.Struct(">Q").pack
 
 METHODS_KEPT = 4096
+LONGEST_NAME = 128
 
 
 class Unencodable(Exception):
@@ -98,7 +99,20 @@ def header_table(headers: str) -> bytes:
     """Return a JSON object as AMQP's field table."""
     try:
         table: dict[str, Any] = msgspec.json.decode(headers, type=dict[str, Any])
+        _check_names(table)
         encoded: bytes = pamqp.encode.field_table(table)
     except (msgspec.MsgspecError, TypeError, ValueError, struct.error, OverflowError) as error:
         raise Unencodable(f"its headers cannot be encoded: {error}") from error
     return encoded
+
+
+def _check_names(value: Any) -> None:
+    """pamqp cuts a longer name short, and says so only in the log."""
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            if len(name.encode()) > LONGEST_NAME:
+                raise Unencodable(f"its header {name[:40]!r}... has more than {LONGEST_NAME} bytes in its name")
+            _check_names(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            _check_names(inner)

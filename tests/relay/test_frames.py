@@ -1,0 +1,104 @@
+"""The bytes that are built by hand, held against pamqp."""
+
+import datetime
+
+import pamqp.frame
+import pytest
+from pamqp.body import ContentBody
+from pamqp.commands import Basic
+from pamqp.header import ContentHeader
+
+from relay.frames import METHODS_KEPT, Encoder, Unencodable
+from relay.message import Message
+from tests.relay.letters import letter
+
+
+def frames_of(message: Message, frame_max: int = 131072) -> list[tuple[int, object]]:
+    raw = Encoder(7, frame_max).encode(message)
+    found: list[tuple[int, object]] = []
+    while raw:
+        size, channel, frame = pamqp.frame.unmarshal(raw)
+        assert size <= frame_max
+        found.append((channel, frame))
+        raw = raw[size:]
+    return found
+
+
+def test_all_frames() -> None:
+    """
+    A publish is persistent and mandatory, with the row's id, type, headers and time, on the right channel.
+    """
+    message = letter(5, headers='{"traceparent": "00-aa-bb-01", "n": 3, "deep": {"yes": true}}', body=b"hello")
+
+    (one, method), (two, header), (three, body) = frames_of(message)
+
+    assert (one, two, three) == (7, 7, 7)
+    assert isinstance(method, Basic.Publish)
+    assert (method.exchange, method.routing_key, method.mandatory) == ("orders", "order.placed", True)
+    assert isinstance(header, ContentHeader)
+    assert header.body_size == 5
+    properties = header.properties
+    assert properties.delivery_mode == 2
+    assert message.event_id == properties.message_id
+    assert properties.content_type == "application/json"
+    assert properties.headers == {"traceparent": "00-aa-bb-01", "n": 3, "deep": {"yes": True}}
+    assert datetime.datetime.fromtimestamp(1_795_000_000, datetime.UTC) == properties.timestamp
+    assert isinstance(body, ContentBody)
+    assert body.value == b"hello"
+
+
+def test_bare_message() -> None:
+    """
+    No headers, no content type, no body: then there is no such property, and no body frame.
+    """
+    (_, _), (_, header) = frames_of(letter(5, content_type="", body=b""))
+
+    assert isinstance(header, ContentHeader)
+    assert (header.properties.headers, header.properties.content_type) == (None, None)
+
+
+@pytest.mark.parametrize("size", [4087, 4088, 4089, 8176, 20000])
+def test_bodies_are_split_over_frames(size: int) -> None:
+    """
+    No frame is larger than the broker allows, and the pieces make the body.
+    """
+    body = bytes(at % 251 for at in range(size))
+
+    found = frames_of(letter(5, body=body), frame_max=4096)
+
+    pieces = [frame.value for _, frame in found if isinstance(frame, ContentBody)]
+    assert body == b"".join(pieces)
+    assert -(-size // 4088) == len(pieces)
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        letter(1, headers='{"big": 99999999999999999999999}'),
+        letter(1, headers="[1]"),
+        letter(1, headers='{"%s": 1}' % ("k" * 129)),
+        letter(1, headers='{"a": [{"%s": 1}]}' % ("k" * 129)),
+        letter(1, headers='{"long": "%s"}' % ("v" * 200_000)),
+        letter(1, content_type="x" * 256),
+        letter(1, event_id="x" * 256),
+        letter(1, routing_key="ü" * 200),
+    ],
+)
+def test_what_amqp_cannot_say(message: Message) -> None:
+    """
+    A message that has no form in AMQP is told before anything is sent.
+    """
+    with pytest.raises(Unencodable):
+        Encoder(7, 131072).encode(message)
+
+
+def test_cached_addresses_are_bounded() -> None:
+    """
+    A million routing keys do not fill the memory.
+    """
+    encoder = Encoder(7, 0)
+
+    for at in range(METHODS_KEPT + 5):
+        assert f"key.{at}".encode() in encoder.encode(letter(1, routing_key=f"key.{at}"))
+
+    assert len(encoder._methods) <= METHODS_KEPT

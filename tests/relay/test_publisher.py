@@ -1,0 +1,175 @@
+"""The RabbitMQ end by itself: what each message is told, and what happens when the wire is gone."""
+
+import asyncio
+import os
+import subprocess
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from relay.frames import FRAME_OVERHEAD, Encoder
+from relay.message import Answer, Message
+from relay.publisher import BrokerBlocked, BrokerLost, Publisher
+from sandbox.local_rabbitmq import LocalRabbitMQ
+from sandbox.ports import free_port
+from sandbox.servers import Servers
+from tests.relay.letters import letter
+from tests.relay.service import broker
+
+
+@pytest.fixture
+async def publisher(topology: str) -> AsyncIterator[Publisher]:
+    opened = Publisher([topology], confirm_seconds=5.0)
+    yield opened
+    await opened.close()
+
+
+async def publish(publisher: Publisher, wave: list[Message]) -> dict[int, Answer]:
+    replies = await publisher.publish(wave, time.monotonic() + 10)
+    return {row_id: reply.answer for row_id, reply in replies.items()}
+
+
+async def test_a_missing_exchange_takes_nobody_with_it(publisher: Publisher) -> None:
+    """
+    The rows of a missing exchange are told so, and all others are confirmed.
+    """
+    wave = [letter(at, str(at), exchange="gone" if at in (3, 50) else "orders") for at in range(100)]
+
+    answers = await publish(publisher, wave)
+
+    assert {row_id for row_id, answer in answers.items() if answer is Answer.CLOSED_ROUTE} == {3, 50}
+    assert sum(answer is Answer.CONFIRMED for answer in answers.values()) == 98
+
+
+async def test_poison_is_found_by_halving(publisher: Publisher, monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    A message that makes the broker close the connection is found alone, and takes nobody with it.
+    """
+    encode = Encoder.encode
+
+    def poisoned(encoder: Encoder, message: Message) -> bytes:
+        raw = encode(encoder, message)
+        if message.id != 37:
+            return raw
+        # A frame of an unknown type where the body should be: 501, and the connection is closed.
+        start = len(raw) - len(message.body) - FRAME_OVERHEAD
+        return raw[:start] + b"\x09" + raw[start + 1 :]
+
+    monkeypatch.setattr(Encoder, "encode", poisoned)
+    answers = await publish(publisher, [letter(at, str(at)) for at in range(64)])
+
+    assert answers.pop(37) is Answer.CLOSED_ALONE
+    assert set(answers.values()) == {Answer.CONFIRMED}
+    assert len(answers) == 63
+
+
+async def test_too_large_for_the_broker(publisher: Publisher) -> None:
+    """
+    A body of the broker's own maximum (128 MiB on 3.10, 16 MiB on 4.x) passes; one byte more is refused, alone.
+    """
+    connection = await publisher.connect()
+    version = str(connection.server_properties["version"])
+    most = (16 if int(version.split(".")[0]) >= 4 else 128) * 1024 * 1024
+
+    assert await publish(publisher, [letter(1, "a", body=bytes(most))]) == {1: Answer.CONFIRMED}
+    answers = await publish(publisher, [letter(2, "b"), letter(3, "c", body=bytes(most + 1))])
+
+    assert answers == {2: Answer.CONFIRMED, 3: Answer.CLOSED_ALONE}
+
+
+async def test_brokers_are_tried_in_turn(topology: str) -> None:
+    """
+    A broker of the list that is not there costs nothing but its turn.
+    """
+    publisher = Publisher([f"amqp://127.0.0.1:{free_port()}/", topology], confirm_seconds=5.0)
+    try:
+        await publisher.connect()
+        assert await publish(publisher, [letter(1)]) == {1: Answer.CONFIRMED}
+    finally:
+        await publisher.close()
+
+
+async def test_nobody_there() -> None:
+    """
+    With no broker at all the error names each.
+    """
+    urls = [f"amqp://127.0.0.1:{free_port()}/", f"amqp://127.0.0.1:{free_port()}/"]
+    publisher = Publisher(urls, confirm_seconds=5.0)
+
+    with pytest.raises(BrokerLost) as error:
+        await publisher.connect()
+
+    assert str(error.value).count("127.0.0.1") >= 2
+
+
+async def test_a_cancelled_wave_gives_up_its_channel(publisher: Publisher) -> None:
+    """
+    After a cancelled publish no later wave can be given its confirms.
+    """
+    await publisher.connect()
+    before = await publisher._ready_channel()
+    task = asyncio.create_task(publisher.publish([letter(1, body=bytes(10_000_000))], time.monotonic() + 10))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+    assert await publish(publisher, [letter(2)]) == {2: Answer.CONFIRMED}
+    assert await publisher._ready_channel() is not before
+
+
+async def test_a_stopped_broker_is_lost_in_time(own_servers: Servers) -> None:
+    """
+    A broker that was stopped keeps its TCP connection; the publish ends by our own deadline, not by its.
+    """
+    publisher = Publisher([own_servers.amqp_url], confirm_seconds=0.5)
+    await publisher.connect()
+    async with broker(own_servers.amqp_url) as channel:
+        await channel.queue_declare("here", durable=True)
+    assert await publish(publisher, [letter(1, exchange="", routing_key="here")]) == {1: Answer.CONFIRMED}
+    own_servers.rabbitmq.pause()
+    began = time.monotonic()
+    try:
+        with pytest.raises(BrokerLost):
+            await publish(publisher, [letter(2, exchange="", routing_key="here")])
+        assert time.monotonic() - began < 6
+        assert not publisher.is_connected
+    finally:
+        own_servers.rabbitmq.resume()
+        await publisher.close()
+
+
+async def test_an_alarm_is_told_from_an_outage(own_servers: Servers) -> None:
+    """
+    A broker under an alarm takes the connection and no messages: that is told as blocked, at once.
+    """
+    publisher = Publisher([own_servers.amqp_url], confirm_seconds=5.0)
+    await publisher.connect()
+    async with broker(own_servers.amqp_url) as channel:
+        await channel.queue_declare("here", durable=True)
+    alarm(own_servers, 0.00001)
+    try:
+        with pytest.raises(BrokerBlocked):
+            await publish(publisher, [letter(1, exchange="", routing_key="here", body=bytes(100_000))])
+        assert publisher.is_blocked
+    finally:
+        alarm(own_servers, 0.4)
+        publisher.drop()
+        await publisher.close()
+
+
+def alarm(servers: Servers, watermark: float) -> None:
+    """Raise or clear the memory alarm."""
+    rabbit = servers.rabbitmq
+    assert isinstance(rabbit, LocalRabbitMQ)
+    environ = rabbit.process.spec.environ
+    # Debian's wrapper would change the user, and so lose the cookie of this broker.
+    (program,) = Path("/usr/lib/rabbitmq/lib").glob("rabbitmq_server-*/sbin/rabbitmqctl")
+    done = subprocess.run(
+        [program, "-n", environ["RABBITMQ_NODENAME"], "set_vm_memory_high_watermark", str(watermark)],
+        env={**os.environ, **environ}, capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr

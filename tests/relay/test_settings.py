@@ -1,0 +1,53 @@
+"""Settings: read once, or one line that says what is wrong."""
+
+import pytest
+
+from relay.settings import BadSetting, Settings
+
+NEEDED = {"DATABASE_URL": "postgresql://db/app", "AMQP_URL": "amqp://one, amqp://two/v"}
+
+
+def test_defaults() -> None:
+    """
+    Two settings are needed; lists are split at commas.
+    """
+    settings = Settings.read({**NEEDED, "RELAY_REQUIRED_QUEUES": "a, b", "RELAY_PORT": "9000", "RELAY_HOST": ""})
+
+    assert settings.amqp_urls == ("amqp://one", "amqp://two/v")
+    assert settings.queue_names == ("a", "b")
+    assert settings.exchange_names == ()
+    assert (settings.port, settings.host) == (9000, "127.0.0.1")
+    assert settings.retention_seconds == 7 * 86400
+
+
+@pytest.mark.parametrize(
+    ("written", "seconds"), [("90", 90), ("90s", 90), ("1.5h", 5400), ("30m", 1800), ("2d", 172800)]
+)
+def test_retention(written: str, seconds: float) -> None:
+    """
+    Retention is a number with a unit.
+    """
+    assert seconds == Settings.read({**NEEDED, "RELAY_RETENTION": written}).retention_seconds
+
+
+@pytest.mark.parametrize(
+    ("wrong", "line"),
+    [
+        ({"RELAY_BATCH_ROWS": "many"}, "RELAY_BATCH_ROWS: expected `int`, got `str`"),
+        ({"RELAY_BATCH_ROWS": "0"}, "RELAY_BATCH_ROWS: expected `int` >= 1"),
+        ({"RELAY_CONFIRM_SECONDS": "600"}, "RELAY_CONFIRM_SECONDS: at most 60"),
+        ({"RELAY_RETENTION": "soon"}, "RELAY_RETENTION: expected something like 7d"),
+        ({"AMQP_URL": "http://x"}, "AMQP_URL: expected amqp://"),
+        ({"AMQP_URL": ""}, "AMQP_URL: it is not set"),
+        ({"DATABASE_URL": "mysql://x"}, "DATABASE_URL: expected postgresql://"),
+    ],
+)
+def test_wrong_settings(wrong: dict[str, str], line: str) -> None:
+    """
+    A wrong setting is named in one line.
+    """
+    with pytest.raises(BadSetting) as error:
+        Settings.read({**NEEDED, **wrong})
+
+    assert str(error.value).startswith(line)
+    assert "\n" not in str(error.value)

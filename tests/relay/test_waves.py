@@ -1,0 +1,99 @@
+"""Which messages of a claim go when."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from relay.message import Message, Route
+from relay.waves import Waves, sort_out
+from tests.relay.letters import letter
+
+
+def ids(messages: list[Message]) -> list[int]:
+    return [message.id for message in messages]
+
+
+def test_one_of_each_key() -> None:
+    """
+    A wave holds the first message of each key, in order of ids within the key.
+    """
+    a1, a2, b3 = letter(1, "a"), letter(2, "a"), letter(3, "b")
+    waves = Waves([b3, a2, a1])
+
+    first = waves.next()
+
+    assert {1, 3} == set(ids(first))
+    waves.passed(a1)
+    waves.passed(b3)
+    assert ids(waves.next()) == [2]
+    waves.passed(a2)
+    assert waves.next() == []
+
+
+def test_a_stopped_key_stops_with_all_behind() -> None:
+    """
+    A message that has to wait keeps the later ones of its key, and nobody else's.
+    """
+    a1, a2, b3, b4 = letter(1, "a"), letter(2, "a"), letter(3, "b"), letter(4, "b")
+    waves = Waves([a1, a2, b3, b4])
+
+    assert ids(waves.stopped(a1)) == [1, 2]
+    waves.passed(b3)
+
+    assert ids(waves.next()) == [4]
+
+
+def test_no_event_id_twice() -> None:
+    """
+    Two keys with one event id do not meet in a wave: a return could not be told apart.
+    """
+    a, b = letter(1, "a", event_id="same"), letter(2, "b", event_id="same")
+    waves = Waves([a, b])
+
+    (first,) = waves.next()
+    waves.passed(first)
+
+    assert len({first.id, *ids(waves.next())}) == 2
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from("xyz")), max_size=12),
+    st.lists(st.booleans(), min_size=12, max_size=12),
+)
+def test_any_schedule_keeps_the_order(rows: list[tuple[str, str]], passes: list[bool]) -> None:
+    """
+    Whatever passes or stops: keys and event ids never meet, each key's ids rise, nothing follows a stop.
+    """
+    waves = Waves([letter(at, key, event_id=event) for at, (key, event) in enumerate(rows, start=1)])
+    seen: dict[str, int] = {}
+    stopped: set[str] = set()
+    while wave := waves.next():
+        assert len({message.key for message in wave}) == len(wave) == len({message.event_id for message in wave})
+        for message in wave:
+            assert message.key not in stopped
+            assert seen.get(message.key, 0) < message.id
+            seen[message.key] = message.id
+            if passes[message.id - 1]:
+                waves.passed(message)
+            else:
+                stopped.add(message.key)
+                assert message.id == waves.stopped(message)[0].id
+
+
+def test_sort_out() -> None:
+    """
+    Parked rows go out; a fresh row is parked if its key waits, if its route is closed, or if one before it was parked.
+    """
+    closed = Route("orders", "closed")
+    messages = [
+        letter(1, "a", parked=True, key_waits=True),
+        letter(2, "b", key_waits=True),
+        letter(3, "c"),
+        letter(4, "d", routing_key="closed"),
+        letter(5, "d"),
+        letter(6, "c"),
+    ]
+
+    publish, park = sort_out(messages, lambda route: route != closed)
+
+    assert ids(publish) == [1, 3, 6]
+    assert ids(park) == [2, 4, 5]

@@ -1,0 +1,90 @@
+"""Routes in weather: probed alone, widened, cleared."""
+
+from relay.backoff import backoff_seconds
+from relay.message import Route
+from relay.weather import WIDE_OPEN, Weather
+
+HERE, THERE = Route("orders", "here"), Route("", "there")
+
+
+def test_a_failed_route_closes_alone() -> None:
+    """
+    Rows of a failed route are parked; other routes stay open and take all they are given.
+    """
+    weather = Weather(longest_seconds=2.0)
+
+    weather.failed(HERE, 100.0, "nacked")
+
+    assert not weather.is_open(HERE)
+    assert weather.is_open(THERE)
+    assert weather.allowance([HERE, THERE], 100.0, 500) == {THERE: 500}
+    assert weather.report() == {"orders/here": "nacked"}
+
+
+def test_a_probe_is_one_key_after_the_pause() -> None:
+    """
+    When the pause is over one key is let out, and `next_try` says when that is.
+    """
+    weather = Weather(longest_seconds=2.0)
+    assert weather.next_try() is None
+    weather.failed(HERE, 100.0, "nacked")
+
+    due = weather.next_try()
+
+    assert due is not None
+    assert 100.0 < due < 101.0
+    assert weather.allowance([HERE], due, 500) == {HERE: 1}
+
+
+def test_success_widens_until_clear() -> None:
+    """
+    Each success lets out eight times as many keys, until the route is open again.
+    """
+    weather = Weather(longest_seconds=2.0)
+    weather.failed(HERE, 100.0, "nacked")
+
+    widths = []
+    while not weather.is_open(HERE):
+        weather.passed(HERE)
+        widths.append(weather.allowance([HERE], 100.0, WIDE_OPEN)[HERE])
+
+    assert widths == [8, 64, WIDE_OPEN]
+    assert weather.next_try() is None
+
+
+def test_failing_again_starts_over() -> None:
+    """
+    A failure in the widening is one probe again, and the pauses grow to the longest and no further.
+    """
+    weather = Weather(longest_seconds=2.0)
+    weather.failed(HERE, 0.0, "nacked")
+    weather.passed(HERE)
+    for _ in range(40):
+        weather.failed(HERE, 0.0, "nacked")
+
+    due = weather.next_try()
+
+    assert due is not None
+    assert 1.5 <= due <= 2.5
+    assert weather.allowance([HERE], due, 500) == {HERE: 1}
+
+
+def test_passing_an_open_route_changes_nothing() -> None:
+    """
+    A route without weather has nothing to clear.
+    """
+    weather = Weather(longest_seconds=2.0)
+
+    weather.passed(HERE)
+
+    assert weather.is_open(HERE)
+    assert str(THERE) == "(default)/there"
+
+
+def test_backoff() -> None:
+    """
+    Doubled each time, a quarter either way, never beyond the longest and its spread.
+    """
+    assert [round(backoff_seconds(n, 0.1, 1.0, 0.5), 3) for n in (1, 2, 3, 9)] == [0.1, 0.2, 0.4, 1.0]
+    assert backoff_seconds(9, 0.1, 1.0, 0.0) == 0.75
+    assert all(0.075 <= backoff_seconds(1, 0.1, 1.0) <= 0.125 for _ in range(50))
