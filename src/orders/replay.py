@@ -210,7 +210,7 @@ def replay(
     except (Malformed, OSError) as error:
         _fail(f"{file}: {error}; nothing was sent", 2)
     accepted, refused = f"{found.accepted:,} to place", f"{sum(found.refused.values()):,} refused"
-    console.print(f"{file}: {found.lines:,} lines, {found.invoices:,} invoices: {accepted}, {refused}", highlight=False)
+    click.echo(f"{file}: {found.lines:,} lines, {found.invoices:,} invoices: {accepted}, {refused}", err=True)
 
     pace = Pace(rate=rate, concurrency=concurrency, patience=patience)
     running = Replay(file, found, url, pace, run_name)

@@ -441,9 +441,10 @@ class _Run:
         raise AssertionError("a backoff never ends")
 
     def _progress(self, at: float | None = None) -> None:
-        """Something moved: the patience counts from now, or from a later moment."""
-        if not self._deadline.expired():
-            self._deadline.reschedule((at or self._loop.time()) + self._replay.pace.patience)
+        """Something moved: the patience counts from now, or from a later moment that is known already."""
+        end = (at or self._loop.time()) + self._replay.pace.patience
+        if not self._deadline.expired() and end > (self._deadline.when() or 0):
+            self._deadline.reschedule(end)
 
 
 def _order_in(answer: httpx.Response) -> _OrderAnswer:
