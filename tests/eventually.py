@@ -4,13 +4,17 @@ import asyncio
 import inspect
 import time
 from collections.abc import Awaitable, Callable
-from typing import TypeVar, cast
+from typing import TypeVar, cast, overload
 
 T = TypeVar("T")
 
 PAUSE_SECONDS = 0.02
 
 
+@overload
+async def eventually(fact: Callable[[], Awaitable[T]], within: float = ...) -> T: ...
+@overload
+async def eventually(fact: Callable[[], T], within: float = ...) -> T: ...
 async def eventually(fact: Callable[[], T | Awaitable[T]], within: float = 10.0) -> T:
     """Ask until the answer is true, and return it; an AssertionError counts as not yet.
 
