@@ -70,6 +70,7 @@ class Work:
         self.failed = 0
         self._tasks: set[asyncio.Task[None]] = set()
         self._orders: dict[UUID, asyncio.Event] = {}  # each set when its delivery is over
+        self._draining = False
         self._crash: BaseException | None = None
         self.crashed = asyncio.Event()
 
@@ -79,7 +80,13 @@ class Work:
         return len(self._tasks)
 
     def take(self, delivery: Delivery) -> None:
-        """Work a delivery in the background."""
+        """Work a delivery in the background.
+
+        One that still comes while we drain is left alone: it goes back to the queue with its channel. A handler that
+        was started for it would be cut off, perhaps after its effect.
+        """
+        if self._draining:
+            return
         task = asyncio.create_task(self._work(delivery), name="delivery")
         self._tasks.add(task)
         IN_HAND.set(len(self._tasks))
@@ -87,6 +94,7 @@ class Work:
 
     async def drain(self, seconds: float) -> int:
         """Wait for what is in hand, then let go of the rest; return how many deliveries that were."""
+        self._draining = True
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=seconds)
         left = list(self._tasks)
