@@ -1,10 +1,11 @@
 """Which servers to use, said in one line with the reason."""
 
-import sys
 from collections.abc import Mapping
 from typing import Literal, get_args
 
 import msgspec
+
+from sandbox import docker_engine
 
 Kind = Literal["env", "docker", "local"]
 
@@ -32,13 +33,13 @@ def choose(environ: Mapping[str, str]) -> Choice:
     if asked == "local":
         return Choice("local", "SERVERS=local")
     if asked == "docker":
+        if obstacle := docker_engine.why_not():
+            raise ChoiceError(f"SERVERS=docker: {obstacle}")
         return Choice("docker", "SERVERS=docker")
     if asked:
         raise ChoiceError(f"SERVERS={asked} is none of {', '.join(get_args(Kind))}")
     if not missing:
         return Choice("env", "DATABASE_URL and AMQP_URL are set")
-    return Choice("local", "no DATABASE_URL and AMQP_URL")
-
-
-def say(choice: Choice) -> None:
-    print(choice, file=sys.stderr, flush=True)
+    if obstacle := docker_engine.why_not():
+        return Choice("local", f"{' and '.join(missing)} not set, and {obstacle}")
+    return Choice("docker", f"{' and '.join(missing)} not set, and a Docker engine answers")

@@ -13,6 +13,7 @@ import ctypes
 import os
 import pwd
 import select
+import shlex
 import shutil
 import signal
 import subprocess
@@ -171,7 +172,7 @@ def main() -> int:
         end_gently(child, options.last_signal)
     end_all(child)
     for command in options.farewell:
-        subprocess.run(command.split(), stdin=subprocess.DEVNULL, check=False)
+        subprocess.run(shlex.split(command), stdin=subprocess.DEVNULL, check=False)
     for folder in options.remove:
         shutil.rmtree(folder, ignore_errors=True)
         # The folder above belongs to the same owner; whoever leaves last takes it along.

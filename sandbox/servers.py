@@ -13,9 +13,9 @@ from urllib.parse import urlsplit
 import msgspec
 
 from sandbox.choice import Choice, Kind, choose
+from sandbox.docker_servers import Containers, by_testcontainers, by_the_engine
 from sandbox.local_postgres import LocalPostgres
 from sandbox.local_rabbitmq import LocalRabbitMQ
-from sandbox.process import Process
 
 
 class NotOursError(Exception):
@@ -75,7 +75,6 @@ class Servers(msgspec.Struct, frozen=True, kw_only=True):
     database_url: str
     amqp_url: str
     management_url: str | None
-    processes: tuple[Process, ...] = ()  # those that run under our own keepers
 
     @property
     def kind(self) -> Kind:
@@ -94,12 +93,14 @@ def servers(
     logs: Path | None = None,
     folder: Path | None = None,
     restart: bool = False,
+    testcontainers: bool = False,
 ) -> Iterator[Servers]:
     """Open the chosen servers, and end them on the way out.
 
     `folder` names a data folder that is used again when it exists, and outlives an owner that was killed;
     without it the data is thrown away with the owner, however that ends.
     `logs` is where NAME.log and NAME.pid go; `restart` has a server that dies started again.
+    `testcontainers` has containers made by it.
     """
     choice = choice or choose(environ)
     match choice.kind:
@@ -109,7 +110,8 @@ def servers(
             with local(choice, logs, folder, restart=restart) as opened:
                 yield opened
         case "docker":
-            raise NotImplementedError
+            with containers(choice, logs, restart=restart, testcontainers=testcontainers) as opened:
+                yield opened
 
 
 def foreign(choice: Choice, environ: Mapping[str, str]) -> Servers:
@@ -146,13 +148,34 @@ def local(choice: Choice, logs: Path | None, folder: Path | None, *, restart: bo
             database_url=postgres.url,
             amqp_url=rabbitmq.url,
             management_url=rabbitmq.management_url,
-            processes=(postgres.process, rabbitmq.process),
         )
     finally:
         in_parallel(postgres.stop, rabbitmq.close)
         if throwaway:
             with suppress(FileNotFoundError):
                 shutil.rmtree(folder)
+
+
+@contextmanager
+def containers(choice: Choice, logs: Path | None, *, restart: bool, testcontainers: bool) -> Iterator[Servers]:
+    """PostgreSQL and RabbitMQ as containers of the Docker engine; their data goes with them."""
+    folder = new_folder("orders-")
+    make = by_testcontainers if testcontainers else by_the_engine
+    both = Containers(folder, logs, make=make, restart=restart, throwaway=True)
+    try:
+        in_parallel(both.postgres.start, both.rabbitmq.start)
+        yield Servers(
+            choice=choice,
+            postgres=both.postgres,
+            rabbitmq=both.rabbitmq,
+            database_url=both.database_url,
+            amqp_url=both.amqp_url,
+            management_url=both.management_url,
+        )
+    finally:
+        in_parallel(both.postgres.close, both.rabbitmq.close)
+        with suppress(FileNotFoundError):
+            shutil.rmtree(folder)
 
 
 def new_folder(prefix: str) -> Path:

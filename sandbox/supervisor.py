@@ -24,7 +24,7 @@ from sandbox.choice import Choice, ChoiceError, choose
 from sandbox.keeper import is_alive
 from sandbox.packages import MissingProgramError
 from sandbox.process import ROOT, StartError, wait_until, write_atomically
-from sandbox.servers import Servers, new_folder, servers
+from sandbox.servers import Servers, in_parallel, new_folder, servers
 from sandbox.system import Counts, System
 
 # Relative to the project, where every command of this module runs: a socket's path may have 107 characters, and a
@@ -58,11 +58,10 @@ class Supervisor:
         else:
             same_servers(self._servers, environ)
             say(str(self._servers.choice))
-            for process in self._servers.processes:
-                process.resume()
-            if self._servers.processes:
-                self._servers.postgres.start()
-                self._servers.rabbitmq.start()
+            if self._servers.kind != "env":
+                for server in (self._servers.postgres, self._servers.rabbitmq):
+                    server.resume()
+                in_parallel(self._servers.postgres.start, self._servers.rabbitmq.start)
             self._system.change(environ=environ)
         self._system.migrate()
         self._system.scale(counts)

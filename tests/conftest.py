@@ -66,7 +66,7 @@ def anyio_backend() -> str:
 @pytest.fixture(scope="session")
 def servers(pytestconfig: pytest.Config) -> Iterator[Servers]:
     """PostgreSQL and RabbitMQ for all tests that do not break them."""
-    with sandbox.servers.servers(pytestconfig.stash[CHOICE]) as opened:
+    with sandbox.servers.servers(pytestconfig.stash[CHOICE], testcontainers=True) as opened:
         yield opened
 
 
@@ -127,7 +127,7 @@ def breakable_servers(pytestconfig: pytest.Config) -> Iterator[Servers]:
     choice = pytestconfig.stash[CHOICE]
     if choice.kind == "env":
         choice = Choice("local", "the environment's servers are not ours to stop")
-    with sandbox.servers.servers(choice) as opened:
+    with sandbox.servers.servers(choice, testcontainers=True) as opened:
         yield opened
 
 
