@@ -4,6 +4,7 @@ It may be run again after a crash, so what it does outside of this database need
 """
 
 import asyncio
+import functools
 import importlib
 import inspect
 import random
@@ -15,12 +16,15 @@ from orders.settings import SettingsError, WaitSettings
 
 Handler = Callable[[Order], Awaitable[None]]
 
-_wait = WaitSettings.read()
+
+@functools.cache
+def _wait() -> WaitSettings:
+    return WaitSettings.read()
 
 
 async def wait_a_little(order: Order) -> None:
     """Stand in for real work: wait a random time between WORK_MIN_SECONDS and WORK_MAX_SECONDS."""
-    await asyncio.sleep(random.uniform(_wait.work_min_seconds, _wait.work_max_seconds))
+    await asyncio.sleep(random.uniform(_wait().work_min_seconds, _wait().work_max_seconds))
 
 
 async def do_nothing(order: Order) -> None:
@@ -32,6 +36,8 @@ def load(name: str) -> Handler:
     module_name, _, function_name = name.partition(":")
     try:
         handler = getattr(importlib.import_module(module_name), function_name)
+        if handler is wait_a_little:
+            _wait()  # a wrong setting of it stops the process here, not the first order
     except (ImportError, AttributeError) as error:
         raise StartupError(f"ORDERS_HANDLER is wrong: {error}") from None
     except SettingsError as error:

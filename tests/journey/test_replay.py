@@ -3,16 +3,20 @@
 import asyncio
 import json
 import sys
+from functools import partial
 from pathlib import Path
 
 from tests.conftest import StartSystem
 from tests.eventually import eventually
-from tests.journey import shoppers
 from tests.journey.trace import Trace
 
 HEADER = "InvoiceNo,StockCode,Description,Quantity,InvoiceDate,UnitPrice,CustomerID,Country\n"
 INVOICES = 150
 COMMAND = [sys.executable, "-c", "from orders.replay import replay; replay()"]
+
+
+def have_started(trace: Trace, orders: int) -> bool:
+    return len(trace.count("started")) >= orders
 
 
 async def start(path: Path, url: str, *options: str) -> asyncio.subprocess.Process:
@@ -38,15 +42,14 @@ async def test_every_api_is_killed_meanwhile(start_system: StartSystem, trace: T
 
     running = await start(path, system.base_url, "--rate", "75")
     for number in (1, 2, 3):
-        async with shoppers.client(system.base_url) as http:
-            await eventually(lambda number=number: count_placed(system.folder) >= number * INVOICES / 5, 20)
-            assert (await http.get("/health")).is_success
+        await eventually(partial(have_started, trace, number * INVOICES // 5), 20)
         await asyncio.to_thread(system.process(f"api-{number}").kill)
     out, _ = await asyncio.wait_for(running.communicate(), 60)
 
     assert running.returncode == 0, out.decode()
     report = json.loads(out)
     assert (report["placed"], report["done"]) == (INVOICES, INVOICES)
+    assert len(await trace.check(system, [])) == INVOICES
 
     again = await start(path, system.base_url)
     out, _ = await asyncio.wait_for(again.communicate(), 60)
@@ -54,3 +57,4 @@ async def test_every_api_is_killed_meanwhile(start_system: StartSystem, trace: T
     assert again.returncode == 0
     report = json.loads(out)
     assert (report["placed"], report["placed_before"], report["done"]) == (INVOICES, INVOICES, INVOICES)
+    assert len(await trace.check(system, [])) == INVOICES
