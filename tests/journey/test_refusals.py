@@ -3,7 +3,7 @@
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 
 import pytest
 
@@ -42,7 +42,7 @@ MISSING = [(API, "DATABASE_URL"), (RELAY, "DATABASE_URL"), (RELAY, "AMQP_URL"), 
 NOWHERE = {"DATABASE_URL": "postgresql://127.0.0.1:9/orders", "AMQP_URL": "amqp://127.0.0.1:9"}
 
 
-def start(module: str, settings: Mapping[str, str]) -> tuple[int, str]:
+def start(module: str, settings: dict[str, str]) -> tuple[int, str]:
     """Run a process to its end; return its code and the one line it said."""
     kept = {name: os.environ[name] for name in ("PATH", "PYTHONPATH", "HOME") if name in os.environ}
     ports = {f"{name}_PORT": str(free_port()) for name in ("ORDERS", "RELAY", "WORKER")}

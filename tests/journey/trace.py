@@ -23,7 +23,8 @@ UNSETTLED: LiteralString = "SELECT state, count(*) FROM outbox WHERE settled_at 
 
 # What the tables say of each order: its version, and its events in the order of their transactions.
 STORIES: LiteralString = """
-    SELECT o.order_id, o.version, o.attempts, array_agg(e.routing_key ORDER BY e.id), array_agg(e.event_id ORDER BY e.id)
+    SELECT o.order_id, o.version, o.attempts, array_agg(e.routing_key ORDER BY e.id),
+           array_agg(e.event_id ORDER BY e.id)
     FROM orders o LEFT JOIN outbox e ON e.key = o.order_id::text
     GROUP BY o.order_id
 """
