@@ -1,5 +1,7 @@
 """The Docker engine: whether it can serve, and how a container of ours goes for good."""
 
+import os
+import socket
 import sys
 import time
 
@@ -8,6 +10,7 @@ from docker.errors import APIError, DockerException, ImageNotFound, NotFound  # 
 
 POSTGRES_IMAGE = "postgres:17"
 RABBITMQ_IMAGE = "rabbitmq:4-management"
+DEFAULT_HOST = "unix:///var/run/docker.sock"
 PING_SECONDS = 5
 PULL_SECONDS = 600
 CREATED_SECONDS = 5.0  # for an engine that was just asked to make a container by somebody who is gone
@@ -15,6 +18,8 @@ CREATED_SECONDS = 5.0  # for an engine that was just asked to make a container b
 
 def why_not() -> str | None:
     """What keeps the engine from serving, or None; images that are missing are pulled."""
+    if not is_listening(os.environ.get("DOCKER_HOST") or DEFAULT_HOST):
+        return "no Docker engine answers"
     try:
         client = docker.from_env(timeout=PING_SECONDS)
     except DockerException:
@@ -28,6 +33,18 @@ def why_not() -> str | None:
     finally:
         client.close()
     return None
+
+
+def is_listening(host: str) -> bool:
+    """Somebody is at the socket; only asked of local ones, where the client would leave its own open."""
+    if not host.startswith("unix://"):
+        return True
+    with socket.socket(socket.AF_UNIX) as probe:
+        try:
+            probe.connect(host.removeprefix("unix://"))
+        except OSError:
+            return False
+    return True
 
 
 def has(client: docker.DockerClient, image: str) -> bool:
