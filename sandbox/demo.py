@@ -124,7 +124,7 @@ def run(console: Console) -> int:
             summary = sum_up(its.kind, started, report, measured)
             write_atomically(SUMMARY, msgspec.json.format(msgspec.json.encode(summary)).decode() + "\n")
             console.print(table_of(summary))
-            if sys.stdin.isatty():
+            if sys.stdin is not None and sys.stdin.isatty():
                 serve_on(console, system.base_url)
     console.print("everything has ended" if summary.complete else f"something is missing; the logs are in {LOGS}")
     return 0 if summary.complete else 1
