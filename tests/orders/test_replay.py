@@ -1,6 +1,7 @@
 """What a replay sends, what it does about answers that are no orders, and what it reports."""
 
 import asyncio
+import io
 import json
 import math
 import os
@@ -20,9 +21,11 @@ import pytest
 from click.testing import CliRunner, Result
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.console import Console
 
-from orders.replay import default_url, replay
-from orders.send_invoices import Latencies
+from orders.invoices import survey
+from orders.replay import default_url, replay, run_shown
+from orders.send_invoices import Latencies, Pace, Replay
 from tests.eventually import eventually
 
 HEADER = "InvoiceNo,StockCode,Description,Quantity,InvoiceDate,UnitPrice,CustomerID,Country\n"
@@ -178,6 +181,19 @@ def test_table(tmp_path: Path, service: Service) -> None:
     assert "it is a cancellation (C1, line 5)" in result.stdout
     assert "3 placed, 3 done of 3" in result.stderr
     assert "5 invoices: 3 to place, 2 refused" in result.stderr
+
+
+def test_bar(tmp_path: Path, service: Service) -> None:
+    """
+    On a terminal two bars move: placed, and done.
+    """
+    path = invoices(tmp_path, 3)
+    running = Replay(path, survey(path), service.url, Pace())
+    screen = io.StringIO()
+    asyncio.run(run_shown(running, Console(file=screen, force_terminal=True, width=100)))
+
+    assert "placed" in screen.getvalue()
+    assert screen.getvalue().count("3/3") >= 2
 
 
 def test_same_keys(tmp_path: Path, service: Service) -> None:
