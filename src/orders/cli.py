@@ -7,6 +7,7 @@ import click
 
 from orders import topology as broker_topology
 from orders.errors import StartupError
+from orders.replay import replay
 from orders.settings import TopologySettings
 
 
@@ -30,6 +31,9 @@ def topology(wait: float) -> None:
         click.echo(f"orders topology: {error}", err=True)
         sys.exit(1)
     click.echo("exchange orders, queues orders.work and orders.dead, and their bindings are there")
+
+
+main.add_command(replay)
 
 
 if __name__ == "__main__":
