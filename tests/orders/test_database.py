@@ -1,0 +1,174 @@
+"""Every call to PostgreSQL ends, whatever the server does."""
+
+import asyncio
+import time
+
+import psycopg
+import pytest
+from psycopg import AsyncConnection
+
+from orders import database
+from orders.errors import StartupError
+from tests.eventually import eventually
+from tests.wire import Wire
+
+
+async def show(conn: AsyncConnection, setting: str) -> str:
+    row = await (await conn.execute("SELECT current_setting(%s)", [setting])).fetchone()
+    assert row is not None
+    return str(row[0])
+
+
+async def test_every_session_is_bounded(database_url: str) -> None:
+    """
+    A session commits durably, and loses its locks when its client is silent, whatever the server's defaults are.
+    """
+    conn = await database.connect(database_url, "orders-test", idle_session_timeout="3000")
+
+    assert await show(conn, "application_name") == "orders-test"
+    assert await show(conn, "synchronous_commit") == "on"
+    assert await show(conn, "idle_in_transaction_session_timeout") == "1500ms"
+    assert await show(conn, "idle_session_timeout") == "3s"
+    assert await show(conn, "lock_timeout") == "5s"
+    assert conn.autocommit
+    await database.close(conn)
+
+
+async def test_options_of_the_url_are_kept(database_url: str) -> None:
+    """
+    What the URL itself says of the session stays; what we depend on wins over it.
+    """
+    url = f"{database_url}?options=-c%20work_mem%3D5MB%20-c%20synchronous_commit%3Doff"
+    conn = await database.connect(url, "orders-test")
+
+    assert await show(conn, "work_mem") == "5MB"
+    assert await show(conn, "synchronous_commit") == "on"
+    await database.close(conn)
+
+
+async def test_deadline_severs(database_url: str) -> None:
+    """
+    A query that takes too long ends with the error of a lost connection, in time.
+    """
+    conn = await database.connect(database_url, "orders-test")
+    began = time.monotonic()
+
+    with pytest.raises(psycopg.OperationalError), database.deadline(conn, 0.2):
+        await conn.execute("SELECT pg_sleep(30)")
+
+    assert time.monotonic() - began < 5
+    assert conn.closed
+    await database.close(conn)
+
+
+async def test_deadline_that_is_kept(database_url: str) -> None:
+    """
+    A query that is done in time leaves its connection as it was, also after the deadline.
+    """
+    conn = await database.connect(database_url, "orders-test")
+
+    with database.deadline(conn, 0.2):
+        await conn.execute("SELECT 1")
+    await conn.execute("SELECT pg_sleep(0.4)")
+
+    assert not conn.closed
+    await database.close(conn)
+
+
+async def test_server_behind_a_dead_network(database_url: str, wire: Wire) -> None:
+    """
+    On a connection where nothing comes back and nothing breaks, the deadline holds, and so does the close.
+    """
+    conn = await database.connect(wire.url(database_url), "orders-test")
+    wire.silence()
+    began = time.monotonic()
+
+    with pytest.raises(psycopg.OperationalError), database.deadline(conn, 0.2):
+        await conn.execute("SELECT 1")
+    await database.close(conn)
+
+    assert time.monotonic() - began < 5
+
+
+async def test_server_that_takes_the_connection_and_says_nothing(database_url: str, wire: Wire) -> None:
+    """
+    A connect ends in time when nobody answers the greeting.
+    """
+    wire.silence()
+    began = time.monotonic()
+
+    with pytest.raises(psycopg.OperationalError):
+        await database.connect(wire.url(database_url), "orders-test")
+
+    assert time.monotonic() - began < 3 * database.CONNECT_SECONDS
+
+
+async def test_second_host_is_tried(database_url: str, wire: Wire) -> None:
+    """
+    Of several hosts, the first that is there and takes writes is taken.
+    """
+    wire.cut()
+    host = database_url.rpartition("@")[2].partition("/")[0]
+    several = database_url.replace(host, f"127.0.0.1:{wire.port},{host}")
+
+    conn = await database.connect(several, "orders-test")
+
+    assert (await (await conn.execute("SELECT 1")).fetchone()) == (1,)
+    await database.close(conn)
+
+
+async def test_close_of_a_connection_that_was_cut(database_url: str, wire: Wire) -> None:
+    """
+    Close and sever are harmless on what is gone already.
+    """
+    conn = await database.connect(wire.url(database_url), "orders-test")
+    wire.cut()
+
+    with pytest.raises(psycopg.OperationalError):
+        await conn.execute("SELECT 1")
+    await database.close(conn)
+    database.sever(conn)
+    await database.close(conn)
+    await database.close(None)
+
+
+async def test_severed_session_gives_its_locks_back(database_url: str, conn: AsyncConnection) -> None:
+    """
+    The server notices that a severed client is gone: what it had locked is free.
+    """
+    holder = await database.connect(database_url, "orders-test")
+    await holder.execute("SELECT pg_advisory_lock(7)")
+
+    await database.close(holder)
+
+    async def lock_is_free() -> bool:
+        return await (await conn.execute("SELECT pg_try_advisory_lock(7)")).fetchone() == (True,)
+
+    await eventually(lock_is_free)
+
+
+@pytest.mark.parametrize("statement", ["SELECT no_such_column FROM orders", "SELECT 1 FROM no_such_table"])
+async def test_schema_that_lacks_something(database_url: str, statement: str) -> None:
+    """
+    What is not there is named, with the command that makes it.
+    """
+    conn = await database.connect(database_url, "orders-test")
+
+    with pytest.raises(StartupError, match=r"no_such_.*alembic upgrade head"):
+        await database.require(conn, "SELECT 1 FROM orders LIMIT 0", statement)
+    await database.close(conn)
+
+
+async def test_many_deadlines_leave_nothing_behind(database_url: str) -> None:
+    """
+    A deadline that was kept keeps no timer.
+    """
+    conn = await database.connect(database_url, "orders-test")
+    for _ in range(3):
+        with database.deadline(conn, 0.05):
+            await conn.execute("SELECT 1")
+    await asyncio.sleep(0)
+    await conn.execute("SELECT pg_sleep(0.1)")
+
+    assert not conn.closed
+    await database.close(conn)
