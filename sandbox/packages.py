@@ -20,7 +20,7 @@ MARK = "# orders sandbox"
 APT_GET = ("apt-get", "-o", "DPkg::Lock::Timeout=300", "-o", "Dpkg::Use-Pty=0", "-qq", "-y")
 
 # Each program, and the Debian package that brings it.
-PACKAGES = {"postgres": "postgresql", "rabbitmq-server": "rabbitmq-server", "nginx": "nginx"}
+PACKAGES = {"postgres": "postgresql", "rabbitmq-server": "rabbitmq-server", "nginx": "nginx", "psql": "postgresql-client"}
 
 
 class MissingProgramError(Exception):

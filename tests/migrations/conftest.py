@@ -1,0 +1,70 @@
+"""Fixtures: a bare database, and Alembic on it."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from sandbox.process import ROOT
+from sandbox.servers import Servers
+from tests import places
+
+Alembic = Callable[..., subprocess.Popen[str]]
+
+
+@pytest.fixture
+def bare_database(servers: Servers) -> Iterator[str]:
+    """A database that nobody has migrated."""
+    with places.database(servers) as url:
+        yield url
+
+
+@pytest.fixture
+def second_database(servers: Servers) -> Iterator[str]:
+    """Another one, to compare."""
+    with places.database(servers) as url:
+        yield url
+
+
+def alembic(url: str | None, *arguments: str) -> "subprocess.Popen[str]":
+    """Start Alembic as people do: from the project's root, told by DATABASE_URL."""
+    environ = {name: value for name, value in os.environ.items() if name != "DATABASE_URL"}
+    return subprocess.Popen(
+        [sys.executable, "-m", "alembic", *arguments],
+        cwd=ROOT,
+        env=environ if url is None else environ | {"DATABASE_URL": url},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+@pytest.fixture
+def run_alembic() -> Callable[..., str]:
+    """Run it to its end; return what it printed."""
+
+    def run(url: str, *arguments: str) -> str:
+        process = alembic(url, *arguments)
+        out, err = process.communicate(timeout=60)
+        assert process.returncode == 0, err
+        return out
+
+    return run
+
+
+@pytest.fixture
+def start_alembic() -> Iterator[Alembic]:
+    """Start several side by side."""
+    started: list[subprocess.Popen[str]] = []
+
+    def start(url: str | None, *arguments: str) -> "subprocess.Popen[str]":
+        started.append(alembic(url, *arguments))
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
