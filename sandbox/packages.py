@@ -8,6 +8,7 @@ import fcntl
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,7 +21,12 @@ MARK = "# orders sandbox"
 APT_GET = ("apt-get", "-o", "DPkg::Lock::Timeout=300", "-o", "Dpkg::Use-Pty=0", "-qq", "-y")
 
 # Each program, and the Debian package that brings it.
-PACKAGES = {"postgres": "postgresql", "rabbitmq-server": "rabbitmq-server", "nginx": "nginx", "psql": "postgresql-client"}
+PACKAGES = {
+    "postgres": "postgresql",
+    "rabbitmq-server": "rabbitmq-server",
+    "nginx": "nginx",
+    "psql": "postgresql-client",
+}
 
 
 class MissingProgramError(Exception):
@@ -48,18 +54,23 @@ def _version(folder: Path) -> float:
         return 0.0
 
 
+def absent(programs: Iterable[str]) -> list[str]:
+    """Those of the programs that are not installed."""
+    return [program for program in programs if find(program) is None]
+
+
 def ensure(programs: Iterable[str]) -> None:
     """Install whichever of these programs is missing, or raise MissingProgramError with what to type."""
-    missing = [program for program in programs if find(program) is None]
+    missing = absent(programs)
     if not missing:
         return
     packages = [PACKAGES[program] for program in missing]
     advice = f"{', '.join(missing)} not installed; on Debian or Ubuntu: sudo apt-get install {' '.join(packages)}"
     if shutil.which("apt-get") is None or os.geteuid() != 0:
         raise MissingProgramError(advice)
+    print(f"installing {' '.join(packages)}", file=sys.stderr, flush=True)
     install(packages)
-    still = [program for program in missing if find(program) is None]
-    if still:
+    if still := absent(missing):
         raise MissingProgramError(f"{', '.join(still)} still not found after installing {' '.join(packages)}")
 
 

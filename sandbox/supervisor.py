@@ -20,11 +20,12 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
+from sandbox import packages
 from sandbox.choice import Choice, ChoiceError, choose
 from sandbox.keeper import is_alive
 from sandbox.packages import MissingProgramError
 from sandbox.process import ROOT, StartError, wait_until, write_atomically
-from sandbox.servers import Servers, in_parallel, new_folder, servers
+from sandbox.servers import LOCAL_PROGRAMS, Servers, in_parallel, new_folder, servers
 from sandbox.system import Counts, System
 
 # Relative to the project, where every command of this module runs: a socket's path may have 107 characters, and a
@@ -50,6 +51,10 @@ class Supervisor:
             wait_for_the_old()
             choice = choose(environ)
             say(str(choice))
+            programs = ("nginx", *(LOCAL_PROGRAMS if choice.kind == "local" else ()))
+            if missing := packages.absent(programs):
+                say(f"installing {', '.join(missing)}")
+                packages.ensure(programs)
             opened = self._servers = self._stack.enter_context(
                 servers(choice, environ=environ, logs=RUN.resolve(), folder=data_folder(choice), restart=True)
             )
