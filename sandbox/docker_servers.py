@@ -18,7 +18,7 @@ import psycopg
 
 from sandbox import docker_engine
 from sandbox.docker_engine import POSTGRES_IMAGE, RABBITMQ_IMAGE
-from sandbox.local_rabbitmq import speaks_amqp
+from sandbox.local_rabbitmq import ControlError, speaks_amqp
 from sandbox.ports import free_port
 from sandbox.process import STOP_SECONDS, Process, Spec, wait_until
 from sandbox.vhosts import Management
@@ -140,6 +140,12 @@ class ContainerServer:
         self._container.reload()
         if self._container.status == "paused":
             self._container.unpause()
+
+    def control(self, *command: str) -> None:
+        """`rabbitmqctl` in the container."""
+        done = self._container.exec_run(["rabbitmqctl", *command])
+        if done.exit_code != 0:
+            raise ControlError(f"rabbitmqctl {' '.join(command)}: {done.output.decode().strip()}")
 
     def close(self) -> None:
         """Remove it with its data."""

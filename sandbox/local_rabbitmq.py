@@ -5,9 +5,11 @@ distribution) is each server's own here, and bound to 127.0.0.1.
 """
 
 import os
+import pwd
 import secrets
 import shutil
 import socket
+import subprocess
 from pathlib import Path
 
 import msgspec
@@ -18,8 +20,13 @@ from sandbox.process import Process, Spec, StartError, run_as, wait_until
 from sandbox.vhosts import Management
 
 START_SECONDS = 90.0
+CONTROL_SECONDS = 60.0
 USER = "orders"
 VHOST = "orders"
+
+
+class ControlError(Exception):
+    """rabbitmqctl refused a command."""
 
 
 class Identity(msgspec.Struct, frozen=True):
@@ -43,7 +50,9 @@ class LocalRabbitMQ:
         epmd = shutil.which("epmd")
         if program is None or epmd is None:
             raise packages.MissingProgramError("epmd not found beside rabbitmq-server; on Debian it is in erlang-base")
-        user = run_as("rabbitmq")
+        self._user = user = run_as("rabbitmq")
+        # Debian's own command would change the user, and so lose the cookie of this broker.
+        self._control = str(Path(program).with_name("rabbitmqctl"))
         self._folder = folder / "rabbitmq"
         self._identity = self._prepare(self._folder / "identity.json", user)
         environ = {
@@ -106,6 +115,22 @@ class LocalRabbitMQ:
 
     def stop(self) -> None:
         self.process.stop()
+
+    def control(self, *command: str) -> None:
+        """`rabbitmqctl`, as for an alarm: `control("set_vm_memory_high_watermark", "0.00001")`."""
+        done = subprocess.run(
+            [self._control, *command],
+            env=dict(self.process.spec.environ),
+            user=self._user,
+            group=None if self._user is None else pwd.getpwnam(self._user).pw_gid,
+            extra_groups=None if self._user is None else [],
+            cwd=self._folder,
+            capture_output=True,
+            text=True,
+            timeout=CONTROL_SECONDS,
+        )
+        if done.returncode != 0:
+            raise ControlError(f"rabbitmqctl {' '.join(command)}: {done.stderr.strip() or done.stdout.strip()}")
 
     def close(self) -> None:
         """End it and its epmd for good; a clean stop would cost 6 s, and nobody reads this data again."""

@@ -47,6 +47,13 @@ class Server(Protocol):
         """SIGCONT after a pause."""
 
 
+class Broker(Server, Protocol):
+    """RabbitMQ has a tongue of its own for faults that no signal makes."""
+
+    def control(self, *command: str) -> None:
+        """`rabbitmqctl`, as for an alarm."""
+
+
 class ForeignServer:
     """A server that was running before us and will be after us."""
 
@@ -68,13 +75,16 @@ class ForeignServer:
     def resume(self) -> None:
         raise NotOursError(f"{self.name} is not ours to resume")
 
+    def control(self, *command: str) -> None:
+        raise NotOursError(f"{self.name} is not ours to control")
+
 
 class Servers(msgspec.Struct, frozen=True, kw_only=True):
     """What a system needs to run, and what a test needs to break it."""
 
     choice: Choice
     postgres: Server
-    rabbitmq: Server
+    rabbitmq: Broker
     database_url: str
     amqp_url: str
     management_url: str | None

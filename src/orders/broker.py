@@ -40,6 +40,10 @@ async def _connect(urls: str, name: str) -> AbstractConnection:
                 return await aiormq.connect(url)
         except TimeoutError:
             reasons.append(f"{url.host}:{url.port}: no answer in {CONNECT_SECONDS:.0f} s")
+        except StopAsyncIteration:
+            # aiormq's word for a peer that takes the connection and closes it, as a port of Docker's does while the
+            # container behind it is down. Let through, it would end the process as a RuntimeError.
+            reasons.append(f"{url.host}:{url.port}: the connection was closed at once")
         except (AMQPError, OSError, EOFError, ValueError) as error:
             reasons.append(f"{url.host}:{url.port}: {str(error) or type(error).__name__}")
     raise BrokerUnavailable("; ".join(reasons))

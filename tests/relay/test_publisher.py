@@ -1,18 +1,14 @@
 """The RabbitMQ end by itself: what each message is told, and what happens when the wire is gone."""
 
 import asyncio
-import os
-import subprocess
 import time
 from collections.abc import AsyncIterator
-from pathlib import Path
 
 import pytest
 
 from relay.frames import FRAME_OVERHEAD, Encoder
 from relay.message import Answer, Message
 from relay.publisher import BrokerBlocked, BrokerLost, Publisher
-from sandbox.local_rabbitmq import LocalRabbitMQ
 from sandbox.ports import free_port
 from sandbox.servers import Servers
 from tests.relay.letters import letter
@@ -163,13 +159,4 @@ async def test_an_alarm_is_told_from_an_outage(own_servers: Servers) -> None:
 
 def alarm(servers: Servers, watermark: float) -> None:
     """Raise or clear the memory alarm."""
-    rabbit = servers.rabbitmq
-    assert isinstance(rabbit, LocalRabbitMQ)
-    environ = rabbit.process.spec.environ
-    # Debian's wrapper would change the user, and so lose the cookie of this broker.
-    (program,) = Path("/usr/lib/rabbitmq/lib").glob("rabbitmq_server-*/sbin/rabbitmqctl")
-    done = subprocess.run(
-        [program, "-n", environ["RABBITMQ_NODENAME"], "set_vm_memory_high_watermark", str(watermark)],
-        env={**os.environ, **environ}, capture_output=True, text=True, timeout=60, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    servers.rabbitmq.control("set_vm_memory_high_watermark", str(watermark))
