@@ -8,10 +8,29 @@ from collections.abc import Iterator
 from typing import Any
 
 import uvicorn
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 # While it drains, the server answers on the connections that are open and asks for each to be closed after its answer.
 # A proxy that is just about to send on an idle one would else find it closed, and could not know what became of a POST.
 DRAIN_SECONDS = 1.0
+
+
+NOT_HTTP = (
+    b"HTTP/1.1 400 Bad Request\r\ncontent-type: application/problem+json\r\ncontent-length: %d\r\n"
+    b"connection: close\r\n\r\n%b"
+)
+NOT_HTTP_PROBLEM = (
+    b'{"type":"about:blank","title":"Bad Request","status":400,"detail":"The request is not valid HTTP/1.1."}'
+)
+
+
+class Protocol(HttpToolsProtocol):
+    """uvicorn's, whose own answer to what is no HTTP is a problem document too."""
+
+    def send_400_response(self, msg: str) -> None:
+        """Answer what never becomes a request, such as a header with a control character in it."""
+        self.transport.write(NOT_HTTP % (len(NOT_HTTP_PROBLEM), NOT_HTTP_PROBLEM))
+        self.transport.close()
 
 
 class HttpServer(uvicorn.Server):
@@ -24,7 +43,7 @@ class HttpServer(uvicorn.Server):
                 host=host,
                 port=port,
                 loop="uvloop",
-                http="httptools",
+                http=Protocol,
                 ws="none",
                 lifespan="on",
                 access_log=False,  # nginx writes one
