@@ -15,15 +15,15 @@ LAYERS: Mapping[str, Sequence[tuple[str, set[str]]]] = {
     "orders": (
         ("words", {"backoff", "currencies", "errors", "settings", "traceparent", "uuid7"}),
         ("what an order is, and the edges of the servers", {"broker", "database", "order", "problems"}),
-        ("what is told", {"events"}),
+        ("what is told", {"events", "findings"}),
         (
             "tables, and what runs beside the requests",
             {"batching", "consumer", "handlers", "invoices", "keys_table", "liveness", "orders_table", "outbox_table"}
-            | {"serving", "startup", "topology", "wake_up"},
+            | {"reconcile_tables", "serving", "startup", "topology", "wake_up"},
         ),
-        ("acts that are one transaction", {"claim_orders", "place_orders"}),
+        ("acts that are one transaction", {"claim_orders", "place_orders", "spill"}),
         ("acts that follow them", {"finish_orders", "send_invoices"}),
-        ("ways in: HTTP, RabbitMQ, files", {"api", "replay", "work"}),
+        ("ways in: HTTP, RabbitMQ, files", {"api", "reconcile", "replay", "work"}),
         ("what describes them", {"openapi"}),
         ("processes and commands", {"app", "cli", "healthcheck", "worker"}),
     ),

@@ -5,6 +5,7 @@ import sys
 
 import click
 
+from orders import reconcile
 from orders import topology as broker_topology
 from orders.errors import StartupError
 from orders.replay import replay
@@ -34,6 +35,7 @@ def topology(wait: float) -> None:
 
 
 main.add_command(replay)
+main.add_command(reconcile.command)
 
 
 if __name__ == "__main__":

@@ -118,6 +118,13 @@ class TopologySettings(Settings, frozen=True, kw_only=True):
     amqp_url: AmqpUrl
 
 
+class ReconcileSettings(Settings, frozen=True, kw_only=True):
+    """Settings of `orders reconcile`."""
+
+    database_url: DatabaseUrl
+    amqp_url: Annotated[str, Meta(pattern=r"^(amqps?://|$)", description="AMQP URL of RabbitMQ, for --broker")] = ""
+
+
 class WaitSettings(Settings, frozen=True, kw_only=True):
     """Settings of the bundled handler."""
 
