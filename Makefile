@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test up down lint
+.PHONY: help demo test up down lint chaos
 
 help:
 	@sed -n 's/^\([a-z]*\):.*## /\1	/p' $(MAKEFILE_LIST) | while IFS='	' read -r name does; do printf 'make %-6s %s\n' "$$name" "$$does"; done
@@ -20,6 +20,9 @@ up: $(VENV)/.made ## start the system in the background, or heal and rescale it 
 
 down: $(VENV)/.made ## end what `make up` started
 	@$(BIN)/python -m sandbox.supervisor down
+
+chaos: $(VENV)/.made ## break the whole system by the schedule of a seed, and check what is left (ARGS="--seed 1-12 --minutes 5")
+	@$(BIN)/python -m chaos $(ARGS)
 
 lint: $(VENV)/.made ## ruff and mypy --strict
 	@$(BIN)/ruff check .

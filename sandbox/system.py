@@ -9,7 +9,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self, get_args
@@ -72,13 +72,21 @@ class System:
         settings: Mapping[str, str] | None = None,
         environ: Mapping[str, str] = os.environ,
         with_nginx: bool = True,
+        own_settings: Callable[[str], Mapping[str, str]] = lambda name: {},
+        way_to: Callable[[str, int], int] = lambda name, port: port,
     ) -> None:
-        """Logs and pid files go to `folder`; `settings` win over the environment's."""
+        """Logs and pid files go to `folder`; `settings` win over the environment's.
+
+        `own_settings` are those of one process, by its name; they win over all. `way_to` is the port by which nginx
+        reaches the api of this name that listens on this port: another one, where a wire lies between.
+        """
         self.database_url = database_url
         self.amqp_url = amqp_url
         self.folder = folder
         self._counts = counts or Counts()
         self._with_nginx = with_nginx
+        self._own_settings = own_settings
+        self._way_to = way_to
         self._processes: dict[str, Process] = {}
         self._ports = self._earlier_ports()
         self._environ = self._child_environ(environ, settings or {})
@@ -199,7 +207,7 @@ class System:
                     Spec(
                         name=name,
                         command=(sys.executable, "-m", MODULES[role]),
-                        environ=self._environ | own,
+                        environ=self._environ | own | dict(self._own_settings(name)),
                         ready_url=f"{self._url(name)}/health/ready",
                     )
                 )
@@ -209,7 +217,8 @@ class System:
         """Have nginx know exactly the apis there are."""
         front = self._processes.get("nginx")
         before = self._upstream_file().read_text() if front is not None else ""
-        api_ports = [self._port(f"api-{number}") for number in range(1, self._counts.apis + 1)]
+        apis = [f"api-{number}" for number in range(1, self._counts.apis + 1)]
+        api_ports = [self._way_to(name, self._port(name)) for name in apis]
         access_log = self.folder / "nginx-access.log"
         main_file = nginx.render(self.folder / "nginx", self._port("nginx"), api_ports, access_log, self._environ)
         if front is None:

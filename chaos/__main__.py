@@ -1,0 +1,89 @@
+"""`make chaos`: run seeds, each to its own JSON as it ends, and report them together. What has run is not run again."""
+
+import shutil
+import sys
+from pathlib import Path
+
+import click
+import msgspec
+import uvloop
+from rich.console import Console
+
+from chaos import report, schedule
+from chaos.act import KINDS
+from chaos.run import Outcome, run_seed
+from sandbox.process import ROOT, write_atomically
+
+RUN = ROOT / ".run" / "chaos"
+
+
+def seeds_of(text: str) -> list[int]:
+    """Read `7`, `1,2,5` or `1-12`."""
+    seeds: list[int] = []
+    for part in text.split(","):
+        first, dash, last = part.partition("-")
+        seeds += range(int(first), int(last) + 1) if dash else [int(first)]
+    return seeds
+
+
+@click.command()
+@click.option("--seed", "seeds", default="1", show_default=True, help="One, several, or a range: 7, 1,5 or 1-12.")
+@click.option("--minutes", default=5.0, show_default=True, help="How long faults are injected, for each seed.")
+@click.option("--faults", default="*", show_default=True, help="Which kinds: P*,N4 …; `list` prints them.")
+@click.option("--rate", default=75.0, show_default=True, help="Orders a second.")
+@click.option("--again", is_flag=True, help="Run seeds again that have run with the same options.")
+@click.option("--plan", "only_plan", is_flag=True, help="Print the plan, and do nothing.")
+@click.option("--folder", type=click.Path(file_okay=False, path_type=Path), default=RUN, help="Where the files go.")
+def main(seeds: str, minutes: float, faults: str, rate: float, again: bool, only_plan: bool, folder: Path) -> None:
+    """Break the whole system by the schedule of a seed, and check that nothing is lost, doubled or reordered."""
+    console = Console(soft_wrap=not sys.stdout.isatty())
+    if faults == "list":
+        for kind in KINDS.values():
+            console.print(f"{kind.id:4} {kind.title}: {', '.join(kind.places)}", highlight=False, markup=False)
+        return
+    try:
+        kinds = schedule.kinds_of(faults)
+        numbers = seeds_of(seeds)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from None
+    folder.mkdir(parents=True, exist_ok=True)
+    outcomes: list[Outcome] = []
+    for seed in numbers:
+        planned = schedule.plan(seed, minutes * 60, kinds)
+        if only_plan:
+            for each in planned:
+                console.print(f"{seed} {each.at:7.2f} s {each.kind:4} {each.place} {each.seconds:g} s", highlight=False)
+            continue
+        file = folder / f"seed-{seed}.json"
+        outcome = None if again else earlier(file, minutes, faults, rate)
+        if outcome is None:
+            console.rule(f"seed {seed}: {len(planned)} faults in {minutes:g} minutes")
+
+            def say(text: str) -> None:
+                console.print(text, highlight=False, markup=False)
+
+            shutil.rmtree(folder / f"seed-{seed}", ignore_errors=True)
+            (folder / f"seed-{seed}").mkdir()
+            outcome = uvloop.run(run_seed(seed, minutes, faults, planned, rate, folder / f"seed-{seed}", say))
+            write_atomically(file, msgspec.json.encode(outcome).decode())
+        outcomes.append(outcome)
+        report.write(report.summarize(outcomes), folder)
+    if only_plan:
+        return
+    summary = report.summarize(outcomes)
+    report.show(summary, console)
+    console.print(f"{folder}/report.html and summary.json", highlight=False, markup=False)
+    sys.exit(0 if summary.ok else 1)
+
+
+def earlier(file: Path, minutes: float, faults: str, rate: float) -> Outcome | None:
+    """What this seed came to in an earlier run with the same options, if it was run."""
+    try:
+        outcome = msgspec.json.decode(file.read_bytes(), type=Outcome)
+    except (FileNotFoundError, msgspec.DecodeError):
+        return None
+    return outcome if (outcome.minutes, outcome.faults, outcome.rate) == (minutes, faults, rate) else None
+
+
+if __name__ == "__main__":
+    main()

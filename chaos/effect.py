@@ -1,0 +1,14 @@
+"""An effect of the handler, as it lies on disk."""
+
+import msgspec
+
+
+class Effect(msgspec.Struct, frozen=True):
+    """What one run of the handler did. Its key is the order: a repeat of it is the same effect."""
+
+    order_id: str
+    version: int
+    attempt: int
+    total_minor: int
+    process: str
+    at: float

@@ -1,0 +1,118 @@
+"""All that is left of a run: what was written down outside, and what the tables say. The checkers read nothing else."""
+
+from pathlib import Path
+from typing import LiteralString, TypeVar
+
+import aiormq
+import msgspec
+from pamqp.commands import Basic
+from psycopg import AsyncConnection
+
+from chaos.broker_faults import POISON
+from chaos.effect import Effect
+from chaos.ledger import Answer, Intent, Odd, read
+from chaos.recorder import Heard
+from orders.topology import DEAD_QUEUE
+
+ORDERS: LiteralString = "SELECT order_id::text, status, version, attempts, coalesce(total_minor, 0) FROM orders"
+ROWS: LiteralString = """
+    SELECT id, event_id::text, key, exchange, routing_key, state FROM outbox ORDER BY id
+"""
+KEYS: LiteralString = "SELECT key, order_id::text FROM idempotency_keys WHERE operation = 'place'"
+LETTERS_ARE_THERE: LiteralString = "SELECT to_regclass('dead_letters') IS NOT NULL"
+LETTERS: LiteralString = "SELECT coalesce(body, ''), coalesce(order_id::text, '') FROM dead_letters"
+
+
+class OrderRow(msgspec.Struct, frozen=True):
+    """An order as its table has it."""
+
+    order_id: str
+    status: str
+    version: int
+    attempts: int
+    total_minor: int
+
+
+class OutboxRow(msgspec.Struct, frozen=True):
+    """An outbox row; one without an exchange is no event, but a message sent again."""
+
+    id: int
+    event_id: str
+    order_id: str
+    exchange: str
+    type: str
+    state: str
+
+
+class Sample(msgspec.Struct, frozen=True):
+    """What a process, or the database's connections, cost at one moment."""
+
+    name: str
+    memory_mb: float
+    descriptors: int
+
+
+class Evidence(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything the invariants are held against."""
+
+    intents: list[Intent] = []
+    answers: list[Answer] = []
+    odd: list[Odd] = []
+    heard: list[Heard] = []
+    effects: list[Effect] = []
+    orders: list[OrderRow] = []
+    rows: list[OutboxRow] = []
+    keys: dict[str, str] = {}
+    dead_orders: list[str] = []  # of dead letters that are none of our poison
+    settled_seconds: float | None = None  # from the last fault's end; None: not within its time
+    oldest_pending: float = 0.0
+    before: list[Sample] = []
+    after: list[Sample] = []
+    connections_before: int = 0
+    connections_after: int = 0
+
+
+Line = TypeVar("Line")
+
+
+async def collect(folder: Path, database_url: str, amqp_url: str) -> Evidence:
+    """Read the files and the tables; the rest is the caller's to fill in."""
+    entries = list(read(folder / "clients.jsonl"))
+    async with await AsyncConnection.connect(database_url, autocommit=True) as conn:
+
+        async def rows(statement: LiteralString) -> list[tuple[object, ...]]:
+            return await (await conn.execute(statement)).fetchall()
+
+        dead = await letters(amqp_url)
+        if (await rows(LETTERS_ARE_THERE)) == [(True,)]:
+            dead += [(bytes(body), str(order_id)) for body, order_id in await rows(LETTERS)]  # type: ignore[call-overload]
+        return Evidence(
+            intents=[each for each in entries if isinstance(each, Intent)],
+            answers=[each for each in entries if isinstance(each, Answer)],
+            odd=[each for each in entries if isinstance(each, Odd)],
+            heard=lines(folder / "heard.jsonl", Heard),
+            effects=lines(folder / "effects.jsonl", Effect),
+            orders=[OrderRow(*row) for row in await rows(ORDERS)],  # type: ignore[arg-type]
+            rows=[OutboxRow(*row) for row in await rows(ROWS)],  # type: ignore[arg-type]
+            keys=dict(await rows(KEYS)),  # type: ignore[arg-type]
+            dead_orders=[order_id or body[:80].decode(errors="replace") for body, order_id in dead
+                         if POISON.strip() not in body],
+        )  # fmt: skip
+
+
+async def letters(amqp_url: str) -> list[tuple[bytes, str]]:
+    """Take what lies in the dead-letter queue."""
+    found = []
+    async with aiormq.connect(amqp_url) as connection:
+        channel = await connection.channel()
+        while isinstance((message := await channel.basic_get(DEAD_QUEUE, no_ack=True)).delivery, Basic.GetOk):
+            found.append((bytes(message.body), ""))
+    return found
+
+
+def lines(path: Path, of: type[Line]) -> list[Line]:
+    """Read a file of which each line is one of these."""
+    if not path.exists():
+        return []
+    decode = msgspec.json.Decoder(of).decode
+    return [decode(line) for line in path.read_bytes().splitlines()]

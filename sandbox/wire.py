@@ -1,0 +1,208 @@
+"""A TCP wire between a client and its server that can be cut, silenced, slowed down, or cut in the middle of an answer.
+
+async with Wire("127.0.0.1", 5432) as wire:
+    connect(wire.url(database_url))
+    wire.silence()
+"""
+
+import asyncio
+import contextlib
+import random
+import socket
+import struct
+from collections.abc import AsyncIterator
+from typing import Literal, Self
+from urllib.parse import urlsplit, urlunsplit
+
+import msgspec
+
+CHUNK_BYTES = 65536
+RESET = struct.pack("ii", 1, 0)  # linger for no time: a close is a reset
+
+Way = Literal["there", "back"]
+
+
+class Weather(msgspec.Struct, frozen=True, kw_only=True):
+    """What the wire does to the bytes. The default is nothing."""
+
+    delay: float = 0.0  # seconds for each piece
+    jitter: float = 0.0  # up to so many seconds more
+    bytes_per_second: float = 0.0  # 0: as many as come
+    pieces_of: int = 0  # cut into pieces of 1 to so many bytes, each sent on its own
+    closing: float = 0.0  # seconds until an end of the stream is passed on
+    silent: frozenset[Way] = frozenset()  # taken and kept: a machine that has lost its network
+
+
+CALM = Weather()
+
+
+class Wire:
+    """A TCP proxy: whoever connects to `port` is connected to the server."""
+
+    def __init__(self, host: str, port: int) -> None:
+        self._server = (host, port)
+        self.port = 0
+        self.accepted = 0  # connections so far
+        self.carried = 0  # bytes so far, both ways
+        self.cuts = 0  # connections that were cut
+        self.swallowed = 0  # answers that got lost
+        self._listening: asyncio.Server | None = None
+        self._ends: set[asyncio.StreamWriter] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._is_cut = False
+        self._weather = CALM
+        self._changed = asyncio.Event()
+        self._marker: bytes | None = None
+        self._left: dict[Way, int | None] = {"there": None, "back": None}
+
+    def url(self, url: str) -> str:
+        """The same URL, by way of this wire."""
+        parts = urlsplit(url)
+        credentials, at, _ = parts.netloc.rpartition("@")
+        return urlunsplit(parts._replace(netloc=f"{credentials}{at}127.0.0.1:{self.port}"))
+
+    @property
+    def open_ends(self) -> int:
+        """How many connections there are, counted at both ends."""
+        return len(self._ends)
+
+    def reset(self) -> None:
+        """Reset every connection there is; new ones get through."""
+        for end in list(self._ends):
+            self._abort(end)
+
+    def cut(self) -> None:
+        """Reset every connection, and each new one at once."""
+        self._is_cut = True
+        self.reset()
+
+    def mend(self) -> None:
+        """Be an ordinary wire again: what was kept is passed on."""
+        self._is_cut = False
+        self._marker = None
+        self._left = {"there": None, "back": None}
+        self.be(CALM)
+
+    def be(self, weather: Weather) -> None:
+        """Treat all bytes so from now on, those of open connections too."""
+        self._weather = weather
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    def silence(self) -> None:
+        """Keep every connection open, take what is sent, and pass nothing on."""
+        self.be(Weather(silent=frozenset({"there", "back"})))
+
+    def resume(self) -> None:
+        """Pass on what was kept, and what follows."""
+        self.be(CALM)
+
+    def swallow(self, marker: bytes) -> None:
+        """Lose the next answer of the server with these bytes in it, and the connection that it came on."""
+        self._marker = marker
+
+    def cut_after(self, way: Way, count: int) -> None:
+        """Reset the connection that carries the last of this many more bytes."""
+        self._left[way] = count
+
+    async def __aenter__(self) -> Self:
+        self._listening = await asyncio.start_server(self._connect, "127.0.0.1", self.port)
+        self.port = self._listening.sockets[0].getsockname()[1]
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        assert self._listening is not None
+        self._listening.close()
+        self.cut()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _connect(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.accepted += 1
+        if self._is_cut:
+            self._abort(writer)
+            return
+        try:
+            their_reader, their_writer = await asyncio.open_connection(*self._server)
+        except OSError:
+            self._abort(writer)
+            return
+        ends = (writer, their_writer)
+        self._ends.update(ends)
+        pumps = (("there", reader, their_writer), ("back", their_reader, writer))
+        for way, source, sink in pumps:
+            task = asyncio.create_task(self._pump(way, source, sink, ends), name=f"wire {way}")  # type: ignore[arg-type]
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    async def _pump(
+        self,
+        way: Way,
+        source: asyncio.StreamReader,
+        sink: asyncio.StreamWriter,
+        ends: tuple[asyncio.StreamWriter, asyncio.StreamWriter],
+    ) -> None:
+        try:
+            with contextlib.suppress(OSError):
+                while data := await source.read(CHUNK_BYTES):
+                    if way == "back" and self._marker is not None and self._marker in data:
+                        self._marker = None
+                        self.swallowed += 1
+                        return
+                    if not await self._carry(way, data, sink):
+                        return
+                await asyncio.sleep(self._weather.closing)
+        finally:
+            for end in ends:
+                self._abort(end)
+                self._ends.discard(end)
+
+    async def _carry(self, way: Way, data: bytes, sink: asyncio.StreamWriter) -> bool:
+        """Pass bytes on as the weather wants it; say whether the connection stands afterwards."""
+        while data:
+            while way in self._weather.silent:
+                await self._changed.wait()
+            weather = self._weather
+            size = random.randint(1, weather.pieces_of) if weather.pieces_of else len(data)
+            if weather.bytes_per_second:
+                size = min(size, max(1, int(weather.bytes_per_second / 20)))
+            piece, data = data[:size], data[size:]
+            if weather.delay or weather.jitter:
+                await asyncio.sleep(weather.delay + random.uniform(0, weather.jitter))
+            if weather.bytes_per_second:
+                await asyncio.sleep(len(piece) / weather.bytes_per_second)
+            left = self._left[way]
+            if left is not None:
+                self._left[way] = left - len(piece) if left > len(piece) else None
+                if left <= len(piece):
+                    sink.write(piece[:left])
+                    with contextlib.suppress(OSError):
+                        await sink.drain()
+                    self.cuts += 1
+                    return False
+            sink.write(piece)
+            self.carried += len(piece)
+            await sink.drain()
+            if weather.pieces_of:
+                await asyncio.sleep(0)
+        return True
+
+    def _abort(self, end: asyncio.StreamWriter) -> None:
+        if end.transport.is_closing():
+            return
+        self.cuts += 1
+        wire = end.get_extra_info("socket")
+        with contextlib.suppress(OSError):
+            wire.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+        end.transport.abort()
+
+
+@contextlib.asynccontextmanager
+async def wire_to(url: str) -> AsyncIterator[Wire]:
+    """A wire to the server of a URL."""
+    parts = urlsplit(url)
+    assert parts.hostname is not None
+    assert parts.port is not None
+    async with Wire(parts.hostname, parts.port) as wire:
+        yield wire

@@ -1,0 +1,50 @@
+"""The report: one page that needs nothing else, and recovery times as they were promised."""
+
+from chaos import report
+from chaos.act import Planned, Record
+from chaos.invariants import Verdict
+from chaos.run import Outcome, Tick
+
+
+def fault(kind: str, place: str, fired: float, healed: float, recovery: float | None, *, alone: bool = True) -> Record:
+    """A fault with its times."""
+    planned = Planned(fired, kind, place, healed - fired, 1)
+    return Record(
+        planned=planned, fired_at=fired, healed_at=healed, recovery_seconds=recovery, alone=alone, detail="<here>"
+    )
+
+
+def outcome() -> Outcome:
+    """What a seed came to."""
+    return Outcome(
+        seed=7, minutes=1, faults="*", rate=10, ok=False, accepted=5, orders=5, events=10, fired=3, kinds=2, seconds=70,
+        settled_seconds=1.5, vacuous=["nothing was in flight"], answers={201: 5}, machine="2 cores", at="now",
+        verdicts=[Verdict("I1", "every order exists", 1, 5, ["0190: lost"])],
+        records=[
+            fault("P1", "api-1", 1, 1, 0.5), fault("P3", "worker-2", 5, 15, 1.0), fault("P1", "relay-1", 20, 20, None)
+        ],
+        ticks=[Tick(float(n), n * 10, n * 9) for n in range(30)],
+    )  # fmt: skip
+
+
+def test_recovery_of_a_stopped_worker_counts_from_its_beginning() -> None:
+    """
+    Of a kill from the kill, of a broker from its return; what never recovered is counted as such.
+    """
+    kills, stops, returns = report.summarize([outcome()]).recoveries
+
+    assert (kills.count, kills.p99, kills.never) == (2, 0.5, 1)
+    assert (stops.count, stops.p99) == (1, 11.0)
+    assert (returns.count, returns.p99) == (0, None)
+
+
+def test_the_page_needs_nothing_else() -> None:
+    """
+    No script, no link, no picture from elsewhere; what came from outside is escaped.
+    """
+    page = report.page(report.summarize([outcome()]))
+
+    assert "<svg" in page
+    assert "0190: lost" in page
+    assert "&lt;here&gt;" in page
+    assert not any(word in page for word in ("<script", "src=", "href=", "url("))
