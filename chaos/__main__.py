@@ -1,5 +1,6 @@
 """`make chaos`: run seeds, each to its own JSON as it ends, and report them together. What has run is not run again."""
 
+import logging
 import shutil
 import sys
 from pathlib import Path
@@ -10,8 +11,8 @@ import uvloop
 from rich.console import Console
 
 from chaos import report, schedule
-from chaos.act import KINDS
-from chaos.run import Outcome, run_seed
+from chaos.act import KINDS, Planned
+from chaos.run import Asked, Outcome, run_seed
 from sandbox.process import ROOT, write_atomically
 
 RUN = ROOT / ".run" / "chaos"
@@ -31,10 +32,13 @@ def seeds_of(text: str) -> list[int]:
 @click.option("--minutes", default=5.0, show_default=True, help="How long faults are injected, for each seed.")
 @click.option("--faults", default="*", show_default=True, help="Which kinds: P*,N4 …; `list` prints them.")
 @click.option("--rate", default=75.0, show_default=True, help="Orders a second.")
+@click.option("--one-by-one", is_flag=True, help="Each fault when the one before has passed: clean recovery times.")
 @click.option("--again", is_flag=True, help="Run seeds again that have run with the same options.")
 @click.option("--plan", "only_plan", is_flag=True, help="Print the plan, and do nothing.")
 @click.option("--folder", type=click.Path(file_okay=False, path_type=Path), default=RUN, help="Where the files go.")
-def main(seeds: str, minutes: float, faults: str, rate: float, again: bool, only_plan: bool, folder: Path) -> None:
+def main(
+    seeds: str, minutes: float, faults: str, rate: float, one_by_one: bool, again: bool, only_plan: bool, folder: Path
+) -> None:
     """Break the whole system by the schedule of a seed, and check that nothing is lost, doubled or reordered."""
     console = Console(soft_wrap=not sys.stdout.isatty())
     if faults == "list":
@@ -46,25 +50,21 @@ def main(seeds: str, minutes: float, faults: str, rate: float, again: bool, only
         numbers = seeds_of(seeds)
     except ValueError as error:
         raise click.UsageError(str(error)) from None
+    logging.getLogger("aiormq").setLevel(logging.CRITICAL)  # the recorder's broker is away now and then
     folder.mkdir(parents=True, exist_ok=True)
     outcomes: list[Outcome] = []
     for seed in numbers:
+        asked = Asked(seed=seed, minutes=minutes, faults=faults, rate=rate, one_by_one=one_by_one)
         planned = schedule.plan(seed, minutes * 60, kinds)
         if only_plan:
             for each in planned:
                 console.print(f"{seed} {each.at:7.2f} s {each.kind:4} {each.place} {each.seconds:g} s", highlight=False)
             continue
         file = folder / f"seed-{seed}.json"
-        outcome = None if again else earlier(file, minutes, faults, rate)
+        outcome = None if again else earlier(file, asked)
         if outcome is None:
             console.rule(f"seed {seed}: {len(planned)} faults in {minutes:g} minutes")
-
-            def say(text: str) -> None:
-                console.print(text, highlight=False, markup=False)
-
-            shutil.rmtree(folder / f"seed-{seed}", ignore_errors=True)
-            (folder / f"seed-{seed}").mkdir()
-            outcome = uvloop.run(run_seed(seed, minutes, faults, planned, rate, folder / f"seed-{seed}", say))
+            outcome = run_anew(asked, planned, folder / f"seed-{seed}", console)
             write_atomically(file, msgspec.json.encode(outcome).decode())
         outcomes.append(outcome)
         report.write(report.summarize(outcomes), folder)
@@ -76,13 +76,20 @@ def main(seeds: str, minutes: float, faults: str, rate: float, again: bool, only
     sys.exit(0 if summary.ok else 1)
 
 
-def earlier(file: Path, minutes: float, faults: str, rate: float) -> Outcome | None:
+def run_anew(asked: Asked, planned: list[Planned], folder: Path, console: Console) -> Outcome:
+    """Run a seed in a folder of its own, which stays there to be looked at."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    return uvloop.run(run_seed(asked, planned, folder, lambda text: console.print(text, highlight=False, markup=False)))
+
+
+def earlier(file: Path, asked: Asked) -> Outcome | None:
     """What this seed came to in an earlier run with the same options, if it was run."""
     try:
         outcome = msgspec.json.decode(file.read_bytes(), type=Outcome)
     except (FileNotFoundError, msgspec.DecodeError):
         return None
-    return outcome if (outcome.minutes, outcome.faults, outcome.rate) == (minutes, faults, rate) else None
+    return outcome if outcome.asked == asked else None
 
 
 if __name__ == "__main__":

@@ -84,7 +84,7 @@ def with_relays(_: str) -> tuple[str, ...]:
 
 @kind("M8", "the binding is removed: messages come back", RABBITMQ, seconds=(1.0, 4.0), keeps=with_relays)
 async def unbind(act: Act) -> None:
-    """Until somebody binds it again. A message that reaches another queue does not come back, so ours is unbound too."""
+    """Until somebody binds it. A message that reaches another queue does not come back, so ours is unbound too."""
     async with relays_held(act), channel_of(act) as channel:
         await hear(channel, wanted=False)
         await channel.queue_unbind(WORK_QUEUE, events.EXCHANGE, "order.placed")

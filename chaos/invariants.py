@@ -190,7 +190,7 @@ def it_settles(e: Evidence) -> Found:
 
 
 MEMORY_GROWTH_MB = 120.0  # a process that has been through a backlog keeps some of it
-DESCRIPTORS_GROWTH = 60
+DESCRIPTORS_GROWTH = 160  # nginx keeps up to 64 connections for each of its two processes, a minute long
 CONNECTIONS_GROWTH = 15
 
 

@@ -57,7 +57,7 @@ def summarize(outcomes: Sequence[Outcome]) -> Summary:
     records = [record for outcome in outcomes for record in outcome.records]
     return Summary(
         ok=all(outcome.ok for outcome in outcomes),
-        seeds=[outcome.seed for outcome in outcomes],
+        seeds=[outcome.asked.seed for outcome in outcomes],
         accepted=sum(outcome.accepted for outcome in outcomes),
         fired=sum(outcome.fired for outcome in outcomes),
         kinds=len({record.planned.kind for record in records if record.fired_at is not None}),
@@ -106,7 +106,9 @@ def show(summary: Summary, console: Console) -> None:
         broken = [f"{verdict.id} x {verdict.violations}" for verdict in o.verdicts if verdict.violations]
         word = "[green]holds" if o.ok else f"[red]{', '.join(broken) or 'vacuous'}"
         settled = "never" if o.settled_seconds is None else f"{o.settled_seconds:.1f}"
-        seeds.add_row(str(o.seed), f"{o.minutes:g}", str(o.accepted), str(o.fired), str(o.kinds), settled, word)
+        seeds.add_row(
+            str(o.asked.seed), f"{o.asked.minutes:g}", str(o.accepted), str(o.fired), str(o.kinds), settled, word
+        )
     console.print(seeds)
 
     table = Table(title="invariants", title_justify="left")
@@ -129,9 +131,11 @@ def show(summary: Summary, console: Console) -> None:
     for o in summary.outcomes:
         for verdict in o.verdicts:
             for example in verdict.examples:
-                console.print(f"seed {o.seed} {verdict.id}: {example}", highlight=False, markup=False, style="red")
+                console.print(
+                    f"seed {o.asked.seed} {verdict.id}: {example}", highlight=False, markup=False, style="red"
+                )
         for reason in o.vacuous:
-            console.print(f"seed {o.seed} proves nothing: {reason}", highlight=False, markup=False, style="red")
+            console.print(f"seed {o.asked.seed} proves nothing: {reason}", highlight=False, markup=False, style="red")
 
 
 def number(value: float | None) -> str:
@@ -193,10 +197,10 @@ def section(o: Outcome) -> str:
     reasons = "".join(f"<li class=bad>{html.escape(each)}" for each in o.vacuous)
     examples = "".join(f"<li class=bad>{v.id}: {html.escape(e)}" for v in o.verdicts for e in v.examples)
     return (
-        f"<h2>seed {o.seed}</h2><p>{o.accepted} orders, {o.fired} faults of {o.kinds} kinds in {o.minutes:g} minutes "
-        f"at {o.rate:g} orders/s; {html.escape(o.machine)}; {o.at}</p><ul>{reasons}{examples}</ul>{timeline(o)}"
-        f"<details><summary>every fault</summary><table><tr><th>at s<th><th><th>where<th><th>recovery s<th>{faults}"
-        f"</table></details>"
+        f"<h2>seed {o.asked.seed}</h2><p>{o.accepted} orders, {o.fired} faults of {o.kinds} kinds in "
+        f"{o.asked.minutes:g} minutes at {o.asked.rate:g} orders/s; {html.escape(o.machine)}; {o.at}</p>"
+        f"<ul>{reasons}{examples}</ul>{timeline(o)}<details><summary>every fault</summary>"
+        f"<table><tr><th>at s<th><th><th>where<th><th>recovery s<th>{faults}</table></details>"
     )
 
 

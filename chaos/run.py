@@ -31,6 +31,7 @@ SETTLE_SECONDS = 90.0  # the bound of the liveness phase
 RECOVERY_SECONDS = 60.0  # longer than this no fault's recovery is watched
 TICK_SECONDS = 1.0
 WARM_SECONDS = 2.0
+LEAST_SHARE = 0.25  # of the orders that were wanted: with fewer acknowledged, a run proves nothing
 REST_SECONDS = 8.0  # before what is left over is counted: servers notice dead sessions after seconds
 
 LEFT = "SELECT count(*) FROM orders WHERE status IN ('placed', 'processing')"
@@ -55,13 +56,20 @@ class Tick(msgspec.Struct, frozen=True):
     ended: int
 
 
+class Asked(msgspec.Struct, frozen=True, kw_only=True):
+    """What a run was asked for; the same seed with the same of these is the same run."""
+
+    seed: int = 1
+    minutes: float = 5.0
+    faults: str = "*"
+    rate: float = 75.0
+    one_by_one: bool = False  # each fault begins when the system has recovered from the one before
+
+
 class Outcome(msgspec.Struct, kw_only=True):
     """All that is reported of one seed."""
 
-    seed: int
-    minutes: float
-    faults: str
-    rate: float
+    asked: Asked
     ok: bool
     accepted: int
     orders: int
@@ -82,11 +90,12 @@ class Outcome(msgspec.Struct, kw_only=True):
 class Run:
     """Owns the clients, the recorder and the faults of one seed."""
 
-    def __init__(self, stage: Stage, records: list[Record], rate: float) -> None:
+    def __init__(self, stage: Stage, records: list[Record], asked: Asked) -> None:
         self.stage = stage
+        self.asked = asked
         self.records = records
         self.ledger = Ledger(stage.folder / "clients.jsonl")
-        self.clients = Clients(stage.base_url, self.ledger, rate)
+        self.clients = Clients(stage.base_url, self.ledger, asked.rate)
         self.recorder = Recorder(stage.servers.amqp_url, stage.folder / "heard.jsonl")
         self.ticks: list[Tick] = []
         self.began = now()
@@ -102,9 +111,15 @@ class Run:
         self.began = now()
         ticking = asyncio.create_task(self._tick(), name="ticks")
         async with asyncio.TaskGroup() as faults:
-            for record in self.records:
+            for record in list(self.records):
+                if self.asked.one_by_one and now() - self.began > self.asked.minutes * 60:
+                    self.records.remove(record)
+                    continue
                 await asyncio.sleep(max(0.0, record.planned.at - (now() - self.began)))
-                faults.create_task(self._break(record, say), name=f"fault {record.planned.kind}")
+                fault = faults.create_task(self._break(record, say), name=f"fault {record.planned.kind}")
+                if self.asked.one_by_one:
+                    await fault
+                    await asyncio.sleep(1)
         say("every fault is over: no new orders, and let it settle")
         settling = now()
         await self.clients.stop()
@@ -229,30 +244,18 @@ def queues_of(stage: Stage) -> str:
     )
 
 
-async def run_seed(
-    seed: int,
-    minutes: float,
-    faults: str,
-    planned: list[Planned],
-    rate: float,
-    folder: Path,
-    say: Say,
-) -> Outcome:
+async def run_seed(asked: Asked, planned: list[Planned], folder: Path, say: Say) -> Outcome:
     """Run one seed in this folder, which is empty; return what is to be reported."""
-    random.seed(seed)  # for what is not planned: jitter, and how the wires cut
+    random.seed(asked.seed)  # for what is not planned: jitter, and how the wires cut
     started = time.monotonic()
     records = [Record(planned=each) for each in planned]
     async with _staged(folder, say) as stage:
-        run = Run(stage, records, rate)
+        run = Run(stage, records, asked)
         evidence = await run.go(say)
     verdicts = invariants.check_all(evidence)
-    least = int(rate * minutes * 60 * 0.25)
-    vacuous = invariants.vacuous(evidence, records, least)
+    vacuous = invariants.vacuous(evidence, records, int(asked.rate * asked.minutes * 60 * LEAST_SHARE))
     return Outcome(
-        seed=seed,
-        minutes=minutes,
-        faults=faults,
-        rate=rate,
+        asked=asked,
         ok=not vacuous and not any(verdict.violations for verdict in verdicts),
         accepted=len(run.clients.accepted),
         orders=len(evidence.orders),

@@ -144,7 +144,8 @@ class Wire:
         ends: tuple[asyncio.StreamWriter, asyncio.StreamWriter],
     ) -> None:
         try:
-            with contextlib.suppress(OSError):
+            # uvloop's word for a connection that was reset while we waited is RuntimeError.
+            with contextlib.suppress(OSError, RuntimeError):
                 while data := await source.read(CHUNK_BYTES):
                     if way == "back" and self._marker is not None and self._marker in data:
                         self._marker = None

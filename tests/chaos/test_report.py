@@ -3,7 +3,7 @@
 from chaos import report
 from chaos.act import Planned, Record
 from chaos.invariants import Verdict
-from chaos.run import Outcome, Tick
+from chaos.run import Asked, Outcome, Tick
 
 
 def fault(kind: str, place: str, fired: float, healed: float, recovery: float | None, *, alone: bool = True) -> Record:
@@ -17,7 +17,7 @@ def fault(kind: str, place: str, fired: float, healed: float, recovery: float | 
 def outcome() -> Outcome:
     """What a seed came to."""
     return Outcome(
-        seed=7, minutes=1, faults="*", rate=10, ok=False, accepted=5, orders=5, events=10, fired=3, kinds=2, seconds=70,
+        asked=Asked(seed=7, minutes=1), ok=False, accepted=5, orders=5, events=10, fired=3, kinds=2, seconds=70,
         settled_seconds=1.5, vacuous=["nothing was in flight"], answers={201: 5}, machine="2 cores", at="now",
         verdicts=[Verdict("I1", "every order exists", 1, 5, ["0190: lost"])],
         records=[
