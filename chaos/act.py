@@ -37,13 +37,23 @@ class Record(msgspec.Struct, kw_only=True):
 class Act:
     """What a fault's function is given."""
 
-    def __init__(self, stage: Stage, clients: Clients, recorder: Recorder, record: Record, began: float) -> None:
+    def __init__(
+        self,
+        stage: Stage,
+        clients: Clients,
+        recorder: Recorder,
+        record: Record,
+        began: float,
+        on_healed: Callable[[set[str]], None],
+    ) -> None:
+        """`on_healed` is told which orders were unfinished when the fault was over."""
         self.stage = stage
         self.clients = clients
         self.recorder = recorder
         self.record = record
         self.rng = random.Random(record.planned.luck)
         self._began = began
+        self._on_healed = on_healed
 
     @property
     def place(self) -> str:
@@ -64,6 +74,7 @@ class Act:
         """It is over: from here on the system has to help itself."""
         if self.record.healed_at is None:
             self.record.healed_at = now() - self._began
+            self._on_healed(self.unfinished())
 
     def unfinished(self) -> set[str]:
         """The orders that were accepted and have not ended yet, as seen from outside."""

@@ -47,12 +47,20 @@ async def obey(act: Act, point: str, action: str) -> None:
         act.healed()
         await ready_again(process)
     else:
-        await asyncio.sleep({"sleep": 10.0, "block": 5.0}[action])
+        await asyncio.sleep({"sleep": 10.0, "block": 5.0}.get(action, 0.0))
         act.healed()
 
 
 for _id, (_title, _places) in POINTS.items():
     kind(_id, _title, _places, weight=1.2)(reach_a_point)
+
+
+@kind("D9", "a statement fails with 40P01, 40001 or 55P03", (*APIS, *WORKERS), weight=2)
+async def fail_a_statement(act: Act) -> None:
+    """Nobody's fault: it is run again."""
+    points = ("C1",) if act.place in APIS else ("C15", "C17")
+    await obey(act, act.rng.choice(points), act.rng.choice(("deadlock", "serialization", "lock")))
+
 
 LOOPS = {"api": "C1", "relay": "C7", "worker": "C15"}
 

@@ -1,5 +1,8 @@
 """All that is left of a run: what was written down outside, and what the tables say. The checkers read nothing else."""
 
+import asyncio
+import os
+import sys
 from pathlib import Path
 from typing import LiteralString, TypeVar
 
@@ -13,6 +16,7 @@ from chaos.effect import Effect
 from chaos.ledger import Answer, Intent, Odd, read
 from chaos.recorder import Heard
 from orders.topology import DEAD_QUEUE
+from sandbox.process import ROOT
 
 ORDERS: LiteralString = "SELECT order_id::text, status, version, attempts, coalesce(total_minor, 0) FROM orders"
 ROWS: LiteralString = """
@@ -68,6 +72,8 @@ class Evidence(msgspec.Struct, frozen=True, kw_only=True):
     oldest_pending: float = 0.0
     before: list[Sample] = []
     after: list[Sample] = []
+    reconciled: list[str] = []  # what `orders reconcile` found, of orders it was right to look at
+    reconciled_orders: int = 0
     connections_before: int = 0
     connections_after: int = 0
 
@@ -84,6 +90,7 @@ async def collect(folder: Path, database_url: str, amqp_url: str) -> Evidence:
             return await (await conn.execute(statement)).fetchall()
 
         dead = await letters(amqp_url)
+        reconciled, reconciled_orders = await reconcile(database_url, amqp_url)
         if (await rows(LETTERS_ARE_THERE)) == [(True,)]:
             dead += [(bytes(body), str(order_id)) for body, order_id in await rows(LETTERS)]  # type: ignore[call-overload]
         return Evidence(
@@ -94,10 +101,29 @@ async def collect(folder: Path, database_url: str, amqp_url: str) -> Evidence:
             effects=lines(folder / "effects.jsonl", Effect),
             orders=[OrderRow(*row) for row in await rows(ORDERS)],  # type: ignore[arg-type]
             rows=[OutboxRow(*row) for row in await rows(ROWS)],  # type: ignore[arg-type]
+            reconciled=reconciled,
+            reconciled_orders=reconciled_orders,
             keys=dict(await rows(KEYS)),  # type: ignore[arg-type]
             dead_orders=[order_id or body[:80].decode(errors="replace") for body, order_id in dead
                          if POISON.strip() not in body],
         )  # fmt: skip
+
+
+async def reconcile(database_url: str, amqp_url: str) -> tuple[list[str], int]:
+    """Run the command that people run; return what it found, and how many orders it looked at."""
+    process = await asyncio.create_subprocess_exec(
+        str(Path(sys.executable).with_name("orders")), "reconcile", "--json", "--broker", "--grace", "1",
+        cwd=ROOT,
+        env=os.environ | {"DATABASE_URL": database_url, "AMQP_URL": amqp_url},
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )  # fmt: skip
+    out, err = await process.communicate()
+    if process.returncode not in {0, 1}:
+        return [f"it ended with {process.returncode}: {err.decode()[-200:]}"], 0
+    report = msgspec.json.decode(out)
+    found = [f"{each['order_id']}: {each['kind']}, {each['cause']}: {each['reason']}" for each in report["findings"]]
+    return found, report["orders"]
 
 
 async def letters(amqp_url: str) -> list[tuple[bytes, str]]:

@@ -211,6 +211,11 @@ def nothing_leaks(e: Evidence) -> Found:
     return leaks, len(e.after), ""
 
 
+@invariant("I15", "`orders reconcile` finds nothing")
+def reconcile_agrees(e: Evidence) -> Found:
+    return e.reconciled, e.reconciled_orders, ""
+
+
 def vacuous(evidence: Evidence, records: list[Record], least_orders: int) -> list[str]:
     """Say why a run proves nothing, if it does not."""
     reasons = [f"{r.planned.kind} at {r.planned.place} did not fire: {r.error}" for r in records if r.fired_at is None]

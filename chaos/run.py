@@ -138,7 +138,12 @@ class Run:
 
     async def _break(self, record: Record, say: Say) -> None:
         kind = KINDS[record.planned.kind]
-        act = Act(self.stage, self.clients, self.recorder, record, self.began)
+        watching: list[asyncio.Task[None]] = []
+
+        def watch(waiting: set[str]) -> None:
+            watching.append(asyncio.create_task(self._recover(record, waiting), name="recovery"))
+
+        act = Act(self.stage, self.clients, self.recorder, record, self.began, watch)
         async with contextlib.AsyncExitStack() as stack:
             for name in sorted(kind.keeps(record.planned.place)):
                 await stack.enter_async_context(self._locks.setdefault(name, asyncio.Lock()))
@@ -157,15 +162,14 @@ class Run:
         )
         say(f"[{now() - self.began:5.0f} s] {line}")
         try:
-            await self._recover(record, act)
+            await asyncio.gather(*watching)
         finally:
             self._at_work.pop(mine, None)
 
-    async def _recover(self, record: Record, act: Act) -> None:
-        """Measure how long what was accepted until now takes to end."""
+    async def _recover(self, record: Record, waiting: set[str]) -> None:
+        """Measure how long what was accepted until the fault was over takes to end."""
         if record.fired_at is None or record.healed_at is None:
             return
-        waiting = act.unfinished()
         end = time.monotonic() + RECOVERY_SECONDS
         while waiting and time.monotonic() < end:
             waiting -= self.recorder.ended.keys()

@@ -4,7 +4,7 @@ It wraps functions of the product as their modules are imported: each wrapped ca
 obeys it once. So the product has no hook of its own, and nothing to pay for when nobody breaks it. It also moves the
 clock that the process sees.
 
-Standard library only, and nothing of the product is imported here.
+Nothing of the product is imported here, and next to nothing else.
 """
 
 import asyncio
@@ -62,8 +62,15 @@ async def reach(point: str) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         case "raise":
             raise RuntimeError(f"chaos at {point}")
-        case "cancel":
-            raise asyncio.CancelledError
+        case "deadlock" | "serialization" | "lock":
+            import psycopg  # there by now: it is its statement that fails
+
+            errors = psycopg.errors
+            raise {
+                "deadlock": errors.DeadlockDetected,
+                "serialization": errors.SerializationFailure,
+                "lock": errors.LockNotAvailable,
+            }[order["action"]](f"chaos at {point}")
         case "sleep":
             await asyncio.sleep(SLEEP_SECONDS)
         case "block":

@@ -35,6 +35,7 @@ def healthy() -> Evidence:
         ],
         keys={"key-a": A, "key-b": B},
         settled_seconds=1.0,
+        reconciled_orders=2,
         before=[Sample("api-1", 60.0, 20)],
         after=[Sample("api-1", 70.0, 25)],
     )
@@ -57,7 +58,7 @@ def test_a_healthy_run_breaks_nothing() -> None:
     verdicts = invariants.check_all(healthy())
 
     assert set() == broken(healthy())
-    assert [f"I{number}" for number in range(1, 14)] == [verdict.id for verdict in verdicts]
+    assert [f"I{number}" for number in (*range(1, 14), 15)] == [verdict.id for verdict in verdicts]
     assert all(verdict.checked for verdict in verdicts)
 
 
@@ -89,6 +90,7 @@ SABOTAGE: dict[str, tuple[str, Callable[[Evidence], Evidence]]] = {
         "I10", lambda e: with_(e, effects=[Effect(A, 2, 1, 7, "worker-1", 3.0), *e.effects[1:]])),
     "an answer of 500": ("I11", lambda e: with_(e, answers=[*e.answers, Answer("key-a", 1, 500, "", 4.0)])),
     "it does not settle": ("I12", lambda e: with_(e, settled_seconds=None)),
+    "reconcile finds something": ("I15", lambda e: with_(e, reconciled=[f"{A}: lost"])),
     "memory is kept": ("I13", lambda e: with_(e, after=[Sample("api-1", 999.0, 20)])),
     "connections are kept": ("I13", lambda e: with_(e, connections_after=99)),
 }  # fmt: skip
