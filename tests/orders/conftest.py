@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from tests.wire import Wire, wire_to
+from sandbox.wire import Wire, wire_to
 
 
 @pytest.fixture

@@ -9,8 +9,8 @@ from psycopg import AsyncConnection
 
 from orders import database
 from orders.errors import StartupError
+from sandbox.wire import Wire
 from tests.eventually import eventually
-from tests.wire import Wire
 
 
 async def show(conn: AsyncConnection, setting: str) -> str:

@@ -15,9 +15,9 @@ from orders.errors import InvalidOrder, KeyReused
 from orders.order import Line, NewOrder
 from orders.place_orders import Placed, Placement, place_orders, placement_of
 from orders.traceparent import continue_trace
+from sandbox.wire import Wire
 from tests.eventually import eventually
 from tests.orders.samples import counts, placement
-from tests.wire import Wire
 
 Placing = Batching[Placement, Placed]
 
