@@ -4,6 +4,7 @@ import asyncio
 import os
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,8 @@ class Ledger:
         self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         self._waiting: list[tuple[bytes, asyncio.Future[None]]] = []
         self._flushing: asyncio.Task[None] | None = None
+        # A thread of its own: faults keep the others busy.
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix=path.name)
 
     async def write(self, entry: Any) -> None:
         """Return when the entry is on disk."""
@@ -65,7 +68,8 @@ class Ledger:
     async def _flush(self) -> None:
         while self._waiting:
             waiting, self._waiting = self._waiting, []
-            await asyncio.to_thread(self._to_disk, b"".join(line + b"\n" for line, _ in waiting))
+            data = b"".join(line + b"\n" for line, _ in waiting)
+            await asyncio.get_running_loop().run_in_executor(self._thread, self._to_disk, data)
             for _, flushed in waiting:
                 if not flushed.done():
                     flushed.set_result(None)
@@ -79,6 +83,7 @@ class Ledger:
         """Return when all is on disk."""
         if self._flushing is not None:
             await self._flushing
+        self._thread.shutdown()
         os.close(self._file)
 
 

@@ -8,6 +8,7 @@ import random
 import time
 import traceback
 from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -31,6 +32,7 @@ SETTLE_SECONDS = 90.0  # the bound of the liveness phase
 RECOVERY_SECONDS = 60.0  # longer than this no fault's recovery is watched
 TICK_SECONDS = 1.0
 WARM_SECONDS = 2.0
+THREADS = 64
 LEAST_SHARE = 0.25  # of the orders that were wanted: with fewer acknowledged, a run proves nothing
 REST_SECONDS = 8.0  # before what is left over is counted: servers notice dead sessions after seconds
 
@@ -250,6 +252,8 @@ def queues_of(stage: Stage) -> str:
 
 async def run_seed(asked: Asked, planned: list[Planned], folder: Path, say: Say) -> Outcome:
     """Run one seed in this folder, which is empty; return what is to be reported."""
+    # A fault may wait for half a minute in a thread; with asyncio's six, the end of another would wait for that.
+    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(THREADS, thread_name_prefix="chaos"))
     random.seed(asked.seed)  # for what is not planned: jitter, and how the wires cut
     started = time.monotonic()
     records = [Record(planned=each) for each in planned]
