@@ -97,7 +97,7 @@ class WorkerSettings(Settings, frozen=True, kw_only=True):
     worker_port: Port = 8002
     worker_concurrency: Annotated[
         int, Meta(ge=1, le=60000, description="orders in hand at once: the prefetch count of the consumer")
-    ] = 1000
+    ] = 1300
     worker_grace: Annotated[float, Meta(ge=0, le=25, description="seconds for orders in hand after SIGTERM")] = 12
     orders_handler: Annotated[
         str,
@@ -109,6 +109,9 @@ class WorkerSettings(Settings, frozen=True, kw_only=True):
     work_max_attempts: Annotated[
         int, Meta(ge=1, le=1000, description="failures of the handler itself before the order is failed")
     ] = 5
+    work_connections: Annotated[
+        int, Meta(ge=1, le=100, description="transactions open at once, where the handler takes a connection")
+    ] = 10
     log_level: LogLevel = "INFO"
 
 
