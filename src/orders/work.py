@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 HELD_SECONDS = 1.0  # until we look again whether an order that another worker has is still being worked
 LAST_WORDS_SECONDS = 0.5  # for handlers that are cut off when the worker stops
 FIRST_RETRY_SECONDS = 0.2
-LONGEST_RETRY_SECONDS = 300.0
+LONGEST_RETRY_SECONDS = 30.0
 
 SECONDS = [0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60]
 IN_HAND = Gauge("orders_worker_in_hand", "Orders in hand")
