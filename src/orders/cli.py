@@ -6,6 +6,7 @@ import sys
 import click
 
 from orders import topology as broker_topology
+from orders.dead import dead
 from orders.errors import StartupError
 from orders.replay import replay
 from orders.settings import TopologySettings
@@ -15,6 +16,9 @@ from orders.settings import TopologySettings
 @click.version_option(package_name="orders")
 def main() -> None:
     """Take orders, and see each of them through to its end."""
+
+
+main.add_command(dead)
 
 
 @main.command()

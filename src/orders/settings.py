@@ -121,6 +121,12 @@ class TopologySettings(Settings, frozen=True, kw_only=True):
     amqp_url: AmqpUrl
 
 
+class DatabaseSettings(Settings, frozen=True, kw_only=True):
+    """Settings of the commands that need the database alone."""
+
+    database_url: DatabaseUrl
+
+
 class WaitSettings(Settings, frozen=True, kw_only=True):
     """Settings of the bundled handler."""
 
