@@ -18,9 +18,6 @@ def main() -> None:
     """Take orders, and see each of them through to its end."""
 
 
-main.add_command(dead)
-
-
 @main.command()
 @click.option("--wait", default=30.0, show_default=True, help="Seconds to wait for RabbitMQ.")
 def topology(wait: float) -> None:
@@ -37,6 +34,7 @@ def topology(wait: float) -> None:
     click.echo("exchange orders, queues orders.work and orders.dead, and their bindings are there")
 
 
+main.add_command(dead)
 main.add_command(replay)
 
 

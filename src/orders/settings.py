@@ -121,6 +121,20 @@ class TopologySettings(Settings, frozen=True, kw_only=True):
     amqp_url: AmqpUrl
 
 
+class SubscriberSettings(Settings, frozen=True, kw_only=True):
+    """Settings of a consumer that is built on orders/subscriber.py."""
+
+    database_url: DatabaseUrl
+    amqp_url: AmqpUrl
+    subscriber_at_once: Annotated[int, Meta(ge=1, le=100, description="events handled side by side")] = 4
+    subscriber_timeout: Annotated[float, Meta(gt=0, description="seconds after which an event is tried again")] = 10
+    subscriber_grace: Annotated[float, Meta(ge=0, le=25, description="seconds for events in hand after SIGTERM")] = 10
+    inbox_days: Annotated[
+        int, Meta(ge=1, le=365, description="days for which event ids are remembered; the same for all consumers")
+    ] = 7
+    log_level: LogLevel = "INFO"
+
+
 class DatabaseSettings(Settings, frozen=True, kw_only=True):
     """Settings of the commands that need the database alone."""
 
