@@ -56,6 +56,7 @@ class Suspects:
         self._waiting: deque[_Case] = deque()
         self._wanted = asyncio.Semaphore(0)
         self._lanes: list[asyncio.Task[None]] = []
+        self._children: set[asyncio.subprocess.Process] = set()
 
     async def __aenter__(self) -> "Suspects":
         self._lanes = [asyncio.create_task(self._lane(), name=f"suspects-{number}") for number in range(LANES)]
@@ -65,6 +66,8 @@ class Suspects:
         for lane in self._lanes:
             lane.cancel()
         await asyncio.gather(*self._lanes, return_exceptions=True)
+        for child in list(self._children):  # those whose end was cut short
+            await self._end(child)
 
     async def __call__(self, job: Job) -> Outcome:
         """Run the handler for a suspect; Died if it has proven to be poison."""
@@ -105,7 +108,7 @@ class Suspects:
 
     async def _run_together(self, group: Sequence[_Case]) -> str:
         """Settle what a fresh child answers; return how the child ended."""
-        child = await _start()
+        child = await self._start()
         assert child.stdin is not None
         assert child.stdout is not None
         try:
@@ -124,36 +127,43 @@ class Suspects:
         except TimeoutError:
             return f"gave no sign of life for {self.timeout + SLACK_SECONDS:g} s"
         finally:
-            # One that is on its way out keeps its own exit code.
+            await self._end(child)
+        return _end_of(child.returncode)
+
+    async def _start(self) -> asyncio.subprocess.Process:
+        """Start a child that has loaded its handler; one that dies before it got a job is nobody's failure."""
+        for pause in backoff(first=0.2, most=5):
+            child = await asyncio.create_subprocess_exec(
+                sys.executable, "-m", "orders.trial",
+                stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, limit=LARGEST_LINE,
+            )  # fmt: skip
+            self._children.add(child)
+            assert child.stdout is not None
+            try:
+                async with asyncio.timeout(START_SECONDS):
+                    if await child.stdout.readline() == READY:
+                        return child
+            except TimeoutError:
+                pass
+            await self._end(child)
+            log.warning("a child process did not start: it %s", _end_of(child.returncode))
+            await asyncio.sleep(pause)
+        raise AssertionError("unreachable: the pauses never end")
+
+    async def _end(self, child: asyncio.subprocess.Process) -> None:
+        """Have a child end: one that is on its way out keeps its own exit code."""
+        assert child.stdin is not None
+        assert child.stdout is not None
+        child.stdin.close()
+        if child.stdout.at_eof():
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(1):
+                    await child.wait()
+        if child.returncode is None:
             with contextlib.suppress(ProcessLookupError):
                 child.kill()
             await child.wait()
-        return _end_of(child.returncode)
-
-
-async def _start() -> asyncio.subprocess.Process:
-    """Start a child that has loaded its handler; one that dies before it got a job is nobody's failure."""
-    for pause in backoff(first=0.2, most=5):
-        child = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "orders.trial",
-            stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, limit=LARGEST_LINE,
-        )  # fmt: skip
-        assert child.stdout is not None
-        try:
-            async with asyncio.timeout(START_SECONDS):
-                if await child.stdout.readline() == READY:
-                    return child
-        except TimeoutError:
-            pass
-        except BaseException:
-            child.kill()
-            raise
-        with contextlib.suppress(ProcessLookupError):
-            child.kill()
-        await child.wait()
-        log.warning("a child process did not start: it %s", _end_of(child.returncode))
-        await asyncio.sleep(pause)
-    raise AssertionError("unreachable: the pauses never end")
+        self._children.discard(child)
 
 
 def _end_of(returncode: int | None) -> str:
