@@ -27,7 +27,7 @@ LAYERS: Mapping[str, Sequence[tuple[str, set[str]]]] = {
         ("the dead, and the child on trial", {"dead_letters", "trial"}),
         ("its parent", {"suspects"}),
         ("ways in: HTTP, RabbitMQ, files", {"api", "dead", "replay", "subscriber", "work"}),
-        ("what describes them", {"openapi"}),
+        ("what describes them", {"catalogue", "openapi"}),
         ("processes and commands", {"app", "cli", "healthcheck", "worker"}),
     ),
     "relay": (
