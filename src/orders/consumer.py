@@ -165,19 +165,24 @@ class Consumer:
     async def run(self) -> None:
         """Consume until stopped and finished, over as many connections as it takes."""
         pauses = backoff()
+        told = ""
         while not self._stop.is_set():
+            why = ""
             try:
                 async with broker.connect(self.urls, f"orders {self.queue}") as connection:
                     await self._consume(connection)
                     pauses = backoff()
             except (BrokerUnavailable, AMQPError, OSError, TimeoutError) as error:
-                log.warning("no consumer of %s: %s", self.queue, str(error) or type(error).__name__)
+                why = str(error) or type(error).__name__
             except asyncio.CancelledError:
                 if (task := asyncio.current_task()) is not None and task.cancelling():
                     raise
-                log.warning("no consumer of %s: the broker's heartbeat has failed", self.queue)
+                why = "the broker's heartbeat has failed"
             finally:
                 self.connected = False
+            if why and why != told:  # once for each trouble, not for each try
+                log.warning("no consumer of %s: %s", self.queue, why)
+            told = why
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(next(pauses)):
                     await self._stop.wait()

@@ -90,6 +90,8 @@ async def keep_placing(database_url: str, until: float) -> None:
             conn = None
         if time.monotonic() < until - 2:
             await asyncio.sleep(0.2)
+    if conn is not None:
+        await conn.close()
 
 
 async def placed_so_far(conn: AsyncConnection) -> int:
