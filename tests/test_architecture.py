@@ -18,13 +18,16 @@ LAYERS: Mapping[str, Sequence[tuple[str, set[str]]]] = {
         ("what is told", {"events"}),
         (
             "tables, and what runs beside the requests",
-            {"batching", "consumer", "handlers", "invoices", "keys_table", "liveness", "orders_table", "outbox_table"}
-            | {"serving", "startup", "topology", "wake_up"},
+            {"batching", "consumer", "dead_letters_table", "handlers", "inbox", "invoices", "keys_table", "liveness"}
+            | {"orders_table", "outbox_table", "serving", "startup", "topology", "wake_up"},
         ),
-        ("acts that are one transaction", {"claim_orders", "place_orders"}),
-        ("acts that follow them", {"finish_orders", "send_invoices"}),
-        ("ways in: HTTP, RabbitMQ, files", {"api", "replay", "work"}),
-        ("what describes them", {"openapi"}),
+        ("acts that are one transaction", {"claim_orders", "place_orders", "redrive_orders"}),
+        ("acts that follow them", {"finish_orders", "postpone_orders", "send_invoices"}),
+        ("what leads to them", {"letters", "retries", "run_handler"}),
+        ("the dead, and the child on trial", {"dead_letters", "trial"}),
+        ("its parent", {"suspects"}),
+        ("ways in: HTTP, RabbitMQ, files", {"api", "dead", "replay", "subscriber", "work"}),
+        ("what describes them", {"catalogue", "openapi"}),
         ("processes and commands", {"app", "cli", "healthcheck", "worker"}),
     ),
     "relay": (

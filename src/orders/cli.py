@@ -6,6 +6,7 @@ import sys
 import click
 
 from orders import topology as broker_topology
+from orders.dead import dead
 from orders.errors import StartupError
 from orders.replay import replay
 from orders.settings import TopologySettings
@@ -33,6 +34,7 @@ def topology(wait: float) -> None:
     click.echo("exchange orders, queues orders.work and orders.dead, and their bindings are there")
 
 
+main.add_command(dead)
 main.add_command(replay)
 
 

@@ -12,7 +12,8 @@ from orders.order import Order
 
 COLUMNS_ARE_THERE: LiteralString = """
     SELECT order_id, client, status, version, attempts, failures, worker, customer_id, currency, lines, total_minor,
-           reference, failure_reason, created_at, updated_at, finished_at
+           reference, failure_reason, created_at, updated_at, finished_at,
+           event_id, redrives, placed_at
     FROM orders LIMIT 0
 """
 

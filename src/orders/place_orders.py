@@ -40,9 +40,9 @@ PLACE: LiteralString = """
         RETURNING order_id
     ), placed AS (
         INSERT INTO orders (order_id, client, customer_id, currency, lines, total_minor, reference, created_at,
-                            updated_at)
+                            updated_at, event_id)
         SELECT order_id, client, customer_id, currency, lines::json, total_minor, reference, created_at,
-               created_at
+               created_at, event_id
         FROM asked
         WHERE key IS NULL OR order_id IN (SELECT order_id FROM taken)
         ON CONFLICT DO NOTHING

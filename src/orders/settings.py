@@ -97,7 +97,7 @@ class WorkerSettings(Settings, frozen=True, kw_only=True):
     worker_port: Port = 8002
     worker_concurrency: Annotated[
         int, Meta(ge=1, le=60000, description="orders in hand at once: the prefetch count of the consumer")
-    ] = 1000
+    ] = 1300
     worker_grace: Annotated[float, Meta(ge=0, le=25, description="seconds for orders in hand after SIGTERM")] = 12
     orders_handler: Annotated[
         str,
@@ -109,6 +109,9 @@ class WorkerSettings(Settings, frozen=True, kw_only=True):
     work_max_attempts: Annotated[
         int, Meta(ge=1, le=1000, description="failures of the handler itself before the order is failed")
     ] = 5
+    work_connections: Annotated[
+        int, Meta(ge=1, le=100, description="transactions open at once, where the handler takes a connection")
+    ] = 10
     log_level: LogLevel = "INFO"
 
 
@@ -116,6 +119,26 @@ class TopologySettings(Settings, frozen=True, kw_only=True):
     """Settings of `orders topology`."""
 
     amqp_url: AmqpUrl
+
+
+class SubscriberSettings(Settings, frozen=True, kw_only=True):
+    """Settings of a consumer that is built on orders/subscriber.py."""
+
+    database_url: DatabaseUrl
+    amqp_url: AmqpUrl
+    subscriber_at_once: Annotated[int, Meta(ge=1, le=100, description="events handled side by side")] = 4
+    subscriber_timeout: Annotated[float, Meta(gt=0, description="seconds after which an event is tried again")] = 10
+    subscriber_grace: Annotated[float, Meta(ge=0, le=25, description="seconds for events in hand after SIGTERM")] = 10
+    inbox_days: Annotated[
+        int, Meta(ge=1, le=365, description="days for which event ids are remembered; the same for all consumers")
+    ] = 7
+    log_level: LogLevel = "INFO"
+
+
+class DatabaseSettings(Settings, frozen=True, kw_only=True):
+    """Settings of the commands that need the database alone."""
+
+    database_url: DatabaseUrl
 
 
 class WaitSettings(Settings, frozen=True, kw_only=True):

@@ -24,7 +24,7 @@ def run(program: str, main: Callable[[], Coroutine[Any, Any, None]], log_level: 
     )
     logging.Formatter.converter = time.gmtime
     logging.getLogger("uvicorn").setLevel("WARNING")
-    logging.getLogger("aiormq").setLevel("ERROR")  # it logs what we handle
+    logging.getLogger("aiormq").setLevel("CRITICAL")  # it logs what we handle
     try:
         uvloop.run(main())
     except StartupError as error:
