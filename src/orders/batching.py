@@ -6,9 +6,8 @@ own, on a connection of its own, so that a caller who goes away cancels nobody e
 
 import asyncio
 import logging
-import signal
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from enum import Enum
 from typing import Generic, TypeVar
 
@@ -19,6 +18,7 @@ from psycopg import AsyncConnection
 
 from orders import database
 from orders.backoff import backoff
+from orders.crash import stop_the_process_if_it_crashed
 from orders.errors import OrdersError, Overloaded, Refused, Unavailable
 
 log = logging.getLogger(__name__)
@@ -109,12 +109,21 @@ class Batching(Generic[Item, Answer]):
     It must be harmless to repeat: a batch whose outcome is unknown is run again.
     """
 
-    def __init__(self, name: str, url: str, run: Run[Item, Answer], limits: Limits, mend: Mend | None = None) -> None:
+    def __init__(
+        self,
+        name: str,
+        url: str,
+        run: Run[Item, Answer],
+        limits: Limits,
+        mend: Mend | None = None,
+        session: Mapping[str, str] | None = None,
+    ) -> None:
         self.name = name
         self.url = url
         self.run = run
         self.limits = limits
         self.mend = mend
+        self.session = session or {}  # settings of its connections
         self.connections = 0  # how many writers have one at this moment
         self.stopping = False
         self._queue: deque[_Waiting[Item, Answer]] = deque()
@@ -131,7 +140,7 @@ class Batching(Generic[Item, Answer]):
             asyncio.create_task(self._write(), name=f"{self.name}-{number}") for number in range(self.limits.writers)
         ]
         for task in self._tasks:
-            task.add_done_callback(_stop_the_process_if_it_crashed)
+            task.add_done_callback(stop_the_process_if_it_crashed)
         return self
 
     async def __aexit__(self, *exc: object) -> None:
@@ -199,7 +208,7 @@ class Batching(Generic[Item, Answer]):
                     if self.stopping and not self._queue and not batch:
                         return
                     try:
-                        conn = await database.connect(self.url, f"orders-{self.name}")
+                        conn = await database.connect(self.url, f"orders-{self.name}", **self.session)
                     except psycopg.Error as error:
                         log.warning("%s: no connection: %s", self.name, first_line(error))
                         if self.stopping:  # nobody can be helped any more
@@ -289,10 +298,3 @@ def _settle(waiting: _Waiting[Item, Answer], answer: Answer | OrdersError) -> No
 def first_line(error: Exception) -> str:
     """Return an error's message as one line."""
     return next(iter(str(error).splitlines()), type(error).__name__)
-
-
-def _stop_the_process_if_it_crashed(task: asyncio.Task[None]) -> None:
-    """A writer ends only when it is told to: anything else is a bug, and a fresh process is better than a deaf one."""
-    if not task.cancelled() and (error := task.exception()) is not None:
-        log.critical("%s crashed: the process stops", task.get_name(), exc_info=error)
-        signal.raise_signal(signal.SIGTERM)

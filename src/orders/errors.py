@@ -24,6 +24,10 @@ class KeyReused(OrdersError):
     """This Idempotency-Key was used before with another body."""
 
 
+class TooLate(OrdersError):
+    """The order is past the point where it could be cancelled."""
+
+
 class Refused(OrdersError):
     """The database refuses this row, and would refuse it again."""
 

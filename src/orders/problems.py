@@ -20,6 +20,7 @@ MEDIA_TYPE = "application/problem+json"
 STATUS: dict[type[errors.OrdersError], int] = {
     errors.InvalidOrder: 400,
     errors.OrderNotFound: 404,
+    errors.TooLate: 409,
     errors.KeyReused: 422,
     errors.Refused: 422,
     errors.Overloaded: 503,
@@ -137,6 +138,14 @@ def decode(decoder: msgspec.json.Decoder[Any], body: bytes) -> Any:
         raise BadRequest(400, "The body is not valid UTF-8.") from None
     except RecursionError:
         raise BadRequest(400, "The body is nested too deeply.") from None
+
+
+def convert(type_: Any, values: Mapping[str, Any]) -> Any:
+    """Convert the parameters of a request; raise BadRequest, naming the one that is wrong."""
+    try:
+        return msgspec.convert(values, type_, strict=False)
+    except msgspec.ValidationError as error:
+        raise of_validation(error) from None
 
 
 def of_validation(error: msgspec.ValidationError) -> BadRequest:
