@@ -10,8 +10,11 @@ from litestar.params import FromPath
 from litestar.response import Stream
 
 from orders import listing, preconditions, problems
+from orders.back_pressure import BackPressure
 from orders.batching import Batching
 from orders.cancel_orders import Cancellation, Cancelled
+from orders.clients import ANONYMOUS, Clients
+from orders.clients_table import ClientKey, KeyId
 from orders.errors import OrderNotFound, OrdersError
 from orders.listing import Query
 from orders.live import Live
@@ -20,8 +23,6 @@ from orders.orders_table import StatusNow, Walk, Walked, Wanted
 from orders.place_orders import Placed, Placement, placement_of
 from orders.problems import BadRequest
 from orders.traceparent import continue_trace
-
-ANONYMOUS = ""
 
 # What a step down a list counts for in a batch of reads: so that few of them stand together in front of a GET.
 WALK_SIZE = 1 << 20
@@ -36,8 +37,8 @@ _encode = msgspec.json.Encoder().encode
 
 Write = Placement | Cancellation
 Written = Placed | Cancelled
-Read = Wanted | Walk
-Found = Order | Walked
+Read = Wanted | Walk | KeyId
+Found = Order | Walked | ClientKey | None
 
 
 class Services(msgspec.Struct, frozen=True):
@@ -46,6 +47,8 @@ class Services(msgspec.Struct, frozen=True):
     write: Batching[Write, Written]
     read: Batching[Read, Found]
     live: Live
+    clients: Clients
+    back_pressure: BackPressure
 
     async def place(self, placement: Placement) -> Placed:
         """Return once the order is committed."""
@@ -58,6 +61,10 @@ class Services(msgspec.Struct, frozen=True):
     async def find(self, wanted: Wanted) -> Order:
         """Return an order as it is now; raise OrderNotFound also when it is another client's."""
         return cast(Order, await self.read(wanted))
+
+    async def find_key(self, key_id: KeyId) -> ClientKey | None:
+        """Return an API key, if it is there and valid."""
+        return cast(ClientKey | None, await self.read(key_id))
 
     async def walk(self, step: Walk) -> Walked:
         """Return what a step down a list finds."""
@@ -72,10 +79,12 @@ def services(request: Req) -> Services:
 @post("/orders")
 async def place_order(request: Req) -> Response[bytes]:
     """Place an order: 201 once it is committed, with its event, and flushed."""
+    client = await client_of(request)
     if not _JSON(request.headers.get("content-type", "")):
         raise BadRequest(415, "The body must be JSON: send Content-Type: application/json.", Accept="application/json")
+    key = idempotency_key(request)
     new = problems.decode(_new_order, await request.body())
-    placed = await _place(request, new, key=idempotency_key(request))
+    placed = await _place(request, client, new, key)
     headers = {"Location": f"/orders/{placed.order_id}"}
     if placed.replayed:
         headers["Idempotency-Replayed"] = "true"
@@ -90,7 +99,7 @@ async def list_orders(request: Req) -> Response[bytes]:
     if repeated := next((name for name in names if len(given.getall(name)) > 1), None):
         raise BadRequest(400, f"{repeated}: This parameter may be given once.", repeated)
     query: Query = problems.convert(Query, {name: given[name] for name in names})
-    page = await listing.read_page(services(request).walk, ANONYMOUS, query)
+    page = await listing.read_page(services(request).walk, await client_of(request), query)
     return Response(_encode(page), media_type="application/json")
 
 
@@ -124,9 +133,10 @@ async def get_order(request: Req, order_id: FromPath[str]) -> Response[bytes]:
 @post("/orders/{order_id:str}/cancel", status_code=200)
 async def cancel_order(request: Req, order_id: FromPath[str]) -> Response[bytes]:
     """Cancel an order that nobody works yet: 200 once that is committed, also when it was before."""
+    client = await client_of(request)
     cancellation = Cancellation(
         order_id=_uuid(order_id),
-        client=ANONYMOUS,
+        client=client,
         traceparent=continue_trace(request.headers.get("traceparent")),
         key=idempotency_key(request),
     )
@@ -161,7 +171,7 @@ class TutorialOrder(msgspec.Struct, frozen=True):
 @post("/order/place", status_code=200)
 async def place_tutorial_order(request: Req) -> Response[bytes]:
     """Place an order without customer and lines, as the tutorial's clients do; a body is not read."""
-    placed = await _place(request, None, key=None)
+    placed = await _place(request, await client_of(request), None, key=None)
     return Response(_encode(TutorialOrder(placed.order_id, "placed")), media_type="application/json", status_code=200)
 
 
@@ -215,13 +225,22 @@ def idempotency_key(request: Req) -> str | None:
     return given[0]
 
 
-async def _place(request: Req, new: NewOrder | None, key: str | None) -> Placed:
+async def client_of(request: Req) -> str:
+    """Return whom the request speaks for; raise Unauthorized if its key is for nobody."""
+    its = services(request)
+    return await its.clients.client_of(request.headers.get("authorization"), its.find_key)
+
+
+async def _place(request: Req, client: str, new: NewOrder | None, key: str | None) -> Placed:
+    services(request).back_pressure.check()
     traceparent = continue_trace(request.headers.get("traceparent"))
-    return await services(request).place(placement_of(new, client=ANONYMOUS, traceparent=traceparent, key=key))
+    return await services(request).place(placement_of(new, client=client, traceparent=traceparent, key=key))
 
 
 async def _read(request: Req, order_id: str) -> Order:
-    return await services(request).find(Wanted(ANONYMOUS, _uuid(order_id)))
+    """Return an order of the request's client; another's is not there."""
+    client = await client_of(request)
+    return await services(request).find(Wanted(client, _uuid(order_id)))
 
 
 def _uuid(order_id: str) -> UUID:

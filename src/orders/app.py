@@ -14,21 +14,27 @@ from psycopg import AsyncConnection
 from orders import (
     api,
     cancel_orders,
+    clients_table,
     keys_table,
     openapi,
     orders_table,
     outbox_table,
     place_orders,
     problems,
+    request_id,
     serving,
     startup,
 )
 from orders.api import Found, Read, Write, Written
+from orders.back_pressure import LOOK_SECONDS, BackPressure
 from orders.batching import Batching, Limits
 from orders.cancel_orders import Cancellation
+from orders.clients import CONFIRM_SECONDS, Clients
+from orders.clients_table import KeyId
 from orders.errors import OrdersError
+from orders.expire_keys import BUSY_SECONDS, ExpireKeys
 from orders.live import TICK_SECONDS, Live
-from orders.orders_table import Wanted
+from orders.orders_table import Walk, Wanted
 from orders.periodic import Job, Periodic
 from orders.place_orders import Placement
 from orders.settings import ApiSettings
@@ -55,10 +61,21 @@ async def place_or_cancel(conn: AsyncConnection, batch: Sequence[Write]) -> Sequ
 
 
 async def read(conn: AsyncConnection, batch: Sequence[Read]) -> Sequence[Found | OrdersError]:
-    """Find orders, all of a batch by one statement, and take steps down lists, each by one of its own."""
+    """Find orders and keys, all of a batch by one statement, and take steps down lists, each by one of its own."""
     wanted = [each for each in batch if isinstance(each, Wanted)]
     found = iter(await orders_table.read_many(conn, wanted) if wanted else [])
-    return [next(found) if isinstance(each, Wanted) else await orders_table.walk(conn, each) for each in batch]
+    key_ids = [each for each in batch if isinstance(each, KeyId)]
+    keys = await clients_table.read_many(conn, key_ids) if key_ids else {}
+    answers: list[Found | OrdersError] = []
+    for each in batch:
+        match each:
+            case Wanted():
+                answers.append(next(found))
+            case KeyId():
+                answers.append(keys.get(each))
+            case Walk():
+                answers.append(await orders_table.walk(conn, each))
+    return answers
 
 
 def create_app(settings: ApiSettings, live: Live) -> Litestar:
@@ -83,13 +100,23 @@ def create_app(settings: ApiSettings, live: Live) -> Litestar:
                 patience=settings.orders_patience,
             )
             reading = Limits(batch_rows=200, queue_rows=settings.orders_queue_rows, patience=settings.orders_patience)
-            jobs = [Job(run=live.tick, every=TICK_SECONDS, wanted=live.is_watched)]
+            clients = Clients(required=settings.orders_auth == "required")
+            back_pressure = BackPressure(settings.orders_max_outbox_age)
+            expire = ExpireKeys(settings.orders_idempotency_retention)
+            jobs = [
+                Job(run=live.tick, every=TICK_SECONDS, wanted=live.is_watched),
+                Job(run=clients.confirm, every=CONFIRM_SECONDS, wanted=clients.has_any),
+                Job(run=back_pressure.look, every=LOOK_SECONDS, wanted=back_pressure.is_on),
+                Job(run=expire.run, every=BUSY_SECONDS, wanted=expire.is_due),
+            ]
             async with (
                 Batching[Write, Written]("write", url, write, writing, mend=outbox_table.add_partitions) as writers,
                 Batching[Read, Found]("read", url, read, reading, session=orders_table.BY_INDEX) as reader,
                 Periodic("watch", url, jobs, session=orders_table.BY_INDEX),
             ):
-                app.state["services"] = api.Services(write=writers, read=reader, live=live)
+                app.state["services"] = api.Services(
+                    write=writers, read=reader, live=live, clients=clients, back_pressure=back_pressure
+                )
                 yield
 
     return Litestar(
@@ -108,10 +135,11 @@ async def serve(settings: ApiSettings) -> None:
         settings.database_url,
         orders_table.COLUMNS_ARE_THERE,
         keys_table.COLUMNS_ARE_THERE,
+        clients_table.COLUMNS_ARE_THERE,
         outbox_table.COLUMNS_ARE_THERE,
     )
     live = Live()
-    app = create_app(settings, live)
+    app = request_id.named(create_app(settings, live))
     server = serving.HttpServer(app, settings.orders_host, settings.orders_port, settings.orders_grace)
 
     def stop() -> None:

@@ -13,7 +13,7 @@ from typing import Generic, TypeVar
 
 import msgspec
 import psycopg
-from prometheus_client import Counter, Histogram
+from prometheus_client import Counter, Gauge, Histogram
 from psycopg import AsyncConnection
 
 from orders import database
@@ -41,6 +41,8 @@ STATEMENT_SECONDS = Histogram(
     ["statement"],
     buckets=[0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 2],
 )
+CONNECTIONS = Gauge("orders_batch_connections", "Database connections that are open", ["statement"])
+WAITING = Gauge("orders_batch_waiting", "Rows that wait for a statement, or are in one", ["statement"])
 RERUNS = Counter("orders_batch_reruns_total", "Batches run again, by why", ["statement", "why"])
 
 
@@ -132,6 +134,7 @@ class Batching(Generic[Item, Answer]):
         self._idle: list[asyncio.Future[None]] = []
         self._tasks: list[asyncio.Task[None]] = []
         self._batch_rows = BATCH_ROWS.labels(name)
+        WAITING.labels(name).set_function(lambda: self._rows)
         self._queue_seconds = QUEUE_SECONDS.labels(name)
         self._statement_seconds = STATEMENT_SECONDS.labels(name)
 
@@ -219,6 +222,7 @@ class Batching(Generic[Item, Answer]):
                         await asyncio.sleep(next(pauses))
                         continue
                     self.connections += 1
+                    CONNECTIONS.labels(self.name).set(self.connections)
                     pauses = backoff()
                 batch = [waiting for waiting in batch if not waiting.answer.done()] or self._take()
                 if not batch:
@@ -235,6 +239,7 @@ class Batching(Generic[Item, Answer]):
                     batch = []
                 elif verdict is Verdict.CONNECTION_LOST:
                     self.connections -= 1
+                    CONNECTIONS.labels(self.name).set(self.connections)
                     await database.close(conn)
                     conn = None
                     await asyncio.sleep(next(pauses))

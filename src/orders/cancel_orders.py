@@ -10,6 +10,7 @@ from typing import LiteralString, cast
 from uuid import UUID
 
 import msgspec
+from prometheus_client import Counter
 from psycopg import AsyncConnection
 
 from orders import events, keys_table, orders_table
@@ -20,6 +21,8 @@ from orders.order import Order
 from orders.orders_table import Wanted
 
 OPERATION = "cancel"
+CANCELLED = Counter("orders_cancelled_total", "Orders cancelled, each with its event")
+
 ROUNDS = 3  # each finds another state than the one before it; more than one is rare
 
 # The rows are locked first, in order, so that a key is taken only for an order that is ours to cancel, or is cancelled
@@ -55,7 +58,9 @@ CANCEL: LiteralString = """
                jsonb_build_object('traceparent', traceparent), body
         FROM cancelled JOIN asked USING (order_id)
     )
-    SELECT order_id FROM cancelled UNION SELECT order_id FROM taken
+    SELECT order_id, bool_or(is_new) FROM (
+        SELECT order_id, true AS is_new FROM cancelled UNION ALL SELECT order_id, false FROM taken
+    ) AS settled GROUP BY order_id
 """
 
 
@@ -121,7 +126,8 @@ async def cancel_orders(conn: AsyncConnection, batch: Sequence[Cancellation]) ->
         if rows and round_ < ROUNDS:
             columns = [list(column) for column in zip(*(row for _, row in rows.values()), strict=True)]
             cursor = await conn.execute(CANCEL, columns, prepare=True)
-            for (order_id,) in await cursor.fetchall():
+            for order_id, is_new in await cursor.fetchall():
+                CANCELLED.inc(is_new)
                 number, row = rows[order_id]
                 answers[number] = Cancelled(cast(bytes, row[6]))  # `answer`
     return [answers.get(number) or Unavailable() for number in range(len(batch))]

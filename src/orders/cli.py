@@ -5,6 +5,7 @@ import sys
 
 import click
 
+from orders import manage, people
 from orders import topology as broker_topology
 from orders.errors import StartupError
 from orders.replay import replay
@@ -33,7 +34,8 @@ def topology(wait: float) -> None:
     click.echo("exchange orders, queues orders.work and orders.dead, and their bindings are there")
 
 
-main.add_command(replay)
+for command in (*people.COMMANDS, manage.clients, manage.purge, replay):
+    main.add_command(command)
 
 
 if __name__ == "__main__":

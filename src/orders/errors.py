@@ -20,6 +20,10 @@ class OrderNotFound(OrdersError):
     """Order not found"""
 
 
+class Unauthorized(OrdersError):
+    """The API key is not valid."""
+
+
 class KeyReused(OrdersError):
     """This Idempotency-Key was used before with another body."""
 

@@ -49,7 +49,8 @@ async def read_page(take: Callable[[Walk], Awaitable[Walked]], client: str, quer
     window = min(4 * wanted, WIDEST_WINDOW) if needs_search else wanted
     after: UUID | None = query.after or NEWEST
     found: list[Order] = []
-    while after is not None and len(found) < wanted:
+    found_bytes = 0
+    while after is not None:
         step = Walk(
             client=client,
             status=query.status,
@@ -58,12 +59,13 @@ async def read_page(take: Callable[[Walk], Awaitable[Walked]], client: str, quer
             after=after,
             wanted=wanted - len(found),
             window=max(window, wanted - len(found)),
-            bytes=PAGE_BYTES,
+            bytes=PAGE_BYTES - found_bytes,
         )
         walked = await take(step)
         found += walked.orders
         after = walked.last
-        if time.monotonic() > end or sum(len(bytes(order.lines)) for order in found) > PAGE_BYTES:
+        found_bytes += sum(len(bytes(order.lines)) for order in walked.orders)
+        if walked.is_full or found_bytes >= PAGE_BYTES or time.monotonic() > end:
             break
         window = min(4 * window, WIDEST_WINDOW)
         await asyncio.sleep(0)

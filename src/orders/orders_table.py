@@ -107,6 +107,7 @@ class Walked(msgspec.Struct, frozen=True):
 
     orders: list[Order]
     last: UUID | None
+    is_full: bool  # of orders or of bytes
 
 
 class StatusNow(msgspec.Struct, frozen=True):
@@ -139,8 +140,8 @@ async def walk(conn: AsyncConnection, step: Walk) -> Walked:
     orders = [order_of(row[3:]) for row in rows if row[3] is not None]
     walked, last, matching, *_ = rows[0]
     if len(orders) < matching or matching == step.wanted:  # the page is full
-        return Walked(orders, orders[-1].order_id)
-    return Walked(orders, last if walked == step.window else None)
+        return Walked(orders, orders[-1].order_id, is_full=True)
+    return Walked(orders, last if walked == step.window else None, is_full=False)
 
 
 async def changed(conn: AsyncConnection, order_ids: list[UUID], versions: list[int]) -> list[StatusNow]:

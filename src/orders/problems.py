@@ -9,8 +9,10 @@ from typing import Any
 import msgspec
 from litestar import Request, Response
 from litestar.exceptions import HTTPException
+from prometheus_client import Counter
 
 from orders import errors
+from orders.request_id import REQUEST_ID
 
 log = logging.getLogger(__name__)
 
@@ -20,6 +22,7 @@ MEDIA_TYPE = "application/problem+json"
 STATUS: dict[type[errors.OrdersError], int] = {
     errors.InvalidOrder: 400,
     errors.OrderNotFound: 404,
+    errors.Unauthorized: 401,
     errors.TooLate: 409,
     errors.KeyReused: 422,
     errors.Refused: 422,
@@ -27,6 +30,8 @@ STATUS: dict[type[errors.OrdersError], int] = {
     errors.Unavailable: 503,
 }
 RETRY_AFTER_SECONDS = "1"
+
+PROBLEMS = Counter("orders_problems_total", "Requests answered with a problem, by status", ["status"])
 
 
 class FieldProblem(msgspec.Struct, frozen=True):
@@ -72,11 +77,14 @@ def answer(
         status=status,
         detail=detail,
         errors=[FieldProblem(field, detail)] if field else [],
-        request_id=request.headers.get("x-request-id"),
+        request_id=REQUEST_ID.get(),
     )
     extra = dict(headers or {})
     if status == 503:
         extra.setdefault("Retry-After", RETRY_AFTER_SECONDS)
+    elif status == 401:
+        extra["WWW-Authenticate"] = "Bearer"
+    PROBLEMS.labels(str(status)).inc()
     return Response(msgspec.json.encode(problem), status_code=status, media_type=MEDIA_TYPE, headers=extra)
 
 
@@ -87,6 +95,8 @@ def of_bad_request(request: Request[Any, Any, Any], error: BadRequest) -> Respon
 
 def of_ours(request: Request[Any, Any, Any], error: errors.OrdersError) -> Response[bytes]:
     """Answer one of our own errors, by the table."""
+    if isinstance(error, errors.Refused):
+        log.warning("%s %s is refused by the database: %s", request.method, request.url.path, error)
     return answer(request, STATUS[type(error)], str(error), getattr(error, "field", None))
 
 
@@ -102,13 +112,7 @@ def of_litestar(request: Request[Any, Any, Any], error: HTTPException) -> Respon
 
 def of_bug(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]:
     """Answer what nobody foresaw: the log has the details, the client has the request's id."""
-    log.error(
-        "%s %s failed, request %s",
-        request.method,
-        request.url.path,
-        request.headers.get("x-request-id"),
-        exc_info=error,
-    )
+    log.error("%s %s failed", request.method, request.url.path, exc_info=error)
     return answer(request, 500, "Something is wrong on our side.")
 
 

@@ -3,7 +3,7 @@
 import os
 import sys
 from collections.abc import Mapping
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
 import msgspec
 from msgspec import Meta
@@ -84,6 +84,16 @@ class ApiSettings(Settings, frozen=True, kw_only=True):
     orders_patience: Annotated[
         float, Meta(gt=0, le=60, description="seconds that a request waits for the database; then 503")
     ] = 1.5
+    orders_auth: Annotated[
+        Literal["optional", "required"],
+        Meta(description="`optional`: who has no API key is the anonymous client; `required`: 401"),
+    ] = "optional"
+    orders_idempotency_retention: Annotated[
+        float, Meta(ge=60, description="seconds for which an Idempotency-Key is remembered")
+    ] = 7 * 86400.0
+    orders_max_outbox_age: Annotated[
+        float, Meta(ge=0, description="seconds; placements get 503 while the oldest unsent event is older; 0: never")
+    ] = 0.0
     orders_grace: Annotated[float, Meta(ge=0, le=25, description="seconds for requests in hand after SIGTERM")] = 12
     log_level: LogLevel = "INFO"
 
@@ -110,6 +120,19 @@ class WorkerSettings(Settings, frozen=True, kw_only=True):
         int, Meta(ge=1, le=1000, description="failures of the handler itself before the order is failed")
     ] = 5
     log_level: LogLevel = "INFO"
+
+
+class DatabaseSettings(Settings, frozen=True, kw_only=True):
+    """Settings of the commands that work on the database."""
+
+    database_url: DatabaseUrl
+
+
+class PeopleSettings(Settings, frozen=True, kw_only=True):
+    """Settings of the commands that call the service as a client does."""
+
+    base_url: str = ""
+    orders_api_key: str = ""
 
 
 class TopologySettings(Settings, frozen=True, kw_only=True):

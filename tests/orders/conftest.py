@@ -10,6 +10,7 @@ import pytest
 
 from orders.app import create_app
 from orders.live import Live
+from orders.request_id import named
 from orders.serving import HttpServer
 from orders.settings import ApiSettings
 from sandbox.ports import free_port
@@ -52,7 +53,7 @@ async def running(database_url: str, **settings: str) -> AsyncIterator[Api]:
     port = free_port()
     read = ApiSettings.read({"DATABASE_URL": database_url, "ORDERS_PORT": str(port), **settings})
     live = Live()
-    server = HttpServer(create_app(read, live), read.orders_host, port, 3)
+    server = HttpServer(named(create_app(read, live)), read.orders_host, port, 3)
     task = asyncio.create_task(server.serve(), name="api")
     async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=10) as client:
         api = Api(live, server, client)

@@ -102,8 +102,8 @@ async def test_one_batch(api: Api, conn: AsyncConnection) -> None:
     answers = await cancel_orders(conn, wishes)
 
     assert [Cancelled, Cancelled, OrderNotFound, Cancelled, Cancelled] == [type(each) for each in answers]
-    assert 1 == len({each.answer for each in answers if isinstance(each, Cancelled)})
-    assert 2 == len(await events_of(conn, order))
+    assert len({each.answer for each in answers if isinstance(each, Cancelled)}) == 1
+    assert len(await events_of(conn, order)) == 2
 
 
 async def test_one_key_for_two_orders_at_once(api: Api, conn: AsyncConnection) -> None:
