@@ -12,7 +12,7 @@ from typing import Annotated
 from uuid import UUID
 
 import msgspec
-from msgspec import Meta
+from msgspec import UNSET, Meta, UnsetType
 
 from orders.order import Name, Order, Status, Text
 from orders.orders_table import Walk, Walked
@@ -24,13 +24,13 @@ PAGE_BYTES = 4 << 20  # of lines
 
 
 class Query(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What a client may ask for."""
+    """What a client may ask for; a parameter is there or not, and `null` is a text like any other."""
 
-    status: Status | None = None
-    customer_id: Name | None = None
-    reference: Text | None = None
+    status: Status | UnsetType = UNSET
+    customer_id: Name | UnsetType = UNSET
+    reference: Text | UnsetType = UNSET
     limit: Annotated[int, Meta(ge=1, le=100)] = 50
-    after: UUID | None = None
+    after: UUID | UnsetType = UNSET
 
 
 class Page(msgspec.Struct, frozen=True):
@@ -45,7 +45,7 @@ async def read_page(take: Callable[[Walk], Awaitable[Walked]], client: str, quer
     end = time.monotonic() + WALK_SECONDS
     # One more than wanted tells a full page that has a next one from the last of all.
     wanted = query.limit + 1
-    needs_search = query.status is not None or (not client and query.customer_id is None and query.reference is None)
+    needs_search = query.status is not UNSET or (not client and query.customer_id is query.reference is UNSET)
     window = min(4 * wanted, WIDEST_WINDOW) if needs_search else wanted
     after: UUID | None = query.after or NEWEST
     found: list[Order] = []
@@ -53,9 +53,9 @@ async def read_page(take: Callable[[Walk], Awaitable[Walked]], client: str, quer
     while after is not None:
         step = Walk(
             client=client,
-            status=query.status,
-            customer_id=query.customer_id,
-            reference=query.reference,
+            status=query.status or None,
+            customer_id=query.customer_id or None,
+            reference=None if query.reference is UNSET else query.reference,
             after=after,
             wanted=wanted - len(found),
             window=max(window, wanted - len(found)),

@@ -157,7 +157,6 @@ _KEY = {
     "in": "header",
     "description": "A repeat with the same key and body gets the first answer again; quotes, if any, belong to the key",
     "schema": {"type": "string", "minLength": 1, "maxLength": 255, "pattern": r"^[\x21-\x7e]{1,255}$"},
-    "example": "checkout-4711",
 }
 
 
@@ -219,8 +218,7 @@ def _list() -> _Json:
                 "name": name,
                 "in": "query",
                 "description": description,
-                # A parameter that is not given has no value, so its null is not one.
-                "schema": _without_null(schema[name]),
+                "schema": schema[name],
             }
             for name, description in descriptions.items()
         ],
@@ -229,16 +227,6 @@ def _list() -> _Json:
             **_problems(400, 401, 503),
         },
     }
-
-
-def _without_null(schema: _Json) -> _Json:
-    schema = {key: value for key, value in schema.items() if key != "default" or value is not None}
-    if "anyOf" in schema:
-        (kept,) = (each for each in schema["anyOf"] if each.get("type") != "null")
-        return kept  # type: ignore[no-any-return]
-    if "enum" in schema:
-        return {"type": "string", "enum": [each for each in schema["enum"] if each is not None]}
-    return schema
 
 
 def _get() -> _Json:
@@ -280,6 +268,22 @@ def _cancel() -> _Json:
     }
 
 
+_EVENT = {
+    "type": "object",
+    "properties": {
+        "id": {"type": "string", "description": "The version", "pattern": "^[0-9]+$"},
+        "event": {"type": "string", "const": "message"},
+        "data": {
+            "type": "string",
+            "contentMediaType": JSON,
+            "contentSchema": {"$ref": "#/components/schemas/StatusNow"},
+            "examples": [msgspec.json.encode(EXAMPLE_STATUS).decode()],
+        },
+    },
+    "required": ["id", "data"],
+}
+
+
 def _watch() -> _Json:
     return {
         "operationId": "watchOrder",
@@ -297,8 +301,7 @@ def _watch() -> _Json:
                 "headers": _REQUEST_ID,
                 "content": {
                     "text/event-stream": {
-                        "schema": {"type": "string"},
-                        "example": f"id: 2\ndata: {msgspec.json.encode(EXAMPLE_STATUS).decode()}\n\n",
+                        "schema": _EVENT,  # of each event, as tools for streams read it
                     }
                 },
             },
@@ -325,7 +328,7 @@ _PROBLEMS = {
     409: "It is too late: the order is worked, or has reached another end",
     413: "The body is larger than 1 MiB",
     415: "The body is not declared as JSON",
-    422: "The Idempotency-Key was used with another body, or the database refuses the order",
+    422: "The Idempotency-Key was used with another body, the total does not fit 64 bits, or the database refuses it",
     503: "Too much is waiting, or the database is away",
 }
 

@@ -20,10 +20,10 @@ MEDIA_TYPE = "application/problem+json"
 
 # The one table from our errors to HTTP.
 STATUS: dict[type[errors.OrdersError], int] = {
-    errors.InvalidOrder: 400,
     errors.OrderNotFound: 404,
     errors.Unauthorized: 401,
     errors.TooLate: 409,
+    errors.InvalidOrder: 422,
     errors.KeyReused: 422,
     errors.Refused: 422,
     errors.Overloaded: 503,
@@ -130,7 +130,13 @@ _NAMED = re.compile(r"Object (?P<how>missing required|contains unknown) field `(
 def decode(decoder: msgspec.json.Decoder[Any], body: bytes) -> Any:
     """Decode a JSON body; raise BadRequest, naming the field, whatever is wrong with it."""
     try:
-        return decoder.decode(body)
+        try:
+            return decoder.decode(body)
+        except msgspec.ValidationError as error:
+            if "Expected `int`, got `float`" not in str(error):
+                raise
+            # For JSON Schema 2.0 is an integer, and some clients write their integers so; msgspec does not agree.
+            return msgspec.convert(_with_integers(msgspec.json.decode(body)), decoder.type)
     except msgspec.ValidationError as error:
         raise of_validation(error) from None
     except msgspec.DecodeError as error:
@@ -142,6 +148,19 @@ def decode(decoder: msgspec.json.Decoder[Any], body: bytes) -> Any:
         raise BadRequest(400, "The body is not valid UTF-8.") from None
     except RecursionError:
         raise BadRequest(400, "The body is nested too deeply.") from None
+
+
+def _with_integers(value: Any) -> Any:
+    """Turn each float that is exactly an integer into it; beyond 2**53 nobody can tell which one was meant."""
+    match value:
+        case float() if value.is_integer() and abs(value) <= 2**53:
+            return int(value)
+        case list():
+            return [_with_integers(each) for each in value]
+        case dict():
+            return {name: _with_integers(each) for name, each in value.items()}
+        case _:
+            return value
 
 
 def convert(type_: Any, values: Mapping[str, Any]) -> Any:

@@ -89,3 +89,17 @@ async def test_a_bug_is_a_problem_too(
     assert (answer.status_code, answer.headers["content-type"]) == (500, "application/problem+json")
     assert "secret" not in answer.text
     assert "secret" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("quantity", "status"), [("2.0", 201), ("2e0", 201), ("2.5", 400), ("1e300", 400), ("18014398509481984.0", 400)]
+)
+async def test_integers_with_a_point(api: Api, quantity: str, status: int) -> None:
+    """
+    A number that is an integer is one however it is written, as JSON Schema has it.
+    """
+    body = f'{{"customer_id":"c","currency":"GBP","lines":[{{"sku":"A","quantity":{quantity},"unit_price_minor":1}}]}}'
+    answer = await api.client.post("/orders", content=body, headers=JSON)
+
+    assert status == answer.status_code
+    assert (2 if status == 201 else None) == answer.json().get("total_minor")
