@@ -13,20 +13,49 @@ FOLDERS = {"orders": ROOT / "src" / "orders", "relay": ROOT / "relay"}
 # From the bottom up. A module imports only from the layers below its own, so there can be no cycle either.
 LAYERS: Mapping[str, Sequence[tuple[str, set[str]]]] = {
     "orders": (
-        ("words", {"backoff", "currencies", "errors", "settings", "traceparent", "uuid7"}),
+        (
+            "words",
+            {
+                "backoff",
+                "crash",
+                "currencies",
+                "errors",
+                "preconditions",
+                "request_id",
+                "settings",
+                "traceparent",
+                "uuid7",
+            },
+        ),
         ("what an order is, and the edges of the servers", {"broker", "database", "order", "problems"}),
         ("what is told", {"events"}),
         (
             "tables, and what runs beside the requests",
-            {"batching", "consumer", "dead_letters_table", "handlers", "inbox", "invoices", "keys_table", "liveness"}
-            | {"orders_table", "outbox_table", "serving", "startup", "topology", "wake_up"},
+            {
+                "batching",
+                "clients_table",
+                "consumer",
+                "dead_letters_table",
+                "handlers",
+                "inbox",
+                "invoices",
+                "keys_table",
+                "liveness",
+                "orders_table",
+                "outbox_table",
+            }
+            | {"serving", "startup", "topology", "wake_up"},
         ),
-        ("acts that are one transaction", {"claim_orders", "place_orders", "redrive_orders"}),
+        (
+            "acts that are one transaction, and jobs that recur",
+            {"back_pressure", "cancel_orders", "claim_orders", "clients", "expire_keys", "listing", "live", "periodic"}
+            | {"place_orders", "purge_orders", "redrive_orders"},
+        ),
         ("acts that follow them", {"finish_orders", "postpone_orders", "send_invoices"}),
         ("what leads to them", {"letters", "retries", "run_handler"}),
         ("the dead, and the child on trial", {"dead_letters", "trial"}),
         ("its parent", {"suspects"}),
-        ("ways in: HTTP, RabbitMQ, files", {"api", "dead", "replay", "subscriber", "work"}),
+        ("ways in: HTTP, RabbitMQ, files, people", {"api", "dead", "manage", "people", "replay", "subscriber", "work"}),
         ("what describes them", {"catalogue", "openapi"}),
         ("processes and commands", {"app", "cli", "healthcheck", "worker"}),
     ),

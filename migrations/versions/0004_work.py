@@ -14,7 +14,7 @@ be the event's, and old days are dropped instead of deleted.
 from migrations.run_sql import run_sql
 
 revision = "0004"
-down_revision = "0002"
+down_revision = "0003"
 
 INBOX_FUNCTIONS = (
     """

@@ -5,6 +5,7 @@ import sys
 
 import click
 
+from orders import manage, people
 from orders import topology as broker_topology
 from orders.dead import dead
 from orders.errors import StartupError
@@ -34,8 +35,8 @@ def topology(wait: float) -> None:
     click.echo("exchange orders, queues orders.work and orders.dead, and their bindings are there")
 
 
-main.add_command(dead)
-main.add_command(replay)
+for command in (*people.COMMANDS, manage.clients, manage.purge, dead, replay):
+    main.add_command(command)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from typing import LiteralString
+from uuid import UUID
 
 from psycopg import AsyncConnection
 
@@ -17,6 +18,14 @@ WORKER = 17
 def wanted(placed: Placement) -> Wanted:
     """What the event of a placed order asks for."""
     return Wanted(placed.order.order_id, placed.event.event_id, 1)
+
+
+async def wanted_again(conn: AsyncConnection, order_id: UUID) -> Wanted:
+    """What the event that an order waits for asks for."""
+    cursor = await conn.execute("SELECT order_id, event_id, version FROM orders WHERE order_id = %s", [order_id])
+    row = await cursor.fetchone()
+    assert row is not None
+    return Wanted(*row)
 
 
 async def place(conn: AsyncConnection, many: int = 1, *, reference: str | None = None) -> list[Placement]:
