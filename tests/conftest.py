@@ -137,16 +137,25 @@ def own_servers(breakable_servers: Servers) -> Iterator[Servers]:
     try:
         yield breakable_servers
     finally:
-        for server in (breakable_servers.postgres, breakable_servers.rabbitmq):
-            server.resume()
-        in_parallel(breakable_servers.postgres.start, breakable_servers.rabbitmq.start)
+        mend(breakable_servers)
+
+
+def mend(servers: Servers) -> None:
+    """Whatever a test did to them, they take connections again."""
+    for server in (servers.postgres, servers.rabbitmq):
+        server.resume()
+    in_parallel(servers.postgres.start, servers.rabbitmq.start)
 
 
 @pytest.fixture
 def start_own_system(request: pytest.FixtureRequest, own_servers: Servers, tmp_path: Path) -> Iterator[StartSystem]:
     """Start systems on servers that the test may break."""
     with starting(request, own_servers, None, tmp_path) as start:
-        yield start
+        try:
+            yield start
+        finally:
+            # A test that failed while they were down: its database and vhost could not be removed.
+            mend(own_servers)
 
 
 @contextmanager
