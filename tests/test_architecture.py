@@ -1,8 +1,10 @@
 """The architecture, executable: which module stands on which layer, and what it may import."""
 
 import ast
+import gc
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -80,8 +82,15 @@ def modules(package: str) -> list[str]:
     return sorted(path.stem for path in FOLDERS[package].glob("*.py") if path.stem != "__init__")
 
 
+@cache
 def tree(package: str, module: str) -> ast.Module:
-    return ast.parse((FOLDERS[package] / f"{module}.py").read_text())
+    # Python 3.11 fails here ("AST constructor recursion depth mismatch") if the collector frees something meanwhile whose
+    # last words are a traceback, as a future with an error that nobody asked for: tracebacks are parsed, too.
+    gc.disable()
+    try:
+        return ast.parse((FOLDERS[package] / f"{module}.py").read_text())
+    finally:
+        gc.enable()
 
 
 def imported(package: str, module: str) -> Iterator[str]:
