@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test up down lint chaos
+.PHONY: help demo test fuzz up down lint chaos
 
 help:
 	@sed -n 's/^\([a-z]*\):.*## /\1	/p' $(MAKEFILE_LIST) | while IFS='	' read -r name does; do printf 'make %-6s %s\n' "$$name" "$$does"; done
@@ -14,6 +14,9 @@ demo: $(VENV)/.made ## replay the bundled real orders through the whole system, 
 
 test: $(VENV)/.made ## run every test on real servers (ARGS=... for pytest)
 	@$(BIN)/python -m pytest $(ARGS)
+
+fuzz: $(VENV)/.made ## send more than 20,000 requests made from the OpenAPI document to a running service
+	@FUZZ_EXAMPLES=$${FUZZ_EXAMPLES:-2000} $(BIN)/python -m pytest -s tests/orders/test_openapi.py $(ARGS)
 
 up: $(VENV)/.made ## start the system in the background, or heal and rescale it (APIS=3 RELAYS=1 WORKERS=1)
 	@$(BIN)/python -m sandbox.supervisor up

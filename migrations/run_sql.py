@@ -11,6 +11,6 @@ def run_sql(*statements: str) -> None:
     context = op.get_context()
     for statement in statements:
         if context.as_sql:
-            context.impl.static_output(statement.strip() + ";\n")
+            context.impl.static_output(statement.strip() + "\n;\n")  # on its own line: the last may be a comment
         else:
             op.get_bind().execution_options(no_parameters=True).exec_driver_sql(statement)

@@ -205,9 +205,10 @@ class Forwarder:
                 return 0, False
             self._vitals.batch_rows.observe((len(messages),))
             publish, park = sort_out(messages, self._weather.is_open)
-            outcome = await self._publish(conn, publish)
-            for message in park:
-                outcome.park.setdefault("its key or its route waits", []).append(message)
+            outcome, left = await self._publish(conn, publish)
+            behind = [message for message in park if message.key not in left]
+            if behind:
+                outcome.park["its key or its route waits"] = behind
             with deadline(conn, STATEMENT_SECONDS):
                 await self._record(conn, outcome)
         self._count(outcome)
@@ -237,8 +238,11 @@ class Forwarder:
         with deadline(conn, STATEMENT_SECONDS):
             await conn.execute("COMMIT")
 
-    async def _publish(self, conn: Connection, messages: list[Message]) -> _Outcome:
-        """Publish in waves until all are through, or the claim has been held long enough."""
+    async def _publish(self, conn: Connection, messages: list[Message]) -> tuple[_Outcome, set[str]]:
+        """Publish in waves until all are through, or the claim has been held long enough.
+
+        Return what became of them, and the keys of which a row is left as it was.
+        """
         outcome = _Outcome()
         waves = Waves(messages)
         until = time.monotonic() + self._settings.hold_seconds
@@ -257,14 +261,14 @@ class Forwarder:
             for route in {message.route for message in going} - closed:
                 self._weather.passed(route)
             self._vitals.weather = self._weather.report()
-        return outcome
+        return outcome, waves.left()
 
     def _apply(
         self, message: Message, reply: Reply | None, waves: Waves, outcome: _Outcome, closed: set[Route]
     ) -> None:
         """Sort one answered message into the outcome; one without an answer stays as it is, with those behind it."""
         if reply is None:
-            waves.stopped(message)
+            waves.put_off(message)
             return
         match judge(message, reply):
             case Sent():

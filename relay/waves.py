@@ -16,6 +16,7 @@ class Waves:
         self._queues: dict[str, list[Message]] = {}
         for message in sorted(messages, key=lambda message: message.id, reverse=True):
             self._queues.setdefault(message.key, []).append(message)
+        self._put_off: list[Message] = []
 
     def next(self) -> list[Message]:
         """Return the first message of each key that is left; each is to be answered by `passed` or `stopped`."""
@@ -38,6 +39,16 @@ class Waves:
     def stopped(self, message: Message) -> list[Message]:
         """The message has to wait; return it and those behind it, in order, which wait with it."""
         return self._queues.pop(message.key)[::-1]
+
+    def put_off(self, message: Message) -> None:
+        """The message was not tried to the end; it stays as it is, and those behind it."""
+        self._put_off.append(message)
+        del self._queues[message.key]
+
+    def left(self) -> set[str]:
+        """Return the keys of which a row stays pending: nothing behind it may be parked, or it would go first."""
+        heads = [*self._put_off, *(queue[-1] for queue in self._queues.values())]
+        return {message.key for message in heads if not message.parked}
 
 
 def sort_out(messages: list[Message], is_open: Callable[[Route], bool]) -> tuple[list[Message], list[Message]]:

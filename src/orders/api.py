@@ -1,21 +1,31 @@
 """HTTP in and out."""
 
 import re
-from typing import Any
+from typing import Any, Literal, cast
 from uuid import UUID
 
 import msgspec
-from litestar import Request, Response, get, post
+from litestar import HttpMethod, Request, Response, get, post, route
+from litestar.params import FromPath
+from litestar.response import Stream
 
-from orders import problems
+from orders import listing, preconditions, problems
+from orders.back_pressure import BackPressure
 from orders.batching import Batching
+from orders.cancel_orders import Cancellation, Cancelled
+from orders.clients import ANONYMOUS, Clients
+from orders.clients_table import ClientKey, KeyId
 from orders.errors import OrderNotFound, OrdersError
-from orders.order import NewOrder, Order
+from orders.listing import Query
+from orders.live import Live
+from orders.order import TERMINAL, NewOrder, Order, Status
+from orders.orders_table import StatusNow, Walk, Walked, Wanted
 from orders.place_orders import Placed, Placement, placement_of
 from orders.problems import BadRequest
 from orders.traceparent import continue_trace
 
-ANONYMOUS = ""
+# What a step down a list counts for in a batch of reads: so that few of them stand together in front of a GET.
+WALK_SIZE = 1 << 20
 
 Req = Request[Any, Any, Any]
 
@@ -25,11 +35,40 @@ _new_order = msgspec.json.Decoder(NewOrder)
 _encode = msgspec.json.Encoder().encode
 
 
+Write = Placement | Cancellation
+Written = Placed | Cancelled
+Read = Wanted | Walk | KeyId
+Found = Order | Walked | ClientKey | None
+
+
 class Services(msgspec.Struct, frozen=True):
     """What the handlers work with."""
 
-    place: Batching[Placement, Placed]
-    read: Batching[UUID, Order]
+    write: Batching[Write, Written]
+    read: Batching[Read, Found]
+    live: Live
+    clients: Clients
+    back_pressure: BackPressure
+
+    async def place(self, placement: Placement) -> Placed:
+        """Return once the order is committed."""
+        return cast(Placed, await self.write(placement, placement.size))
+
+    async def cancel(self, cancellation: Cancellation) -> Cancelled:
+        """Return once the cancellation is committed."""
+        return cast(Cancelled, await self.write(cancellation, cancellation.size))
+
+    async def find(self, wanted: Wanted) -> Order:
+        """Return an order as it is now; raise OrderNotFound also when it is another client's."""
+        return cast(Order, await self.read(wanted))
+
+    async def find_key(self, key_id: KeyId) -> ClientKey | None:
+        """Return an API key, if it is there and valid."""
+        return cast(ClientKey | None, await self.read(key_id))
+
+    async def walk(self, step: Walk) -> Walked:
+        """Return what a step down a list finds."""
+        return cast(Walked, await self.read(step, WALK_SIZE))
 
 
 def services(request: Req) -> Services:
@@ -40,48 +79,127 @@ def services(request: Req) -> Services:
 @post("/orders")
 async def place_order(request: Req) -> Response[bytes]:
     """Place an order: 201 once it is committed, with its event, and flushed."""
+    client = await client_of(request)
     if not _JSON(request.headers.get("content-type", "")):
         raise BadRequest(415, "The body must be JSON: send Content-Type: application/json.", Accept="application/json")
+    key = idempotency_key(request)
     new = problems.decode(_new_order, await request.body())
-    placed = await _place(request, new, key=idempotency_key(request))
+    placed = await _place(request, client, new, key)
     headers = {"Location": f"/orders/{placed.order_id}"}
     if placed.replayed:
         headers["Idempotency-Replayed"] = "true"
     return Response(placed.answer, status_code=201, media_type="application/json", headers=headers)
 
 
+@get("/orders")
+async def list_orders(request: Req) -> Response[bytes]:
+    """Return a page of the client's orders, newest first."""
+    given = request.query_params
+    names = list(given)
+    if repeated := next((name for name in names if len(given.getall(name)) > 1), None):
+        raise BadRequest(400, f"{repeated}: This parameter may be given once.", repeated)
+    query: Query = problems.convert(Query, {name: given[name] for name in names})
+    page = await listing.read_page(services(request).walk, await client_of(request), query)
+    return Response(_encode(page), media_type="application/json")
+
+
+@route("/orders", http_method=[HttpMethod.OPTIONS], status_code=204)
+async def orders_options() -> Response[None]:
+    """Say what can be done; of two handlers on one path Litestar would name the first one's method only."""
+    return Response(None, status_code=204, headers={"Allow": "GET, OPTIONS, POST"})
+
+
 @get("/orders/{order_id:str}")
-async def get_order(request: Req, order_id: str) -> Response[bytes]:
-    """Return an order as it is now."""
-    return Response(_encode(await _read(request, order_id)), media_type="application/json")
+async def get_order(request: Req, order_id: FromPath[str]) -> Response[bytes]:
+    """Return an order as it is now, or, with `Prefer: wait=N`, once its status has changed."""
+    order = await _read(request, order_id)
+    headers = {}
+    body = _encode(order)
+    tag = preconditions.tag_of(body)
+    known = request.headers.get("if-none-match")
+    if prefer := request.headers.get("prefer"):
+        seconds = preconditions.wait_of(prefer)
+        if seconds is not None:
+            headers["Preference-Applied"] = f"wait={seconds}"
+            # A client that knows another state than this one has its news already.
+            is_news = known is not None and not preconditions.matches(known, tag)
+            if (
+                not is_news
+                and order.status not in TERMINAL
+                and await services(request).live.change(order.order_id, order.version, seconds)
+            ):
+                body = _encode(await _read(request, order_id))
+                tag = preconditions.tag_of(body)
+    headers["ETag"] = tag
+    if known is not None and preconditions.matches(known, tag):
+        return Response(b"", status_code=304, headers=headers)
+    return Response(body, media_type="application/json", headers=headers)
+
+
+@post("/orders/{order_id:str}/cancel", status_code=200)
+async def cancel_order(request: Req, order_id: FromPath[str]) -> Response[bytes]:
+    """Cancel an order that nobody works yet: 200 once that is committed, also when it was before."""
+    client = await client_of(request)
+    cancellation = Cancellation(
+        order_id=_uuid(order_id),
+        client=client,
+        traceparent=continue_trace(request.headers.get("traceparent")),
+        key=idempotency_key(request),
+    )
+    cancelled = await services(request).cancel(cancellation)
+    headers = {"Idempotency-Replayed": "true"} if cancelled.replayed else {}
+    return Response(cancelled.answer, media_type="application/json", headers=headers)
+
+
+@get("/orders/{order_id:str}/events")
+async def watch_order(request: Req, order_id: FromPath[str]) -> Response[bytes] | Stream:
+    """Stream the order's status: as it is now, then whenever it changes, to the end."""
+    order = await _read(request, order_id)
+    given = request.headers.get("last-event-id", "")
+    seen = int(given) if re.fullmatch("[0-9]{1,9}", given) else None
+    if order.status in TERMINAL and seen is not None and seen >= order.version:
+        return Response(b"", status_code=204)  # tells an EventSource to come no more
+    now = StatusNow(order.order_id, order.status, order.version, order.failure_reason, order.updated_at)
+    return Stream(
+        services(request).live.events(now, seen),
+        media_type="text/event-stream",
+        headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
+    )
 
 
 class TutorialOrder(msgspec.Struct, frozen=True):
     """An order as the tutorial's clients know it."""
 
     order_id: UUID
-    status: str
+    status: Status
 
 
 @post("/order/place", status_code=200)
 async def place_tutorial_order(request: Req) -> Response[bytes]:
     """Place an order without customer and lines, as the tutorial's clients do; a body is not read."""
-    placed = await _place(request, None, key=None)
+    placed = await _place(request, await client_of(request), None, key=None)
     return Response(_encode(TutorialOrder(placed.order_id, "placed")), media_type="application/json", status_code=200)
 
 
 @get("/order/get/{order_id:str}")
-async def get_tutorial_order(request: Req, order_id: str) -> Response[bytes]:
+async def get_tutorial_order(request: Req, order_id: FromPath[str]) -> Response[bytes]:
     """Return an order as the tutorial's clients know it."""
     order = await _read(request, order_id)
     return Response(_encode(TutorialOrder(order.order_id, order.status)), media_type="application/json")
 
 
+class Health(msgspec.Struct, frozen=True):
+    """How the service is: each `healthy` or `unhealthy`."""
+
+    status: Literal["healthy", "unhealthy"]
+    database: Literal["healthy", "unhealthy"]
+
+
 @get("/health")
 async def health(request: Req) -> Response[bytes]:
     """Answer as the tutorial does, but for its `rabbitmq`: the api never talks to RabbitMQ."""
-    database = "healthy" if await _database_answers(request) else "unhealthy"
-    return Response(_encode({"status": database, "database": database}), media_type="application/json")
+    database: Literal["healthy", "unhealthy"] = "healthy" if await _database_answers(request) else "unhealthy"
+    return Response(_encode(Health(database, database)), media_type="application/json")
 
 
 @get("/health/live")
@@ -93,12 +211,14 @@ async def live() -> Response[bytes]:
 @get("/health/ready")
 async def ready(request: Req) -> Response[bytes]:
     """Say whether the database answers and takes placements."""
-    is_ready = services(request).place.connections > 0 and await _database_answers(request)
+    is_ready = services(request).write.connections > 0 and await _database_answers(request)
     return Response(_encode({"ready": is_ready}), media_type="application/json", status_code=200 if is_ready else 503)
 
 
 HANDLERS = [
-    place_order, get_order, place_tutorial_order, get_tutorial_order, health, live, ready
+    orders_options,  # before the others on its path, or Litestar makes one of its own
+    place_order, list_orders, get_order, cancel_order, watch_order, place_tutorial_order, get_tutorial_order, health,
+    live, ready,
 ]  # fmt: skip
 
 
@@ -112,24 +232,36 @@ def idempotency_key(request: Req) -> str | None:
     return given[0]
 
 
-async def _place(request: Req, new: NewOrder | None, key: str | None) -> Placed:
+async def client_of(request: Req) -> str:
+    """Return whom the request speaks for; raise Unauthorized if its key is for nobody."""
+    its = services(request)
+    return await its.clients.client_of(request.headers.get("authorization"), its.find_key)
+
+
+async def _place(request: Req, client: str, new: NewOrder | None, key: str | None) -> Placed:
+    services(request).back_pressure.check()
     traceparent = continue_trace(request.headers.get("traceparent"))
-    placement = placement_of(new, client=ANONYMOUS, traceparent=traceparent, key=key)
-    return await services(request).place(placement, placement.size)
+    return await services(request).place(placement_of(new, client=client, traceparent=traceparent, key=key))
 
 
 async def _read(request: Req, order_id: str) -> Order:
+    """Return an order of the request's client; another's is not there."""
+    client = await client_of(request)
+    return await services(request).find(Wanted(client, _uuid(order_id)))
+
+
+def _uuid(order_id: str) -> UUID:
+    """Return the id of an order; what is no id at all is nobody's order."""
     try:
-        wanted = UUID(order_id)
+        return UUID(order_id)
     except ValueError:
         raise OrderNotFound from None
-    return await services(request).read(wanted)
 
 
 async def _database_answers(request: Req) -> bool:
     """Ask for an order that cannot exist."""
     try:
-        await services(request).read(UUID(int=0))
+        await services(request).find(Wanted(ANONYMOUS, UUID(int=0)))
     except OrderNotFound:
         return True
     except OrdersError:

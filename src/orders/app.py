@@ -4,16 +4,39 @@ import contextlib
 import logging
 import os
 from collections.abc import AsyncIterator, Sequence
+from typing import cast
 
 from litestar import Litestar, get
 from litestar.response import Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from psycopg import AsyncConnection
 
-from orders import api, keys_table, openapi, orders_table, outbox_table, place_orders, problems, serving, startup
+from orders import (
+    api,
+    cancel_orders,
+    clients_table,
+    keys_table,
+    openapi,
+    orders_table,
+    outbox_table,
+    place_orders,
+    problems,
+    request_id,
+    serving,
+    startup,
+)
+from orders.api import Found, Read, Write, Written
+from orders.back_pressure import LOOK_SECONDS, BackPressure
 from orders.batching import Batching, Limits
+from orders.cancel_orders import Cancellation
+from orders.clients import CONFIRM_SECONDS, Clients
+from orders.clients_table import KeyId
 from orders.errors import OrdersError
-from orders.place_orders import Placed, Placement
+from orders.expire_keys import BUSY_SECONDS, ExpireKeys
+from orders.live import TICK_SECONDS, Live
+from orders.orders_table import Walk, Wanted
+from orders.periodic import Job, Periodic
+from orders.place_orders import Placement
 from orders.settings import ApiSettings
 from orders.wake_up import WakeUp
 
@@ -26,16 +49,45 @@ async def metrics() -> Response[bytes]:
     return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
 
 
-def create_app(settings: ApiSettings) -> Litestar:
-    """Build the application; its connections open with its lifespan."""
+async def place_or_cancel(conn: AsyncConnection, batch: Sequence[Write]) -> Sequence[Written | OrdersError]:
+    """Place and cancel orders: the placements are one statement, and cancellations are rare."""
+    cancellations = [each for each in batch if isinstance(each, Cancellation)]
+    if not cancellations:
+        return await place_orders.place_orders(conn, cast(Sequence[Placement], batch))
+    placements = [each for each in batch if isinstance(each, Placement)]
+    placed = iter(await place_orders.place_orders(conn, placements) if placements else [])
+    cancelled = iter(await cancel_orders.cancel_orders(conn, cancellations))
+    return [next(cancelled) if isinstance(each, Cancellation) else next(placed) for each in batch]
+
+
+async def read(conn: AsyncConnection, batch: Sequence[Read]) -> Sequence[Found | OrdersError]:
+    """Find orders and keys, all of a batch by one statement, and take steps down lists, each by one of its own."""
+    wanted = [each for each in batch if isinstance(each, Wanted)]
+    found = iter(await orders_table.read_many(conn, wanted) if wanted else [])
+    key_ids = [each for each in batch if isinstance(each, KeyId)]
+    keys = await clients_table.read_many(conn, key_ids) if key_ids else {}
+    answers: list[Found | OrdersError] = []
+    for each in batch:
+        match each:
+            case Wanted():
+                answers.append(next(found))
+            case KeyId():
+                answers.append(keys.get(each))
+            case Walk():
+                answers.append(await orders_table.walk(conn, each))
+    return answers
+
+
+def create_app(settings: ApiSettings, live: Live) -> Litestar:
+    """Build the application; its lifespan opens the writers' connections, and one each to read, watch and notify."""
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Litestar) -> AsyncIterator[None]:
         url = settings.database_url
         async with WakeUp(url) as wake_up:
 
-            async def place(conn: AsyncConnection, batch: Sequence[Placement]) -> Sequence[Placed | OrdersError]:
-                answers = await place_orders.place_orders(conn, batch)
+            async def write(conn: AsyncConnection, batch: Sequence[Write]) -> Sequence[Written | OrdersError]:
+                answers = await place_or_cancel(conn, batch)
                 wake_up.soon()
                 return answers
 
@@ -48,11 +100,23 @@ def create_app(settings: ApiSettings) -> Litestar:
                 patience=settings.orders_patience,
             )
             reading = Limits(batch_rows=200, queue_rows=settings.orders_queue_rows, patience=settings.orders_patience)
+            clients = Clients(required=settings.orders_auth == "required")
+            back_pressure = BackPressure(settings.orders_max_outbox_age)
+            expire = ExpireKeys(settings.orders_idempotency_retention)
+            jobs = [
+                Job(run=live.tick, every=TICK_SECONDS, wanted=live.is_watched),
+                Job(run=clients.confirm, every=CONFIRM_SECONDS, wanted=clients.has_any),
+                Job(run=back_pressure.look, every=LOOK_SECONDS, wanted=back_pressure.is_on),
+                Job(run=expire.run, every=BUSY_SECONDS, wanted=expire.is_due),
+            ]
             async with (
-                Batching("place", url, place, writing, mend=outbox_table.add_partitions) as placing,
-                Batching("read", url, orders_table.read_many, reading) as lookup,
+                Batching[Write, Written]("write", url, write, writing, mend=outbox_table.add_partitions) as writers,
+                Batching[Read, Found]("read", url, read, reading, session=orders_table.BY_INDEX) as reader,
+                Periodic("watch", url, jobs, session=orders_table.BY_INDEX),
             ):
-                app.state["services"] = api.Services(place=placing, read=lookup)
+                app.state["services"] = api.Services(
+                    write=writers, read=reader, live=live, clients=clients, back_pressure=back_pressure
+                )
                 yield
 
     return Litestar(
@@ -71,10 +135,18 @@ async def serve(settings: ApiSettings) -> None:
         settings.database_url,
         orders_table.COLUMNS_ARE_THERE,
         keys_table.COLUMNS_ARE_THERE,
+        clients_table.COLUMNS_ARE_THERE,
         outbox_table.COLUMNS_ARE_THERE,
     )
-    server = serving.HttpServer(create_app(settings), settings.orders_host, settings.orders_port, settings.orders_grace)
-    serving.on_stop_signals(server.stop)
+    live = Live()
+    app = request_id.named(create_app(settings, live))
+    server = serving.HttpServer(app, settings.orders_host, settings.orders_port, settings.orders_grace)
+
+    def stop() -> None:
+        live.close()
+        server.stop()
+
+    serving.on_stop_signals(stop)
     log.info("api %s listens on %s:%s", os.getpid(), settings.orders_host, settings.orders_port)
     await server.serve()
     log.info("api %s has stopped", os.getpid())

@@ -6,19 +6,19 @@ own, on a connection of its own, so that a caller who goes away cancels nobody e
 
 import asyncio
 import logging
-import signal
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from enum import Enum
 from typing import Generic, TypeVar
 
 import msgspec
 import psycopg
-from prometheus_client import Counter, Histogram
+from prometheus_client import Counter, Gauge, Histogram
 from psycopg import AsyncConnection
 
 from orders import database
 from orders.backoff import backoff
+from orders.crash import stop_the_process_if_it_crashed
 from orders.errors import OrdersError, Overloaded, Refused, Unavailable
 
 log = logging.getLogger(__name__)
@@ -41,6 +41,8 @@ STATEMENT_SECONDS = Histogram(
     ["statement"],
     buckets=[0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 2],
 )
+CONNECTIONS = Gauge("orders_batch_connections", "Database connections that are open", ["statement"])
+WAITING = Gauge("orders_batch_waiting", "Rows that wait for a statement, or are in one", ["statement"])
 RERUNS = Counter("orders_batch_reruns_total", "Batches run again, by why", ["statement", "why"])
 
 
@@ -109,12 +111,21 @@ class Batching(Generic[Item, Answer]):
     It must be harmless to repeat: a batch whose outcome is unknown is run again.
     """
 
-    def __init__(self, name: str, url: str, run: Run[Item, Answer], limits: Limits, mend: Mend | None = None) -> None:
+    def __init__(
+        self,
+        name: str,
+        url: str,
+        run: Run[Item, Answer],
+        limits: Limits,
+        mend: Mend | None = None,
+        session: Mapping[str, str] | None = None,
+    ) -> None:
         self.name = name
         self.url = url
         self.run = run
         self.limits = limits
         self.mend = mend
+        self.session = session or {}  # settings of its connections
         self.connections = 0  # how many writers have one at this moment
         self.stopping = False
         self._queue: deque[_Waiting[Item, Answer]] = deque()
@@ -123,6 +134,7 @@ class Batching(Generic[Item, Answer]):
         self._idle: list[asyncio.Future[None]] = []
         self._tasks: list[asyncio.Task[None]] = []
         self._batch_rows = BATCH_ROWS.labels(name)
+        WAITING.labels(name).set_function(lambda: self._rows)
         self._queue_seconds = QUEUE_SECONDS.labels(name)
         self._statement_seconds = STATEMENT_SECONDS.labels(name)
 
@@ -131,7 +143,7 @@ class Batching(Generic[Item, Answer]):
             asyncio.create_task(self._write(), name=f"{self.name}-{number}") for number in range(self.limits.writers)
         ]
         for task in self._tasks:
-            task.add_done_callback(_stop_the_process_if_it_crashed)
+            task.add_done_callback(stop_the_process_if_it_crashed)
         return self
 
     async def __aexit__(self, *exc: object) -> None:
@@ -199,7 +211,7 @@ class Batching(Generic[Item, Answer]):
                     if self.stopping and not self._queue and not batch:
                         return
                     try:
-                        conn = await database.connect(self.url, f"orders-{self.name}")
+                        conn = await database.connect(self.url, f"orders-{self.name}", **self.session)
                     except psycopg.Error as error:
                         log.warning("%s: no connection: %s", self.name, first_line(error))
                         if self.stopping:  # nobody can be helped any more
@@ -210,6 +222,7 @@ class Batching(Generic[Item, Answer]):
                         await asyncio.sleep(next(pauses))
                         continue
                     self.connections += 1
+                    CONNECTIONS.labels(self.name).set(self.connections)
                     pauses = backoff()
                 batch = [waiting for waiting in batch if not waiting.answer.done()] or self._take()
                 if not batch:
@@ -226,6 +239,7 @@ class Batching(Generic[Item, Answer]):
                     batch = []
                 elif verdict is Verdict.CONNECTION_LOST:
                     self.connections -= 1
+                    CONNECTIONS.labels(self.name).set(self.connections)
                     await database.close(conn)
                     conn = None
                     await asyncio.sleep(next(pauses))
@@ -289,10 +303,3 @@ def _settle(waiting: _Waiting[Item, Answer], answer: Answer | OrdersError) -> No
 def first_line(error: Exception) -> str:
     """Return an error's message as one line."""
     return next(iter(str(error).splitlines()), type(error).__name__)
-
-
-def _stop_the_process_if_it_crashed(task: asyncio.Task[None]) -> None:
-    """A writer ends only when it is told to: anything else is a bug, and a fresh process is better than a deaf one."""
-    if not task.cancelled() and (error := task.exception()) is not None:
-        log.critical("%s crashed: the process stops", task.get_name(), exc_info=error)
-        signal.raise_signal(signal.SIGTERM)

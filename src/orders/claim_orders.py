@@ -1,7 +1,8 @@
 """Take orders in hand: `placed -> processing`, committed before their handler starts.
 
 Otherwise a cancel could win after the card was charged. Each claim raises `attempts`, the fence of the finish: whoever
-claimed an order before and comes late finds another number, and changes nothing.
+claimed an order before and comes late finds another number, and changes nothing. An order is claimed only for the event
+that it waits for: old news and forgeries change nothing either.
 """
 
 from collections.abc import Sequence
@@ -14,29 +15,34 @@ from psycopg import AsyncConnection
 from orders import orders_table
 from orders.order import Order, Status
 
-# A placed order, or one that this very worker has claimed before: a retry, or a claim whose outcome was unknown.
+NOBODY = 0  # the worker of an order that waits for its retry, or was handed back
+
+# A placed order, or one that this very worker has claimed before, in a claim or a transaction with unknown outcome.
 CLAIM: LiteralString = """
     WITH asked AS (
-        SELECT * FROM unnest(%b::uuid[], %b::integer[]) AS t (order_id, failed) ORDER BY order_id
+        SELECT * FROM unnest(%b::uuid[], %b::uuid[]) AS t (order_id, event_id) ORDER BY order_id
     )
     UPDATE orders o
     SET status = 'processing', version = o.version + (o.status = 'placed')::integer, worker = %b,
-        attempts = o.attempts + 1, failures = o.failures + asked.failed, updated_at = clock_timestamp()
+        attempts = o.attempts + 1, updated_at = clock_timestamp()
     FROM asked
-    WHERE o.order_id = asked.order_id AND (o.status = 'placed' OR o.status = 'processing' AND o.worker = %b)
+    WHERE o.order_id = asked.order_id AND coalesce(o.event_id, asked.event_id) = asked.event_id
+      AND (o.status = 'placed' OR o.status = 'processing' AND o.worker = %b)
     RETURNING o.order_id, o.status, o.version, o.customer_id, o.currency, o.lines::text, o.total_minor, o.reference,
               o.attempts, o.failure_reason, o.created_at, o.updated_at, o.finished_at, o.failures
 """
 
 # Whoever works an order holds the advisory lock of its worker number; it vanishes with the worker's connection.
 LOOK: LiteralString = """
-    SELECT o.order_id, o.status, o.worker, o.attempts,
-           EXISTS (
-               SELECT FROM pg_locks
-               WHERE locktype = 'advisory'
-                 AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
-                 AND classid = 'orders'::regclass::oid AND objid = o.worker::oid AND objsubid = 2
-           ) AS is_worked
+    WITH alive AS MATERIALIZED (
+        SELECT objid::bigint AS worker FROM pg_locks
+        WHERE locktype = 'advisory'
+          AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
+          AND classid = 'orders'::regclass::oid AND objsubid = 2
+    )
+    SELECT o.order_id, o.status, o.worker, o.attempts, o.event_id, o.version, o.redrives,
+           o.worker IN (SELECT worker FROM alive) AS is_worked,
+           EXISTS (SELECT FROM retries r WHERE r.order_id = o.order_id) AS is_postponed
     FROM orders o WHERE o.order_id = ANY(%b)
 """
 
@@ -55,12 +61,18 @@ TAKE_OVER: LiteralString = """
               o.attempts, o.failure_reason, o.created_at, o.updated_at, o.finished_at, o.failures
 """
 
+HAND_BACK: LiteralString = """
+    UPDATE orders SET worker = 0, updated_at = clock_timestamp()
+    WHERE order_id = ANY(%b) AND status = 'processing' AND worker = %b
+"""
+
 
 class Wanted(msgspec.Struct, frozen=True):
-    """An order to claim; `failed` if its handler has just failed under the claim before."""
+    """An order that an event asks to be worked; `version` is the order's, as the event tells it."""
 
     order_id: UUID
-    failed: bool = False
+    event_id: UUID
+    version: int
 
 
 class Claimed(msgspec.Struct, frozen=True):
@@ -68,10 +80,15 @@ class Claimed(msgspec.Struct, frozen=True):
 
     order: Order
     failures: int
+    suspect: bool = False  # it was in the hands of a worker that has vanished: perhaps it is what ended it
 
 
 class Held(msgspec.Struct, frozen=True):
     """Another worker, which is alive, has it."""
+
+
+class Postponed(msgspec.Struct, frozen=True):
+    """It waits for its retry, and will come again by itself."""
 
 
 class Settled(msgspec.Struct, frozen=True):
@@ -84,31 +101,58 @@ class Unknown(msgspec.Struct, frozen=True):
     """There is no such order."""
 
 
-Claim = Claimed | Held | Settled | Unknown
+class Forged(msgspec.Struct, frozen=True):
+    """The order waits for no such event, and never did."""
+
+
+Claim = Claimed | Held | Postponed | Settled | Unknown | Forged
 
 
 async def claim_orders(conn: AsyncConnection, worker: int, batch: Sequence[Wanted]) -> list[Claim]:
     """Claim the orders of a batch for a worker; each order stands in it once."""
-    columns = [[wanted.order_id for wanted in batch], [int(wanted.failed) for wanted in batch]]
+    columns = [[wanted.order_id for wanted in batch], [wanted.event_id for wanted in batch]]
     cursor = await conn.execute(CLAIM, [*columns, worker, worker], prepare=True)
     claims: dict[UUID, Claim] = {row[0]: _claimed(row) for row in await cursor.fetchall()}
 
-    left = [wanted.order_id for wanted in batch if wanted.order_id not in claims]
+    left = {wanted.order_id: wanted for wanted in batch if wanted.order_id not in claims}
     if left:
-        cursor = await conn.execute(LOOK, [left], prepare=True)
-        seen = await cursor.fetchall()
-        orphans = [
-            (order_id, of, attempts) for order_id, status, of, attempts, is_worked in seen
-            if status == "processing" and not is_worked
-        ]  # fmt: skip
-        for order_id, status, *_ in seen:
-            claims[order_id] = Settled(status) if status not in {"placed", "processing"} else Held()
+        cursor = await conn.execute(LOOK, [list(left)], prepare=True)
+        orphans = {}
+        for (
+            order_id,
+            status,
+            of,
+            attempts,
+            event_id,
+            version,
+            redrives,
+            is_worked,
+            is_postponed,
+        ) in await cursor.fetchall():
+            wanted = left[order_id]
+            if event_id is not None and event_id != wanted.event_id:
+                # Only an order that was redriven has had another event; what is older than that is old news.
+                claims[order_id] = Settled(status) if redrives and wanted.version < version else Forged()
+            elif status not in {"placed", "processing"}:
+                claims[order_id] = Settled(status)
+            elif is_postponed:
+                claims[order_id] = Postponed()
+            else:
+                claims[order_id] = Held()
+                if status == "processing" and not is_worked:
+                    orphans[order_id] = (of, attempts)
         if orphans:
-            columns = [list(column) for column in zip(*orphans, strict=True)]
-            cursor = await conn.execute(TAKE_OVER, [*columns, worker], prepare=True)
-            claims.update({row[0]: _claimed(row) for row in await cursor.fetchall()})
+            columns_of_orphans = [list(column) for column in zip(*orphans.values(), strict=True)]
+            cursor = await conn.execute(TAKE_OVER, [list(orphans), *columns_of_orphans, worker], prepare=True)
+            for row in await cursor.fetchall():
+                claims[row[0]] = _claimed(row, suspect=orphans[row[0]][0] != NOBODY)
     return [claims.get(wanted.order_id, Unknown()) for wanted in batch]
 
 
-def _claimed(row: tuple[object, ...]) -> Claimed:
-    return Claimed(orders_table.order_of(row[:-1]), failures=row[-1])  # type: ignore[arg-type]
+async def hand_back(conn: AsyncConnection, worker: int, order_ids: Sequence[UUID]) -> int:
+    """Let others take these orders, where they are ours still, without suspicion; return how many there were."""
+    return (await conn.execute(HAND_BACK, [list(order_ids), worker])).rowcount
+
+
+def _claimed(row: tuple[object, ...], *, suspect: bool = False) -> Claimed:
+    return Claimed(orders_table.order_of(row[:-1]), failures=row[-1], suspect=suspect)  # type: ignore[arg-type]

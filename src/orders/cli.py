@@ -5,8 +5,9 @@ import sys
 
 import click
 
-from orders import reconcile
+from orders import manage, people, reconcile
 from orders import topology as broker_topology
+from orders.dead import dead
 from orders.errors import StartupError
 from orders.replay import replay
 from orders.settings import TopologySettings
@@ -34,8 +35,8 @@ def topology(wait: float) -> None:
     click.echo("exchange orders, queues orders.work and orders.dead, and their bindings are there")
 
 
-main.add_command(replay)
-main.add_command(reconcile.command)
+for command in (*people.COMMANDS, manage.clients, manage.purge, dead, replay, reconcile.command):
+    main.add_command(command)
 
 
 if __name__ == "__main__":

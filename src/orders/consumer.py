@@ -3,11 +3,16 @@
 import asyncio
 import contextlib
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 
 import aiormq
-from aiormq.abc import AbstractChannel, DeliveredMessage
+from aiormq.abc import AbstractConnection, ChannelFrame
+from aiormq.channel import Channel
 from aiormq.exceptions import AMQPError
+from pamqp.base import Frame
+from pamqp.body import ContentBody
+from pamqp.commands import Basic
+from pamqp.header import ContentHeader
 
 from orders import broker
 from orders.backoff import backoff
@@ -16,53 +21,122 @@ from orders.broker import BrokerUnavailable
 log = logging.getLogger(__name__)
 
 CALL_SECONDS = 5.0
+LARGEST_BODY = 1 << 20  # bytes; of a larger one we keep only the beginning, for nobody is going to work it
+KEPT_OF_LARGER = 64 << 10
+
+
+class Answers:
+    """Which deliveries of a channel are done with, and how to say so in few words.
+
+    Everything up to a tag is acked at once; what lies beyond one that is still in hand is acked singly, so an order
+    that hangs holds nobody's ack.
+    """
+
+    def __init__(self) -> None:
+        self._low = 0  # every delivery up to this tag is answered
+        self._ahead: set[int] = set()  # those beyond it that are
+        self._acks: list[int] = []
+        self._rejects: list[int] = []
+
+    def ack(self, tag: int) -> None:
+        """Note that this delivery is done with."""
+        self._acks.append(tag)
+
+    def reject(self, tag: int) -> None:
+        """Note that this delivery is for the dead letters."""
+        self._rejects.append(tag)
+
+    def take(self) -> list[Frame]:
+        """Return what there is to say since the last time."""
+        acks, rejects = self._acks, self._rejects
+        self._acks, self._rejects = [], []
+        self._ahead.update(acks, rejects)
+        while self._low + 1 in self._ahead:
+            self._low += 1
+            self._ahead.remove(self._low)
+        # A range takes along all that is unanswered below its end, so rejects go before it; and its end has to be
+        # unanswered itself, or the broker closes the channel over an unknown tag.
+        frames: list[Frame] = [Basic.Reject(tag, requeue=False) for tag in rejects]
+        if below := [tag for tag in acks if tag <= self._low]:
+            frames.append(Basic.Ack(max(below), multiple=True))
+        frames.extend(Basic.Ack(tag) for tag in acks if tag > self._low)
+        return frames
+
+
+class ConsumingChannel(Channel):
+    """A channel that hands deliveries over as they are read, and answers them in batches.
+
+    It leans on hooks that aiormq does not promise: `_on_deliver_frame`, `_get_frame`, `write_queue`.
+    tests/orders/test_consumer.py fails when an upgrade moves one of them.
+    """
+
+    def __init__(
+        self, connection: AbstractConnection, number: int, take: "Callable[[Delivery], None]", wake: asyncio.Event
+    ) -> None:
+        super().__init__(connection, number, publisher_confirms=False, frame_buffer=0)
+        self.answers = Answers()
+        self.wake = wake  # set when there is something to answer
+        self._take = take
+
+    async def _on_deliver_frame(self, frame: Basic.Deliver) -> None:
+        """Read a delivery without a task of its own, and without keeping what is too large to be one of ours."""
+        header = await self._get_frame()
+        assert isinstance(header, ContentHeader)
+        pieces = []
+        left = size = header.body_size
+        while left:
+            piece = await self._get_frame()
+            assert isinstance(piece, ContentBody)
+            if size <= LARGEST_BODY or size - left < KEPT_OF_LARGER:
+                pieces.append(piece.value)
+            left -= len(piece.value)
+        body = b"".join(pieces)
+        self._take(Delivery(self, frame, header, body if size <= LARGEST_BODY else body[:KEPT_OF_LARGER], size))
+
+    async def answer(self) -> None:
+        """Tell the broker what is done with by now."""
+        if (frames := self.answers.take()) and not self.is_closed:
+            await self.write_queue.put(ChannelFrame.marshall(self.number, frames))
 
 
 class Delivery:
     """A message in hand. It stays ours until it is acked or rejected, or its channel is gone."""
 
-    __slots__ = ("_channel", "_message", "body")
+    __slots__ = ("_channel", "_headers", "_tag", "body", "redelivered", "size")
 
-    def __init__(self, channel: AbstractChannel, message: DeliveredMessage) -> None:
+    def __init__(
+        self, channel: ConsumingChannel, frame: Basic.Deliver, header: ContentHeader, body: bytes, size: int
+    ) -> None:
+        assert frame.delivery_tag is not None
         self._channel = channel
-        self._message = message
-        self.body = bytes(message.body)
-
-    @property
-    def redelivered(self) -> bool:
-        """Whether the broker has delivered it before."""
-        return bool(self._message.delivery.redelivered)  # type: ignore[union-attr]
+        self._tag = frame.delivery_tag
+        self._headers = header.properties.headers
+        self.body = body
+        self.size = size  # of the whole body, also where `body` is only its beginning
+        self.redelivered = bool(frame.redelivered)
 
     def header(self, name: str) -> str | None:
         """Return a header if it is a string; headers are not to be trusted."""
-        value = (self._message.header.properties.headers or {}).get(name)
+        value = (self._headers or {}).get(name)
         return value if isinstance(value, str) else None
 
-    async def ack(self) -> None:
-        """Tell the broker that the message is done with."""
-        await self._answer(self._channel.basic_ack(self._tag, wait=False))
+    def ack(self) -> None:
+        """Tell the broker, very soon, that the message is done with.
 
-    async def reject(self) -> None:
+        An answer that gets lost with its channel only means that the message is delivered again.
+        """
+        self._channel.answers.ack(self._tag)
+        self._channel.wake.set()
+
+    def reject(self) -> None:
         """Hand the message to the dead letters."""
-        await self._answer(self._channel.basic_reject(self._tag, requeue=False, wait=False))
+        self._channel.answers.reject(self._tag)
+        self._channel.wake.set()
 
     @property
-    def _tag(self) -> int:
-        tag = self._message.delivery.delivery_tag  # type: ignore[union-attr]
-        assert tag is not None
-        return tag
-
-    async def _answer(self, call: Awaitable[None]) -> None:
-        # An answer that gets lost with its channel only means that the message is delivered again.
-        try:
-            async with asyncio.timeout(CALL_SECONDS):
-                await call
-        except (AMQPError, OSError, TimeoutError, RuntimeError) as error:
-            log.debug("answer lost: %s", error)
-        except asyncio.CancelledError:
-            if (task := asyncio.current_task()) is not None and task.cancelling():
-                raise  # it is really us
-            # aiormq says so when the heartbeat fails
+    def lost(self) -> bool:
+        """Whether its channel is gone: then the broker delivers it again, to us or to another."""
+        return bool(self._channel.is_closed)
 
 
 class Consumer:
@@ -74,68 +148,94 @@ class Consumer:
         self.prefetch = prefetch
         self.take = take
         self.connected = False
+        self._wake = asyncio.Event()
         self._stop = asyncio.Event()
         self._finished = asyncio.Event()
 
     def stop(self) -> None:
         """Take no more deliveries; those in hand may still be acked until `finish`."""
         self._stop.set()
+        self._wake.set()
 
     def finish(self) -> None:
         """Close the connection: what is still in hand goes back to the queue."""
         self._finished.set()
+        self._wake.set()
 
     async def run(self) -> None:
         """Consume until stopped and finished, over as many connections as it takes."""
         pauses = backoff()
+        told = ""
         while not self._stop.is_set():
+            why = ""
             try:
-                async with broker.connect(self.urls, f"orders-worker {self.queue}") as connection:
-                    if await self._consume(connection):
-                        pauses = backoff()
+                async with broker.connect(self.urls, f"orders {self.queue}") as connection:
+                    await self._consume(connection)
+                    pauses = backoff()
             except (BrokerUnavailable, AMQPError, OSError, TimeoutError) as error:
-                log.warning("no consumer: %s", str(error) or type(error).__name__)
+                why = str(error) or type(error).__name__
             except asyncio.CancelledError:
                 if (task := asyncio.current_task()) is not None and task.cancelling():
                     raise
-                log.warning("no consumer: the broker's heartbeat has failed")
+                why = "the broker's heartbeat has failed"
             finally:
                 self.connected = False
+            if why and why != told:  # once for each trouble, not for each try
+                log.warning("no consumer of %s: %s", self.queue, why)
+            told = why
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(next(pauses)):
                     await self._stop.wait()
 
-    async def _consume(self, connection: aiormq.abc.AbstractConnection) -> bool:
+    async def _consume(self, connection: AbstractConnection) -> None:
         """Consume on one connection until it, its channel or the queue is gone, or we are told to stop."""
         lost = asyncio.Event()
 
-        async def on_message(message: DeliveredMessage) -> None:
-            self.take(Delivery(channel, message))
+        def lose(_why: object) -> None:
+            lost.set()
+            self._wake.set()
 
         async with asyncio.timeout(CALL_SECONDS):
-            channel = await connection.channel(publisher_confirms=False, frame_buffer_size=0)
-            channel.on_consumer_cancel_callbacks.add(lambda _frame: lost.set())  # the queue was deleted
+            channel = await _open(connection, self.take, self._wake)
+            # The broker cancels a consumer whose queue was deleted, or (4.3) who holds a delivery for too long.
+            channel.on_consumer_cancel_callbacks.add(lose)
             await channel.basic_qos(prefetch_count=self.prefetch)
-            consuming = await channel.basic_consume(self.queue, on_message)
+            consuming = await channel.basic_consume(self.queue, _never_called)
         for closing in (connection.closing, channel.closing):
-            closing.add_done_callback(lambda _future: lost.set())
+            closing.add_done_callback(lose)
         self.connected = True
         log.info("consuming %s, %s in hand at most", self.queue, self.prefetch)
 
-        await _first_of(lost, self._stop)
+        await self._answer_until(channel, lost, self._stop)
         self.connected = False
         if not lost.is_set():
             async with asyncio.timeout(CALL_SECONDS):
                 await channel.basic_cancel(str(consuming.consumer_tag))
-            await _first_of(lost, self._finished)
-        return True
+            await self._answer_until(channel, lost, self._finished)
+        if lost.is_set():
+            log.warning("the consumer of %s was cancelled, or its connection is lost", self.queue)
+
+    async def _answer_until(self, channel: ConsumingChannel, *ends: asyncio.Event) -> None:
+        """Send the answers as they come until one of the events is there; then the last ones."""
+        ended = False
+        while not ended:
+            if not any(end.is_set() for end in ends):
+                await self._wake.wait()
+            self._wake.clear()
+            ended = any(end.is_set() for end in ends)
+            async with asyncio.timeout(CALL_SECONDS):  # aiormq's queue stays full while the broker reads nothing
+                await channel.answer()
 
 
-async def _first_of(*events: asyncio.Event) -> None:
-    waits = [asyncio.create_task(event.wait(), name="wait") for event in events]
-    try:
-        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        for wait in waits:
-            wait.cancel()
-        await asyncio.gather(*waits, return_exceptions=True)
+async def _open(
+    connection: AbstractConnection, take: Callable[[Delivery], None], wake: asyncio.Event
+) -> ConsumingChannel:
+    number = max(connection.channels, default=0) + 1
+    channel = ConsumingChannel(connection, number, take, wake)
+    connection.channels[number] = channel
+    await channel.open()
+    return channel
+
+
+async def _never_called(_message: aiormq.abc.DeliveredMessage) -> None:
+    raise AssertionError("ConsumingChannel hands deliveries over itself")

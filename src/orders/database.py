@@ -24,6 +24,8 @@ _SESSION = {
     "statement_timeout": "10000",  # the backstop; our own deadlines are shorter
     "lock_timeout": "5000",
     "timezone": "UTC",
+    # Our statements are short; compiling one can take seconds, and a plan that is only discouraged looks costly enough.
+    "jit": "off",
     "client_min_messages": "warning",
 }
 

@@ -20,8 +20,16 @@ class OrderNotFound(OrdersError):
     """Order not found"""
 
 
+class Unauthorized(OrdersError):
+    """The API key is not valid."""
+
+
 class KeyReused(OrdersError):
     """This Idempotency-Key was used before with another body."""
+
+
+class TooLate(OrdersError):
+    """The order is past the point where it could be cancelled."""
 
 
 class Refused(OrdersError):

@@ -9,7 +9,7 @@ from uuid import UUID
 
 import msgspec
 
-from orders.order import Status
+from orders.order import Order, Status
 from orders.uuid7 import uuid7
 
 EXCHANGE = "orders"
@@ -33,6 +33,20 @@ class Data(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     total_minor: int | None = None
     reference: str | None = None
     failure_reason: str | None = None
+
+
+def data_of(order: Order, *, status: Status, version: int, reason: str | None = None) -> Data:
+    """Return what an event says of an order that has come to this status and version."""
+    return Data(
+        order_id=order.order_id,
+        status=status,
+        version=version,
+        customer_id=order.customer_id,
+        currency=order.currency,
+        total_minor=order.total_minor,
+        reference=order.reference,
+        failure_reason=reason,
+    )
 
 
 class Envelope(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

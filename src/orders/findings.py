@@ -38,7 +38,7 @@ CLOCKS_SECONDS = 60.0
 
 
 class OrderSeen(msgspec.Struct, frozen=True, kw_only=True):
-    """An order's row. Times are seconds since 1970."""
+    """An order's row. Times are seconds since 1970; `updated` of an order that has ended is when it did."""
 
     order_id: UUID
     status: Status
@@ -92,6 +92,8 @@ class Finding(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 def judge(order_id: UUID, order: OrderSeen | None, rows: Sequence[EventSeen], memory: Memory) -> list[Finding]:
     """Return what is wrong with an order, by its row and its outbox rows in the order of their ids."""
+    if order is None and rows[-1].type in ENDS:
+        return []  # it came to its end and was erased since (`orders purge`); its events are the relay's to forget
     if order is None:
         names = ", ".join(f"row {row.row_id} {row.type}" for row in rows[:3])
         return [

@@ -1,7 +1,7 @@
 """See orders to their end: a status and its event are written by one transaction, or neither is."""
 
 from collections.abc import Sequence
-from typing import LiteralString
+from typing import Literal, LiteralString
 from uuid import UUID
 
 import msgspec
@@ -9,14 +9,17 @@ from psycopg import AsyncConnection
 
 from orders import events
 from orders.claim_orders import Claimed
-from orders.events import Data, Event, EventType
+from orders.events import Event, EventType, data_of
+from orders.order import Status
 
 # Only under the attempt that was claimed: a repeat, or a worker that comes late, changes nothing and tells nothing.
+# Whatever has failed can be brought back by the commands for dead letters, so each failure leaves one.
 FINISH: LiteralString = """
     WITH asked AS (
         SELECT * FROM unnest(
-            %b::uuid[], %b::integer[], %b::text[], %b::text[], %b::uuid[], %b::text[], %b::bytea[], %b::text[]
-        ) AS t (order_id, attempts, status, failure_reason, event_id, type, body, traceparent)
+            %b::uuid[], %b::integer[], %b::text[], %b::text[], %b::text[], %b::uuid[], %b::text[], %b::bytea[],
+            %b::text[]
+        ) AS t (order_id, attempts, status, failure_reason, kind, event_id, type, body, traceparent)
         ORDER BY order_id
     ), finished AS (
         UPDATE orders o
@@ -24,17 +27,26 @@ FINISH: LiteralString = """
             updated_at = clock_timestamp(), finished_at = clock_timestamp()
         FROM asked
         WHERE o.order_id = asked.order_id AND o.status = 'processing' AND o.attempts = asked.attempts
-        RETURNING o.order_id
+        RETURNING o.order_id, coalesce(o.event_id, o.order_id) AS cause,
+                  extract(epoch FROM o.finished_at - coalesce(o.placed_at, o.created_at))::float8 AS seconds
     ), appended AS (
         INSERT INTO outbox (event_id, key, exchange, routing_key, required, content_type, headers, body)
         SELECT event_id, order_id::text, 'orders', type, false, 'application/cloudevents+json',
                jsonb_build_object('traceparent', traceparent), body
         FROM finished JOIN asked USING (order_id)
+    ), died AS (
+        INSERT INTO dead_letters (fingerprint, order_id, event_id, kind, reason)
+        SELECT uuid_send(cause), order_id, cause, kind, failure_reason
+        FROM finished JOIN asked USING (order_id)
+        WHERE status = 'failed'
+        ON CONFLICT DO NOTHING
     )
-    SELECT order_id FROM finished
+    SELECT order_id, seconds FROM finished
 """
 
 REASON_CHARACTERS = 500
+
+Kind = Literal["refused", "exhausted"]
 
 
 class Finish(msgspec.Struct, frozen=True):
@@ -43,6 +55,7 @@ class Finish(msgspec.Struct, frozen=True):
     claimed: Claimed
     event: Event
     failure_reason: str | None = None
+    kind: Kind | None = None
 
     @property
     def order_id(self) -> UUID:
@@ -50,32 +63,41 @@ class Finish(msgspec.Struct, frozen=True):
         return self.claimed.order.order_id
 
 
-def finish_of(claimed: Claimed, traceparent: str, failure_reason: str | None = None) -> Finish:
+class Finished(msgspec.Struct, frozen=True):
+    """The order has come to this end just now, so long after it was placed, by the database's clock."""
+
+    status: Status
+    seconds: float
+
+
+def sayable(reason: str) -> str:
+    """Return a reason as it may be stored: no NUL, no lone surrogate, and no page of traceback."""
+    text = reason.encode(errors="replace").decode().replace("\0", "\N{REPLACEMENT CHARACTER}")
+    return text.strip()[:REASON_CHARACTERS] or "no reason given"
+
+
+def finish_of(
+    claimed: Claimed, traceparent: str, failure_reason: str | None = None, kind: Kind | None = None
+) -> Finish:
     """Make the end of a claimed order and the event that tells of it."""
-    order = claimed.order
-    # PostgreSQL takes no NUL, and nobody reads a page of traceback in a status.
-    reason = failure_reason and (failure_reason.replace("\0", "\N{REPLACEMENT CHARACTER}")[:REASON_CHARACTERS])
-    type_: EventType = "order.failed" if reason else "order.done"
-    data = Data(
-        order_id=order.order_id,
-        status="failed" if reason else "done",
-        version=order.version + 1,
-        customer_id=order.customer_id,
-        currency=order.currency,
-        total_minor=order.total_minor,
-        reference=order.reference,
-        failure_reason=reason,
+    reason = None if failure_reason is None else sayable(failure_reason)
+    type_: EventType = "order.done" if reason is None else "order.failed"
+    data = data_of(
+        claimed.order, status="done" if reason is None else "failed", version=claimed.order.version + 1, reason=reason
     )
-    return Finish(claimed, events.event_of(type_, data, traceparent), reason)
+    return Finish(claimed, events.event_of(type_, data, traceparent), reason, kind)
 
 
-async def finish_orders(conn: AsyncConnection, batch: Sequence[Finish]) -> list[bool]:
-    """Write the ends and their events; False for an order that is no longer ours, or was finished by an earlier run."""
+async def finish_orders(conn: AsyncConnection, batch: Sequence[Finish]) -> list[Finished | None]:
+    """Write the ends and their events; None for an order that is no longer ours, or was finished by an earlier run."""
     rows = [
-        (f.order_id, f.claimed.order.attempts, "failed" if f.failure_reason else "done", f.failure_reason,
+        (f.order_id, f.claimed.order.attempts, "failed" if f.failure_reason else "done", f.failure_reason, f.kind,
          f.event.event_id, f.event.type, f.event.body, f.event.traceparent)
         for f in batch
     ]  # fmt: skip
     cursor = await conn.execute(FINISH, [list(column) for column in zip(*rows, strict=True)], prepare=True)
-    finished = {row[0] for row in await cursor.fetchall()}
-    return [f.order_id in finished for f in batch]
+    seconds = {row[0]: row[1] for row in await cursor.fetchall()}
+    return [
+        Finished("failed" if f.failure_reason else "done", seconds[f.order_id]) if f.order_id in seconds else None
+        for f in batch
+    ]

@@ -1,6 +1,14 @@
 """The work itself: an async function of the order, chosen by ORDERS_HANDLER.
 
-It may be run again after a crash, so what it does outside of this database needs a key of its own: the order's id.
+    async def handle(order): ...          finished in batches
+    async def handle(order, conn): ...    a transaction of its own, in which the order is finished too
+
+`conn` is an open psycopg transaction: what a handler writes there is committed together with the order's end, exactly
+once. Everything outside of this database may be asked for again after a crash, so give it `order.idempotency_key`,
+which stays the same through retries, crashes and redrives.
+
+A handler that returns has done its work. One that raises `Refuse` fails the order for good; one that raises `Retry`,
+or anything else, or that takes longer than WORK_TIMEOUT, is run again later, WORK_MAX_ATTEMPTS times at most.
 """
 
 import asyncio
@@ -10,16 +18,33 @@ import inspect
 import random
 from collections.abc import Awaitable, Callable
 
-from orders.errors import StartupError
+from psycopg import AsyncConnection
+
+from orders.errors import OrdersError, StartupError
 from orders.order import Order
 from orders.settings import SettingsError, WaitSettings
 
-Handler = Callable[[Order], Awaitable[None]]
+PlainHandler = Callable[[Order], Awaitable[object]]
+TransactionalHandler = Callable[[Order, AsyncConnection], Awaitable[object]]
+Handler = PlainHandler | TransactionalHandler
 
 
 @functools.cache
 def _wait() -> WaitSettings:
     return WaitSettings.read()
+
+
+class Retry(OrdersError):
+    """The work could not be done this time."""
+
+    def __init__(self, reason: str = "", *, after: float | None = None) -> None:
+        """`after`: seconds until the next attempt; without it they double from attempt to attempt."""
+        super().__init__(reason)
+        self.after = after
+
+
+class Refuse(OrdersError):
+    """The work can never be done."""
 
 
 async def wait_a_little(order: Order) -> None:
@@ -44,4 +69,11 @@ def load(name: str) -> Handler:
         raise StartupError(str(error)) from None
     if not inspect.iscoroutinefunction(handler):
         raise StartupError(f"ORDERS_HANDLER is wrong: {name} is not an async function")
+    if len(inspect.signature(handler).parameters) not in {1, 2}:
+        raise StartupError(f"ORDERS_HANDLER is wrong: {name} takes neither (order) nor (order, conn)")
     return handler  # type: ignore[no-any-return]
+
+
+def wants_connection(handler: Handler) -> bool:
+    """Whether a handler takes a transaction of its own."""
+    return len(inspect.signature(handler).parameters) == 2

@@ -1,6 +1,7 @@
 """Idempotency keys: which order a client's key stands for, and what was answered first."""
 
 from collections.abc import Sequence
+from datetime import datetime, timedelta
 from typing import LiteralString, NamedTuple
 from uuid import UUID
 
@@ -14,6 +15,19 @@ READ_MANY: LiteralString = """
     SELECT k.client, k.operation, k.key, k.fingerprint, k.order_id, k.answer
     FROM unnest(%b::text[], %b::text[], %b::text[]) AS asked (client, operation, key)
     JOIN idempotency_keys k USING (client, operation, key)
+"""
+
+EXPIRE: LiteralString = """
+    WITH gone AS (
+        DELETE FROM idempotency_keys WHERE ctid = ANY(ARRAY(
+            SELECT ctid FROM idempotency_keys
+            WHERE created_at >= %b AND created_at < clock_timestamp() - %b::interval
+              AND pg_try_advisory_xact_lock('idempotency_keys'::regclass::oid::integer, 0)
+            ORDER BY created_at LIMIT %b
+        ))
+        RETURNING created_at
+    )
+    SELECT count(*), max(created_at) FROM gone
 """
 
 
@@ -38,3 +52,13 @@ async def read_many(conn: AsyncConnection, keys: Sequence[Key]) -> dict[Key, Fir
     columns = [list(column) for column in zip(*keys, strict=True)]
     cursor = await conn.execute(READ_MANY, columns, prepare=True)
     return {Key(*row[:3]): FirstUse(*row[3:]) for row in await cursor.fetchall()}
+
+
+async def expire(
+    conn: AsyncConnection, mark: datetime, retention: timedelta, limit: int
+) -> tuple[int, datetime | None]:
+    """Remove the oldest keys from `mark` on that are older than `retention`; return how many, and the newest's time."""
+    cursor = await conn.execute(EXPIRE, [mark, retention, limit], prepare=True)
+    row = await cursor.fetchone()
+    assert row is not None
+    return row[0], row[1]

@@ -71,3 +71,8 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
     created_at: datetime
     updated_at: datetime
     finished_at: datetime | None
+
+    @property
+    def idempotency_key(self) -> str:
+        """What to tell others who must do something for this order once: the same in every attempt and redrive."""
+        return str(self.order_id)

@@ -1,4 +1,4 @@
-"""The outbox, from the writer's side: rows are added, and never looked at again.
+"""The outbox, from the writer's side: rows are added, and never changed again.
 
 The relay's side is `relay/outbox_table.py`; the contract between them is `migrations/versions/0002_outbox.py`.
 """
@@ -13,7 +13,29 @@ COLUMNS_ARE_THERE: LiteralString = """
 
 ADD_PARTITIONS: LiteralString = "SELECT outbox_add_partitions(2)"
 
+# Above the relay's mark, or every look would step over what was sent since the last vacuum. Of the rows that wait for
+# their route the head is the oldest; a blocked key waits for an operator, and holds up nobody else.
+OLDEST: LiteralString = """
+    SELECT extract(epoch FROM clock_timestamp() - min(created_at))::float8
+    FROM (
+        (SELECT created_at FROM outbox WHERE state = 'pending' AND id > (SELECT mark FROM outbox_mark)
+         ORDER BY id LIMIT 1)
+        UNION ALL
+        (SELECT o.created_at FROM outbox o WHERE o.id = (
+            SELECT head FROM outbox_waiting WHERE NOT blocked AND exchange = 'orders' AND routing_key = 'order.placed'
+            ORDER BY head LIMIT 1
+        ))
+    ) AS unsent
+"""
+
 
 async def add_partitions(conn: AsyncConnection) -> None:
     """Make room for the next ids: only when every relay has been away for so long that those made ahead are used up."""
     await conn.execute(ADD_PARTITIONS)
+
+
+async def oldest_seconds(conn: AsyncConnection) -> float:
+    """Return the age of the oldest event that is not sent, 0 if there is none."""
+    cursor = await conn.execute(OLDEST, prepare=True)
+    row = await cursor.fetchone()
+    return (row and row[0]) or 0.0

@@ -10,6 +10,7 @@ from typing import LiteralString
 from uuid import UUID
 
 import msgspec
+from prometheus_client import Counter
 from psycopg import AsyncConnection
 
 from orders import events, keys_table
@@ -20,6 +21,8 @@ from orders.order import NewOrder, Order
 from orders.uuid7 import uuid7
 
 OPERATION = "place"
+
+PLACED = Counter("orders_placed_total", "Orders written, each with its event")
 
 # A key that was taken before, here or in a transaction that is still open, leaves its order out (and waits for that
 # transaction's end first). An order that is there already is one of ours, from a run whose outcome we never learned:
@@ -40,9 +43,9 @@ PLACE: LiteralString = """
         RETURNING order_id
     ), placed AS (
         INSERT INTO orders (order_id, client, customer_id, currency, lines, total_minor, reference, created_at,
-                            updated_at)
+                            updated_at, event_id)
         SELECT order_id, client, customer_id, currency, lines::json, total_minor, reference, created_at,
-               created_at
+               created_at, event_id
         FROM asked
         WHERE key IS NULL OR order_id IN (SELECT order_id FROM taken)
         ON CONFLICT DO NOTHING
@@ -131,6 +134,7 @@ async def place_orders(conn: AsyncConnection, batch: Sequence[Placement]) -> lis
     """
     cursor = await conn.execute(PLACE, _columns(batch), prepare=True)
     written = {row[0] for row in await cursor.fetchall()}
+    PLACED.inc(len(written))
     doubtful = sorted({_key(p) for p in batch if p.key is not None and p.order.order_id not in written})
     first_uses = await keys_table.read_many(conn, doubtful) if doubtful else {}
 

@@ -9,8 +9,10 @@ from typing import Any
 import msgspec
 from litestar import Request, Response
 from litestar.exceptions import HTTPException
+from prometheus_client import Counter
 
 from orders import errors
+from orders.request_id import REQUEST_ID
 
 log = logging.getLogger(__name__)
 
@@ -18,14 +20,18 @@ MEDIA_TYPE = "application/problem+json"
 
 # The one table from our errors to HTTP.
 STATUS: dict[type[errors.OrdersError], int] = {
-    errors.InvalidOrder: 400,
     errors.OrderNotFound: 404,
+    errors.Unauthorized: 401,
+    errors.TooLate: 409,
+    errors.InvalidOrder: 422,
     errors.KeyReused: 422,
     errors.Refused: 422,
     errors.Overloaded: 503,
     errors.Unavailable: 503,
 }
 RETRY_AFTER_SECONDS = "1"
+
+PROBLEMS = Counter("orders_problems_total", "Requests answered with a problem, by status", ["status"])
 
 
 class FieldProblem(msgspec.Struct, frozen=True):
@@ -71,11 +77,14 @@ def answer(
         status=status,
         detail=detail,
         errors=[FieldProblem(field, detail)] if field else [],
-        request_id=request.headers.get("x-request-id"),
+        request_id=REQUEST_ID.get(),
     )
     extra = dict(headers or {})
     if status == 503:
         extra.setdefault("Retry-After", RETRY_AFTER_SECONDS)
+    elif status == 401:
+        extra["WWW-Authenticate"] = "Bearer"
+    PROBLEMS.labels(str(status)).inc()
     return Response(msgspec.json.encode(problem), status_code=status, media_type=MEDIA_TYPE, headers=extra)
 
 
@@ -86,6 +95,8 @@ def of_bad_request(request: Request[Any, Any, Any], error: BadRequest) -> Respon
 
 def of_ours(request: Request[Any, Any, Any], error: errors.OrdersError) -> Response[bytes]:
     """Answer one of our own errors, by the table."""
+    if isinstance(error, errors.Refused):
+        log.warning("%s %s is refused by the database: %s", request.method, request.url.path, error)
     return answer(request, STATUS[type(error)], str(error), getattr(error, "field", None))
 
 
@@ -101,13 +112,7 @@ def of_litestar(request: Request[Any, Any, Any], error: HTTPException) -> Respon
 
 def of_bug(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]:
     """Answer what nobody foresaw: the log has the details, the client has the request's id."""
-    log.error(
-        "%s %s failed, request %s",
-        request.method,
-        request.url.path,
-        request.headers.get("x-request-id"),
-        exc_info=error,
-    )
+    log.error("%s %s failed", request.method, request.url.path, exc_info=error)
     return answer(request, 500, "Something is wrong on our side.")
 
 
@@ -125,7 +130,13 @@ _NAMED = re.compile(r"Object (?P<how>missing required|contains unknown) field `(
 def decode(decoder: msgspec.json.Decoder[Any], body: bytes) -> Any:
     """Decode a JSON body; raise BadRequest, naming the field, whatever is wrong with it."""
     try:
-        return decoder.decode(body)
+        try:
+            return decoder.decode(body)
+        except msgspec.ValidationError as error:
+            if "Expected `int`, got `float`" not in str(error):
+                raise
+            # For JSON Schema 2.0 is an integer, and some clients write their integers so; msgspec does not agree.
+            return msgspec.convert(_with_integers(msgspec.json.decode(body)), decoder.type)
     except msgspec.ValidationError as error:
         raise of_validation(error) from None
     except msgspec.DecodeError as error:
@@ -137,6 +148,27 @@ def decode(decoder: msgspec.json.Decoder[Any], body: bytes) -> Any:
         raise BadRequest(400, "The body is not valid UTF-8.") from None
     except RecursionError:
         raise BadRequest(400, "The body is nested too deeply.") from None
+
+
+def _with_integers(value: Any) -> Any:
+    """Turn each float that is exactly an integer into it; beyond 2**53 nobody can tell which one was meant."""
+    match value:
+        case float() if value.is_integer() and abs(value) <= 2**53:
+            return int(value)
+        case list():
+            return [_with_integers(each) for each in value]
+        case dict():
+            return {name: _with_integers(each) for name, each in value.items()}
+        case _:
+            return value
+
+
+def convert(type_: Any, values: Mapping[str, Any]) -> Any:
+    """Convert the parameters of a request; raise BadRequest, naming the one that is wrong."""
+    try:
+        return msgspec.convert(values, type_, strict=False)
+    except msgspec.ValidationError as error:
+        raise of_validation(error) from None
 
 
 def of_validation(error: msgspec.ValidationError) -> BadRequest:

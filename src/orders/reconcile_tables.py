@@ -10,12 +10,12 @@ from psycopg import AsyncConnection
 from orders.findings import AGAIN, EventSeen, Finding, OrderSeen
 
 ORDERS: LiteralString = """
-    SELECT order_id, status, version, extract(epoch FROM updated_at)::float8, worker
+    SELECT order_id, status, version, extract(epoch FROM coalesce(finished_at, updated_at))::float8, worker
     FROM orders WHERE order_id > %b AND order_id < %b ORDER BY order_id LIMIT %b
 """
 
 THESE_ORDERS: LiteralString = """
-    SELECT order_id, status, version, extract(epoch FROM updated_at)::float8, worker
+    SELECT order_id, status, version, extract(epoch FROM coalesce(finished_at, updated_at))::float8, worker
     FROM orders WHERE order_id = ANY(%b)
 """
 

@@ -3,7 +3,7 @@
 import os
 import sys
 from collections.abc import Mapping
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
 import msgspec
 from msgspec import Meta
@@ -71,7 +71,7 @@ class ApiSettings(Settings, frozen=True, kw_only=True):
     orders_host: Host = "127.0.0.1"
     orders_port: Port = 8000
     orders_writers: Annotated[
-        int, Meta(ge=1, le=3, description="database connections that write placements, each one batch at a time")
+        int, Meta(ge=1, le=2, description="database connections that write, each one batch at a time")
     ] = 2
     orders_batch_rows: Annotated[int, Meta(ge=1, le=1000, description="orders in one transaction at most")] = 64
     orders_batch_bytes: Annotated[int, Meta(ge=1, description="bytes of orders in one transaction at most")] = 4 << 20
@@ -84,6 +84,16 @@ class ApiSettings(Settings, frozen=True, kw_only=True):
     orders_patience: Annotated[
         float, Meta(gt=0, le=60, description="seconds that a request waits for the database; then 503")
     ] = 1.5
+    orders_auth: Annotated[
+        Literal["optional", "required"],
+        Meta(description="`optional`: who has no API key is the anonymous client; `required`: 401"),
+    ] = "optional"
+    orders_idempotency_retention: Annotated[
+        float, Meta(ge=60, description="seconds for which an Idempotency-Key is remembered")
+    ] = 7 * 86400.0
+    orders_max_outbox_age: Annotated[
+        float, Meta(ge=0, description="seconds; placements get 503 while the oldest unsent event is older; 0: never")
+    ] = 0.0
     orders_grace: Annotated[float, Meta(ge=0, le=25, description="seconds for requests in hand after SIGTERM")] = 12
     log_level: LogLevel = "INFO"
 
@@ -97,7 +107,7 @@ class WorkerSettings(Settings, frozen=True, kw_only=True):
     worker_port: Port = 8002
     worker_concurrency: Annotated[
         int, Meta(ge=1, le=60000, description="orders in hand at once: the prefetch count of the consumer")
-    ] = 1000
+    ] = 1300
     worker_grace: Annotated[float, Meta(ge=0, le=25, description="seconds for orders in hand after SIGTERM")] = 12
     orders_handler: Annotated[
         str,
@@ -109,7 +119,23 @@ class WorkerSettings(Settings, frozen=True, kw_only=True):
     work_max_attempts: Annotated[
         int, Meta(ge=1, le=1000, description="failures of the handler itself before the order is failed")
     ] = 5
+    work_connections: Annotated[
+        int, Meta(ge=1, le=100, description="transactions open at once, where the handler takes a connection")
+    ] = 10
     log_level: LogLevel = "INFO"
+
+
+class DatabaseSettings(Settings, frozen=True, kw_only=True):
+    """Settings of the commands that work on the database."""
+
+    database_url: DatabaseUrl
+
+
+class PeopleSettings(Settings, frozen=True, kw_only=True):
+    """Settings of the commands that call the service as a client does."""
+
+    base_url: str = ""
+    orders_api_key: str = ""
 
 
 class TopologySettings(Settings, frozen=True, kw_only=True):
@@ -123,6 +149,20 @@ class ReconcileSettings(Settings, frozen=True, kw_only=True):
 
     database_url: DatabaseUrl
     amqp_url: Annotated[str, Meta(pattern=r"^(amqps?://|$)", description="AMQP URL of RabbitMQ, for --broker")] = ""
+
+
+class SubscriberSettings(Settings, frozen=True, kw_only=True):
+    """Settings of a consumer that is built on orders/subscriber.py."""
+
+    database_url: DatabaseUrl
+    amqp_url: AmqpUrl
+    subscriber_at_once: Annotated[int, Meta(ge=1, le=100, description="events handled side by side")] = 4
+    subscriber_timeout: Annotated[float, Meta(gt=0, description="seconds after which an event is tried again")] = 10
+    subscriber_grace: Annotated[float, Meta(ge=0, le=25, description="seconds for events in hand after SIGTERM")] = 10
+    inbox_days: Annotated[
+        int, Meta(ge=1, le=365, description="days for which event ids are remembered; the same for all consumers")
+    ] = 7
+    log_level: LogLevel = "INFO"
 
 
 class WaitSettings(Settings, frozen=True, kw_only=True):

@@ -13,18 +13,19 @@ import uvloop
 from orders import database
 from orders.backoff import backoff
 from orders.errors import StartupError
+from orders.request_id import Lines
 
 WAIT_SECONDS = 30.0  # for a server that is not there yet: longer than one takes to start
 
 
 def run(program: str, main: Callable[[], Coroutine[Any, Any, None]], log_level: str) -> None:
     """Run a process's main coroutine; end with one line and code 1 if it cannot start."""
-    logging.basicConfig(
-        level=log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stdout, force=True
-    )
+    lines = logging.StreamHandler(sys.stdout)
+    lines.setFormatter(Lines("%(asctime)s %(levelname)s %(name)s%(request)s: %(message)s"))
+    logging.basicConfig(level=log_level, handlers=[lines], force=True)
     logging.Formatter.converter = time.gmtime
     logging.getLogger("uvicorn").setLevel("WARNING")
-    logging.getLogger("aiormq").setLevel("ERROR")  # it logs what we handle
+    logging.getLogger("aiormq").setLevel("CRITICAL")  # it logs what we handle
     try:
         uvloop.run(main())
     except StartupError as error:

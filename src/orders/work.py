@@ -1,82 +1,88 @@
-"""What is done with one delivery: claim the order, run its handler, finish it, ack."""
+"""What is done with one delivery: claim the order, run its handler, finish or postpone it, ack."""
 
 import asyncio
+import contextlib
 import logging
+from collections.abc import Awaitable, Callable, Sequence
 from uuid import UUID
 
 import msgspec
 from prometheus_client import Counter, Gauge, Histogram
 
-from orders import events
 from orders.backoff import backoff
-from orders.batching import Batching, first_line
-from orders.claim_orders import Claim, Claimed, Held, Settled, Unknown, Wanted
+from orders.claim_orders import Claim, Claimed, Forged, Held, Postponed, Settled, Unknown, Wanted
 from orders.consumer import Delivery
-from orders.errors import OrdersError
-from orders.finish_orders import Finish, finish_of
-from orders.handlers import Handler
+from orders.finish_orders import Finish, Finished, finish_of
+from orders.letters import Poison, Verdict, wanted_of
+from orders.postpone_orders import Postpone
+from orders.run_handler import Again, Committed, Died, Done, Job, Never, Outcome, Run, Weather
 from orders.traceparent import continue_trace
 
 log = logging.getLogger(__name__)
 
 HELD_SECONDS = 1.0  # until we look again whether an order that another worker has is still being worked
+LAST_WORDS_SECONDS = 0.5  # for handlers that are cut off when the worker stops
+FIRST_RETRY_SECONDS = 0.2
+LONGEST_RETRY_SECONDS = 30.0
 
-IN_HAND = Gauge("orders_worker_in_hand", "Deliveries in hand")
+SECONDS = [0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60]
+IN_HAND = Gauge("orders_worker_in_hand", "Orders in hand")
 FINISHED = Counter("orders_worker_finished_total", "Orders finished, by status", ["status"])
-HANDLER_FAILURES = Counter("orders_worker_handler_failures_total", "Failures of the handler itself")
+POSTPONED = Counter("orders_worker_postponed_total", "Failures of the handler itself that lead to a retry")
+DELIVERED = Counter("orders_worker_deliveries_total", "Deliveries taken")
 REDELIVERED = Counter("orders_worker_redelivered_total", "Deliveries that the broker had made before")
-REJECTED = Counter("orders_worker_rejected_total", "Messages handed to the dead letters")
-PLACED_TO_DONE = Histogram(
-    "orders_placed_to_finished_seconds", "From an order's placement to the end of its handler",
-    buckets=[0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60],
+SUSPECTS = Counter("orders_worker_suspects_total", "Orders that were in hand when a worker vanished")
+DEAD_LETTERED = Counter("orders_worker_dead_lettered_total", "Messages handed to the dead letters, by kind", ["kind"])
+WEATHER = Counter("orders_worker_weather_total", "Handlers whose transaction ended because the database went away")
+HANDLER_SECONDS = Histogram("orders_worker_handler_seconds", "Duration of one run of the handler", buckets=SECONDS)
+PLACED_TO_FINISHED = Histogram(
+    "orders_placed_to_finished_seconds", "From placing (or redriving) to the end, on the database's clock",
+    ["status"], buckets=[*SECONDS, 300, 3600],
 )  # fmt: skip
 
 
-class Poison(OrdersError):
-    """This message can never be worked."""
+class Statements(msgspec.Struct, frozen=True):
+    """The batches that the work leans on; each call returns when its transaction is committed."""
+
+    claim: Callable[[Wanted], Awaitable[Claim]]
+    finish: Callable[[Finish], Awaitable[Finished | None]]
+    postpone: Callable[[Postpone], Awaitable[None]]
+    condemn: Callable[[Verdict], Awaitable[None]]
 
 
-def order_id_of(body: bytes) -> UUID:
-    """Return the order that a message is about; raise Poison if it is no event that asks for work."""
-    try:
-        envelope = events.open_envelope(body)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise Poison(f"not an event: {first_line(error)}") from None
-    if envelope.type not in events.REQUIRED:
-        raise Poison(f"an event of type {envelope.type} asks for no work")
-    if envelope.subject != str(envelope.data.order_id):
-        raise Poison("its subject is not its order")
-    return envelope.data.order_id
+class Counts(msgspec.Struct):
+    """What this worker has done since it started."""
+
+    done: int = 0
+    failed: int = 0
+    postponed: int = 0
+    redelivered: int = 0
+    dead_lettered: int = 0
 
 
 class Work:
-    """Owns the deliveries in hand, each in a task of its own."""
+    """Owns the orders in hand, each in a task of its own."""
 
     def __init__(
-        self,
-        claim: Batching[Wanted, Claim],
-        finish: Batching[Finish, bool],
-        handler: Handler,
-        *,
-        timeout: float,
-        max_failures: int,
+        self, statements: Statements, run: Run, suspects: Run, *, max_failures: int, at_once: int | None = None
     ) -> None:
-        self.claim = claim
-        self.finish = finish
-        self.handler = handler
-        self.timeout = timeout
+        """`at_once`: how many handlers may run side by side, where each needs a connection; None: all."""
+        self.statements = statements
+        self.run = run
+        self.suspects = suspects
         self.max_failures = max_failures
-        self.done = 0
-        self.failed = 0
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._orders: dict[UUID, asyncio.Event] = {}  # each set when its delivery is over
-        self._draining = False
-        self._crash: BaseException | None = None
+        self.counts = Counts()
         self.crashed = asyncio.Event()
+        self._room = asyncio.Semaphore(at_once) if at_once else contextlib.nullcontext()
+        self._draining = False
+        self._tasks: dict[UUID, asyncio.Task[None]] = {}
+        self._repeats: dict[UUID, list[Delivery]] = {}  # deliveries of an order that is in hand already
+        self._claimed: set[UUID] = set()
+        self._crash: BaseException | None = None
 
     @property
     def in_hand(self) -> int:
-        """How many deliveries are in hand."""
+        """How many orders are in hand."""
         return len(self._tasks)
 
     def take(self, delivery: Delivery) -> None:
@@ -87,99 +93,154 @@ class Work:
         """
         if self._draining:
             return
-        task = asyncio.create_task(self._work(delivery), name="delivery")
-        self._tasks.add(task)
-        IN_HAND.set(len(self._tasks))
-        task.add_done_callback(self._ended)
+        DELIVERED.inc()
+        if delivery.redelivered:
+            REDELIVERED.inc()
+            self.counts.redelivered += 1
+        try:
+            wanted = wanted_of(delivery.body, delivery.size)
+        except Poison as poison:
+            self._reject(delivery, poison)
+            return
+        self._start(wanted, delivery)
 
-    async def drain(self, seconds: float) -> int:
-        """Wait for what is in hand, then let go of the rest; return how many deliveries that were."""
+    async def drain(self, seconds: float, sever: Callable[[], None]) -> Sequence[UUID]:
+        """Finish what is in hand, for so long; then let go of the rest, and return the orders that there were.
+
+        An order that is still waiting for its claim is let go of at once. `sever` ends the transactions of handlers.
+        """
         self._draining = True
+        in_hand = list(self._tasks)
+        for order_id, task in self._tasks.items():
+            if order_id not in self._claimed:
+                task.cancel()
         if self._tasks:
-            await asyncio.wait(self._tasks, timeout=seconds)
-        left = list(self._tasks)
+            await asyncio.wait(self._tasks.values(), timeout=seconds)
+        sever()
+        left = list(self._tasks.values())
         for task in left:
             task.cancel()
-        await asyncio.gather(*left, return_exceptions=True)
-        return len(left)
+        if left:
+            await asyncio.wait(left, timeout=LAST_WORDS_SECONDS)
+        return in_hand
 
     def raise_crash(self) -> None:
-        """Raise what ended a delivery's task, if anything but its own end did."""
+        """Raise what ended an order's task, if anything but its own end did."""
         if self._crash is not None:
             raise self._crash
 
-    def _ended(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
-        IN_HAND.set(len(self._tasks))
-        if not task.cancelled() and (error := task.exception()) is not None:
-            self._crash = error
-            self.crashed.set()
-
-    async def _work(self, delivery: Delivery) -> None:
-        if delivery.redelivered:
-            REDELIVERED.inc()
-        try:
-            order_id = order_id_of(delivery.body)
-            # A second delivery of an order that is in hand here waits for the first, and then finds it finished.
-            while (other := self._orders.get(order_id)) is not None:
-                await other.wait()
-            over = self._orders[order_id] = asyncio.Event()
-            try:
-                await self._work_order(order_id, continue_trace(delivery.header("traceparent")))
-            finally:
-                del self._orders[order_id]
-                over.set()
-        except Poison as error:
-            log.warning("to the dead letters: %s", error)
-            REJECTED.inc()
-            await delivery.reject()
+    def _start(self, wanted: Wanted, delivery: Delivery) -> None:
+        order_id = wanted.order_id
+        if order_id in self._tasks:
+            self._repeats.setdefault(order_id, []).append(delivery)
             return
-        await delivery.ack()
+        task = asyncio.create_task(self._work(wanted, delivery), name="order")
+        self._tasks[order_id] = task
+        IN_HAND.set(len(self._tasks))
 
-    async def _work_order(self, order_id: UUID, traceparent: str) -> None:
-        """Bring an order to its end, however often its handler fails on the way."""
-        wanted = Wanted(order_id)
-        pauses = backoff(first=0.2, most=30)
+        def end(task: asyncio.Task[None]) -> None:
+            del self._tasks[order_id]
+            self._claimed.discard(order_id)
+            IN_HAND.set(len(self._tasks))
+            if not task.cancelled() and (error := task.exception()) is not None:
+                self._crash = error
+                self.crashed.set()
+                return
+            for repeat in self._repeats.pop(order_id, ()):
+                if not repeat.lost:
+                    self.take(repeat)  # and most often find it settled
+
+        task.add_done_callback(end)
+
+    async def _work(self, wanted: Wanted, delivery: Delivery) -> None:
+        try:
+            await self._work_order(wanted, delivery)
+        except Poison as poison:
+            self._reject(delivery, poison)
+        else:
+            delivery.ack()
+
+    def _reject(self, delivery: Delivery, poison: Poison) -> None:
+        log.warning("to the dead letters: %s: %s", poison.kind, poison)
+        DEAD_LETTERED.labels(poison.kind).inc()
+        self.counts.dead_lettered += 1
+        delivery.reject()
+
+    async def _work_order(self, wanted: Wanted, delivery: Delivery) -> None:
+        """Bring an order to its end or to its retry; return when that is committed, or there is nothing left to do."""
+        traceparent = continue_trace(delivery.header("traceparent"))
+        suspect = False
+        pauses = backoff()
         while True:
-            claim = await self.claim(wanted)
+            async with self._room:
+                claim = await self.statements.claim(wanted)
+                if isinstance(claim, Claimed):
+                    self._claimed.add(wanted.order_id)
+                    suspect = suspect or claim.suspect
+                    outcome = await self._run(Job(claim, traceparent), suspect=suspect)
+                    if await self._settle(claim, wanted, delivery, traceparent, outcome):
+                        return
             match claim:
-                case Settled():
+                case Settled() | Postponed():
                     return
                 case Unknown():
-                    raise Poison("there is no such order")
+                    raise Poison("unknown", "there is no such order")
+                case Forged():
+                    raise Poison("forged", "its order waits for another event")
                 case Held():
                     await asyncio.sleep(HELD_SECONDS)
-                    wanted = Wanted(order_id)
                 case Claimed():
-                    failure = await self._handle(claim)
-                    if failure is None:
-                        await self._finish(finish_of(claim, traceparent))
-                        return
-                    HANDLER_FAILURES.inc()
-                    log.warning("order %s: its handler failed: %s", order_id, failure)
-                    if claim.failures + 1 >= self.max_failures:
-                        await self._finish(finish_of(claim, traceparent, failure))
-                        return
                     await asyncio.sleep(next(pauses))
-                    wanted = Wanted(order_id, failed=True)
 
-    async def _handle(self, claimed: Claimed) -> str | None:
-        """Run the handler; return why it failed, or None."""
-        try:
-            async with asyncio.timeout(self.timeout):
-                await self.handler(claimed.order)
-        except TimeoutError:
-            return f"the handler took longer than {self.timeout:g} s"
-        except Exception as error:  # whatever a handler raises is its own failure
-            return f"{type(error).__name__}: {first_line(error)}"
-        return None
+    async def _run(self, job: Job, *, suspect: bool) -> Outcome:
+        if suspect:
+            SUSPECTS.inc()
+        started = asyncio.get_running_loop().time()
+        outcome = await (self.suspects if suspect else self.run)(job)
+        HANDLER_SECONDS.observe(asyncio.get_running_loop().time() - started)
+        return outcome
 
-    async def _finish(self, finish: Finish) -> None:
-        if not await self.finish(finish):
+    async def _settle(
+        self, claim: Claimed, wanted: Wanted, delivery: Delivery, traceparent: str, outcome: Outcome
+    ) -> bool:
+        """Write down what came of a run; False if it has to be run again, because nobody knows."""
+        match outcome:
+            case Done():
+                self._count(await self.statements.finish(finish_of(claim, traceparent)))
+            case Committed(finished):
+                self._count(finished)
+            case Never(reason):
+                self._count(await self.statements.finish(finish_of(claim, traceparent, reason, "refused")))
+            case Again(reason) if claim.failures + 1 >= self.max_failures:
+                reason = f"{reason} (attempt {claim.failures + 1} of {self.max_failures})"
+                self._count(await self.statements.finish(finish_of(claim, traceparent, reason, "exhausted")))
+            case Again(reason, after):
+                seconds = retry_seconds(claim.failures) if after is None else max(0.0, after)
+                log.info("order %s: again in %.1f s: %s", wanted.order_id, seconds, reason)
+                POSTPONED.inc()
+                self.counts.postponed += 1
+                await self.statements.postpone(Postpone(claim, wanted, seconds, delivery.body, traceparent))
+            case Weather(reason):
+                log.warning("order %s: its transaction is lost: %s", wanted.order_id, reason)
+                WEATHER.inc()
+                return False
+            case Died(reason):
+                await self.statements.condemn(Verdict(wanted.event_id, reason))
+                raise Poison("deadly", reason)
+        return True
+
+    def _count(self, finished: Finished | None) -> None:
+        if finished is None:
             return  # by an earlier run, or by another worker who claimed it since
-        if finish.failure_reason is None:
-            self.done += 1
+        if finished.status == "done":
+            self.counts.done += 1
         else:
-            self.failed += 1
-        FINISHED.labels("failed" if finish.failure_reason else "done").inc()
-        PLACED_TO_DONE.observe((finish.claimed.order.updated_at - finish.claimed.order.created_at).total_seconds())
+            self.counts.failed += 1
+        FINISHED.labels(finished.status).inc()
+        PLACED_TO_FINISHED.labels(finished.status).observe(finished.seconds)
+
+
+def retry_seconds(failures: int) -> float:
+    """Return how long an order waits after so many failures: doubled each time, up to half taken off at random."""
+    first = min(FIRST_RETRY_SECONDS * 2 ** min(failures, 20), LONGEST_RETRY_SECONDS)
+    return next(backoff(first, first))

@@ -1,41 +1,87 @@
 """The worker process: `python -m orders.worker`."""
 
 import asyncio
+import faulthandler
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from uuid import UUID
 
 import msgspec
+import psycopg
 from litestar import Litestar, Response, get
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from psycopg import AsyncConnection
 
 from orders import (
     claim_orders,
+    database,
     finish_orders,
     handlers,
+    letters,
     orders_table,
     outbox_table,
+    postpone_orders,
     problems,
     serving,
     startup,
     topology,
 )
-from orders.batching import Batching, Limits
+from orders.batching import Batching, Limits, first_line
 from orders.claim_orders import Claim, Wanted
 from orders.consumer import Consumer
-from orders.finish_orders import Finish
+from orders.dead_letters import DeadLetters
+from orders.finish_orders import Finish, Finished
 from orders.handlers import Handler
+from orders.letters import Letter, Verdict
 from orders.liveness import Liveness
+from orders.retries import Retries
+from orders.run_handler import Runner
 from orders.settings import WorkerSettings
+from orders.suspects import Suspects
 from orders.topology import WORK_QUEUE
 from orders.wake_up import WakeUp
-from orders.work import Work
+from orders.work import Statements, Work
 
 log = logging.getLogger("orders.worker")
 
+# Of the grace after SIGTERM: what is left, once the handlers had theirs, to hand back and to close.
+CLOSING_SECONDS = 2.0
+# Beyond WORK_TIMEOUT, after which a main loop that does not turn is held up by a handler for good.
+BLOCKED_SECONDS = 10.0
 
-def create_health(work: Work, consumer: Consumer, liveness: Liveness) -> Litestar:
+
+class Parts(msgspec.Struct, frozen=True):
+    """What the worker's health is told from."""
+
+    work: Work
+    consumer: Consumer
+    liveness: Liveness
+    retries: Retries
+    dead_letters: DeadLetters
+    unconnected: Callable[[], int]  # how many of the batches have no connection
+
+    def status(self) -> dict[str, object]:
+        """Return what /status tells."""
+        return {
+            "in_hand": self.work.in_hand,
+            "waiting_for_retry": self.retries.waiting,  # of all workers
+            **msgspec.structs.asdict(self.work.counts),
+            "buried": self.dead_letters.buried,
+            "broker": "connected" if self.consumer.connected else "disconnected",
+            "database": "connected" if self.is_database_connected() else "disconnected",
+        }
+
+    def is_database_connected(self) -> bool:
+        """Whether every statement has its connection, and the lock is held that shows us alive."""
+        return self.liveness.held.is_set() and self.unconnected() == 0
+
+    def is_ready(self) -> bool:
+        """Whether broker and database are connected."""
+        return self.consumer.connected and self.is_database_connected()
+
+
+def create_health(parts: Parts) -> Litestar:
     """Build the worker's own little HTTP application."""
 
     @get("/health/live")
@@ -44,25 +90,16 @@ def create_health(work: Work, consumer: Consumer, liveness: Liveness) -> Litesta
 
     @get("/health/ready")
     async def ready() -> Response[bytes]:
-        is_ready = consumer.connected and liveness.held.is_set() and work.claim.connections > 0
-        return _json(200 if is_ready else 503, {"ready": is_ready, **status_of()})
+        is_ready = parts.is_ready()
+        return _json(200 if is_ready else 503, {"ready": is_ready, **parts.status()})
 
     @get("/status")
     async def status() -> Response[bytes]:
-        return _json(200, status_of())
+        return _json(200, parts.status())
 
     @get("/metrics")
     async def metrics() -> Response[bytes]:
         return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
-
-    def status_of() -> dict[str, object]:
-        return {
-            "in_hand": work.in_hand,
-            "done": work.done,
-            "failed": work.failed,
-            "broker": "connected" if consumer.connected else "disconnected",
-            "database": "connected" if liveness.held.is_set() and work.finish.connections else "disconnected",
-        }
 
     return Litestar(
         [live, ready, status, metrics], exception_handlers=problems.HANDLERS, openapi_config=None, logging_config=None
@@ -73,55 +110,115 @@ def _json(status_code: int, content: dict[str, object]) -> Response[bytes]:
     return Response(msgspec.json.encode(content), status_code=status_code, media_type="application/json")
 
 
+async def watch_the_loop(timeout: float) -> None:
+    """End the process, with a traceback, if a handler stops the main loop from turning.
+
+    What was in hand is then under suspicion, and the one that is guilty is found in a child process.
+    """
+    try:
+        while True:
+            faulthandler.dump_traceback_later(timeout + BLOCKED_SECONDS, exit=True)
+            await asyncio.sleep(1)
+    finally:
+        faulthandler.cancel_dump_traceback_later()
+
+
 async def serve(settings: WorkerSettings, handler: Handler) -> None:
-    """Start, work until a signal, finish what is in hand."""
+    """Start, work until a signal, finish what is in hand or hand it back."""
     url = settings.database_url
-    await startup.require_database(url, orders_table.COLUMNS_ARE_THERE, outbox_table.COLUMNS_ARE_THERE)
+    await startup.require_database(
+        url,
+        orders_table.COLUMNS_ARE_THERE,
+        outbox_table.COLUMNS_ARE_THERE,
+        postpone_orders.COLUMNS_ARE_THERE,
+        letters.COLUMNS_ARE_THERE,
+    )
     await topology.wait_and("verify", settings.amqp_url, startup.WAIT_SECONDS)
 
     stop = asyncio.Event()
     serving.on_stop_signals(stop.set)
-    limits = Limits(batch_rows=256, queue_rows=2 * settings.worker_concurrency + 100)
-    async with WakeUp(url) as wake_up, Liveness(url) as liveness:
+    # Bounded by the prefetch, and by nothing else: an order that is in hand always gets its turn.
+    limits = Limits(batch_rows=256, queue_rows=1_000_000)
+    runner = Runner(handler, url, timeout=settings.work_timeout)
+    async with (
+        WakeUp(url) as wake_up,
+        Liveness(url) as liveness,
+        Suspects(timeout=settings.work_timeout) as suspects,
+    ):
 
         async def claim(conn: AsyncConnection, batch: Sequence[Wanted]) -> list[Claim]:
             await liveness.held.wait()  # a claim without the lock would look like that of a dead worker
             return await claim_orders.claim_orders(conn, liveness.number, batch)
 
-        async def finish(conn: AsyncConnection, batch: Sequence[Finish]) -> Sequence[bool]:
+        async def finish(conn: AsyncConnection, batch: Sequence[Finish]) -> Sequence[Finished | None]:
             answers = await finish_orders.finish_orders(conn, batch)
+            wake_up.soon()
+            return answers
+
+        async def bury(conn: AsyncConnection, batch: Sequence[Verdict | Letter]) -> Sequence[None]:
+            answers = await letters.bury(conn, batch)
             wake_up.soon()
             return answers
 
         async with (
             Batching[Wanted, Claim]("claim", url, claim, limits) as claiming,
             Batching("finish", url, finish, limits, mend=outbox_table.add_partitions) as finishing,
+            Batching("postpone", url, postpone_orders.postpone_orders, limits) as postponing,
+            Batching("bury", url, bury, limits, mend=outbox_table.add_partitions) as burying,
+            Retries(url, wake_up.soon) as retries,
+            DeadLetters(settings.amqp_url, burying) as dead_letters,
         ):
             work = Work(
-                claiming, finishing, handler, timeout=settings.work_timeout, max_failures=settings.work_max_attempts
+                Statements(claiming, finishing, postponing, burying),
+                runner,
+                suspects,
+                max_failures=settings.work_max_attempts,
+                at_once=settings.work_connections if runner.wants_connection else None,
             )
             consumer = Consumer(settings.amqp_url, WORK_QUEUE, settings.worker_concurrency, work.take)
-            server = serving.HttpServer(
-                create_health(work, consumer, liveness), settings.worker_host, settings.worker_port, 1
+            batches = (claiming, finishing, postponing, burying)
+            parts = Parts(
+                work, consumer, liveness, retries, dead_letters, lambda: sum(not each.connections for each in batches)
             )
+            server = serving.HttpServer(create_health(parts), settings.worker_host, settings.worker_port, 1)
             consuming = asyncio.create_task(consumer.run(), name="consumer")
             health = asyncio.create_task(server.serve(), name="health")
+            watching = asyncio.create_task(watch_the_loop(settings.work_timeout), name="watchdog")
             log.info("worker %s runs %s, health on port %s", os.getpid(), settings.orders_handler, settings.worker_port)
 
             waits = [consuming, health, *(asyncio.create_task(e.wait(), name="stop") for e in (stop, work.crashed))]
             await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
 
             consumer.stop()
-            left = await work.drain(settings.worker_grace - 1)
+            in_hand = await work.drain(max(0.0, settings.worker_grace - CLOSING_SECONDS), runner.sever)
+            left = await hand_back(url, liveness.number, in_hand)
             consumer.finish()
             server.stop()
-            for wait in waits[2:]:
-                wait.cancel()
+            for task in (*waits[2:], watching):
+                task.cancel()
             await asyncio.gather(consuming, health)
-            log.info(
-                "worker %s has stopped: %s done, %s failed, %s handed back", os.getpid(), work.done, work.failed, left
-            )
+            await runner.close()
+            log.info("worker %s has stopped: %s, %s handed back", os.getpid(), work.counts, left)
             work.raise_crash()
+
+
+async def hand_back(url: str, worker: int, in_hand: Sequence[UUID]) -> int:
+    """Let others take what we still have, at once and without suspicion; return how many orders that were.
+
+    If it fails, they take them all the same, with suspicion.
+    """
+    if not in_hand:
+        return 0
+    conn = None
+    try:
+        conn = await database.connect(url, "orders-hand-back")
+        with database.deadline(conn, CLOSING_SECONDS / 4):
+            return await claim_orders.hand_back(conn, worker, in_hand)
+    except psycopg.Error as error:
+        log.warning("could not hand back %s orders: %s", len(in_hand), first_line(error))
+        return 0
+    finally:
+        await database.close(conn)
 
 
 def main() -> None:

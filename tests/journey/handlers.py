@@ -21,6 +21,17 @@ async def work(order: Order) -> None:
     await asyncio.to_thread(note, "effects", order)
 
 
+async def note_once(order: Order) -> None:
+    """Have the effect at once."""
+    note("effects", order)
+
+
+async def start_and_nap(order: Order) -> None:
+    """Note the start, and give others a moment to come between."""
+    note("started", order)
+    await asyncio.sleep(GATE_POLL_SECONDS)
+
+
 def note(step: str, order: Order) -> None:
     """Add a line in one write, so that several workers do not tear each other's."""
     file = os.open(FOLDER / step, os.O_WRONLY | os.O_CREAT | os.O_APPEND)

@@ -66,6 +66,13 @@ def test_an_event_without_its_order_is_lost() -> None:
     assert causes(None, PLACED) == ["order_missing"]
 
 
+def test_an_order_that_was_erased_after_its_end_is_well() -> None:
+    """
+    `orders purge` leaves the events to the relay's retention.
+    """
+    assert causes(None, PLACED, DONE) == []
+
+
 def test_sent_and_never_claimed_is_lost_once_it_is_late() -> None:
     """
     The finding tells since when it holds, so that whoever reports can wait.

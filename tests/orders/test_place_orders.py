@@ -67,7 +67,8 @@ async def test_order_reads_back_as_it_was_answered(conn: AsyncConnection) -> Non
     tutorial = placement_of(None, client="", traceparent=continue_trace(None))
 
     await place_orders(conn, [asked, tutorial])
-    stored = await orders_table.read_many(conn, [asked.order.order_id, tutorial.order.order_id])
+    wanted = [orders_table.Wanted("", each.order.order_id) for each in (asked, tutorial)]
+    stored = await orders_table.read_many(conn, wanted)
 
     assert [msgspec.json.encode(each) for each in stored] == [asked.answer, tutorial.answer]
 

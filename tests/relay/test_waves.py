@@ -55,6 +55,19 @@ def test_no_event_id_twice() -> None:
     assert len({first.id, *ids(waves.next())}) == 2
 
 
+def test_what_is_left_keeps_its_followers() -> None:
+    """
+    A key with a row that stays pending is told, since what would be parked behind it would go first; a row that is
+    parked already holds nobody up.
+    """
+    waves = Waves([letter(1, "a"), letter(2, "b"), letter(3, "c"), letter(4, "d", parked=True), letter(5, "a")])
+    waves.passed(letter(1, "a"))
+    waves.put_off(letter(2, "b"))
+    waves.stopped(letter(3, "c"))
+
+    assert waves.left() == {"a", "b"}
+
+
 @given(
     st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from("xyz")), max_size=12),
     st.lists(st.booleans(), min_size=12, max_size=12),

@@ -1,0 +1,173 @@
+"""Run a handler once, and say in data what came of it."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import cast
+
+import msgspec
+import psycopg
+from psycopg import AsyncConnection
+from psycopg.pq import TransactionStatus
+
+from orders import database, outbox_table
+from orders.batching import Verdict, first_line, judge
+from orders.claim_orders import Claimed
+from orders.finish_orders import Finished, finish_of, finish_orders
+from orders.handlers import Handler, PlainHandler, Refuse, Retry, TransactionalHandler, wants_connection
+
+LAST_WORDS_SECONDS = 0.2  # for a handler whose connection was severed to see it and to end by itself
+
+
+class Job(msgspec.Struct, frozen=True):
+    """A claimed order to run the handler for, and the trace that it belongs to."""
+
+    claimed: Claimed
+    traceparent: str
+
+
+class Done(msgspec.Struct, frozen=True, tag=True):
+    """The handler has done its work; the order is still to be finished."""
+
+
+class Committed(msgspec.Struct, frozen=True, tag=True):
+    """The handler has done its work, and the order is finished in the same transaction."""
+
+    finished: Finished | None  # None: it was no longer ours to finish, and all is rolled back
+
+
+class Again(msgspec.Struct, frozen=True, tag=True):
+    """It failed, and may do better the next time."""
+
+    reason: str
+    after: float | None = None
+
+
+class Never(msgspec.Struct, frozen=True, tag=True):
+    """The handler refuses this order."""
+
+    reason: str
+
+
+class Weather(msgspec.Struct, frozen=True, tag=True):
+    """The database went away under it: nobody's failure, and the outcome is unknown."""
+
+    reason: str
+
+
+class Died(msgspec.Struct, frozen=True, tag=True):
+    """The process that ran the handler for this order alone died of it."""
+
+    reason: str
+
+
+Outcome = Done | Committed | Again | Never | Weather | Died
+Run = Callable[[Job], Awaitable[Outcome]]
+
+
+class Runner:
+    """Runs one handler; a transactional one on connections that are kept for the next."""
+
+    def __init__(self, handler: Handler, database_url: str, *, timeout: float) -> None:
+        self.handler = handler
+        self.database_url = database_url
+        self.timeout = timeout
+        self.wants_connection = wants_connection(handler)
+        self._idle: list[AsyncConnection] = []
+        self._busy: set[AsyncConnection] = set()
+
+    async def __call__(self, job: Job) -> Outcome:
+        """Run the handler for a claimed order."""
+        try:
+            if self.wants_connection:
+                return await self._run_in_transaction(job)
+            async with asyncio.timeout(self.timeout):
+                await cast(PlainHandler, self.handler)(job.claimed.order)
+        except Exception as error:  # whatever a handler raises is its own failure
+            return self._failure(error)
+        return Done()
+
+    def sever(self) -> None:
+        """Let go of every transaction in hand: each ends by itself, with nothing committed."""
+        for conn in self._busy:
+            database.sever(conn)
+
+    async def close(self) -> None:
+        """Close the connections that nobody uses."""
+        while self._idle:
+            await database.close(self._idle.pop())
+
+    def _failure(self, error: Exception) -> Outcome:
+        match error:
+            case Refuse():
+                return Never(str(error))
+            case Retry():
+                return Again(str(error), error.after)
+            case TimeoutError():
+                return Again(f"the handler took longer than {self.timeout:g} s")
+            case _:
+                return Again(f"{type(error).__name__}: {first_line(error)}")
+
+    async def _run_in_transaction(self, job: Job) -> Outcome:
+        try:
+            conn = await self._connection()
+        except psycopg.Error as error:
+            return Weather(first_line(error))
+        late = False
+
+        def cut_off() -> None:
+            nonlocal late
+            late = True
+            database.sever(conn)
+
+        timer = asyncio.get_running_loop().call_later(self.timeout, cut_off)
+        self._busy.add(conn)
+        try:
+            async with asyncio.timeout(self.timeout + LAST_WORDS_SECONDS):
+                finished = await self._transaction(conn, job)
+        except Exception as error:
+            if late:
+                raise TimeoutError from None
+            # Also where the handler made an error of its own out of it: the connection tells whose fault it was.
+            if conn.broken or is_weather(error):
+                return Weather(first_line(error))
+            if isinstance(error, psycopg.Error) and judge(error) is Verdict.PARTITION_MISSING:
+                await outbox_table.add_partitions(conn)
+                return Weather("the outbox had no partition for the next id")
+            raise
+        finally:
+            timer.cancel()
+            self._busy.discard(conn)
+            if conn.closed or conn.info.transaction_status != TransactionStatus.IDLE:
+                await database.close(conn)
+            else:
+                self._idle.append(conn)
+        return Committed(finished)
+
+    async def _transaction(self, conn: AsyncConnection, job: Job) -> Finished | None:
+        async with conn.transaction():
+            await cast(TransactionalHandler, self.handler)(job.claimed.order, conn)
+            [finished] = await finish_orders(conn, [finish_of(job.claimed, job.traceparent)])
+            if finished is None:
+                raise psycopg.Rollback  # somebody else has claimed the order since: our rows are theirs to write
+            return finished
+        return None
+
+    async def _connection(self) -> AsyncConnection:
+        while self._idle:
+            if not (conn := self._idle.pop()).broken:
+                return conn
+        # The handler's own statements and pauses may take as long as the handler may.
+        limit = str(round(1000 * self.timeout) + 1000)
+        return await database.connect(
+            self.database_url,
+            "orders-handler",
+            idle_in_transaction_session_timeout=limit,
+            statement_timeout=limit,
+            lock_timeout=limit,
+        )
+
+
+def is_weather(error: Exception) -> bool:
+    """Whether PostgreSQL says that it is the server's own trouble: demoted, out of resources, shut down, or I/O."""
+    state = (isinstance(error, psycopg.Error) and error.sqlstate) or ""
+    return state == "25006" or (state[:2] in {"08", "53", "57", "58"} and state != "57014")

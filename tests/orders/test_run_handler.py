@@ -1,0 +1,117 @@
+"""What comes of one run of a handler, told in data."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+from psycopg import AsyncConnection
+
+from orders.handlers import Handler
+from orders.run_handler import Again, Committed, Done, Job, Never, Outcome, Runner, Weather
+from orders.traceparent import continue_trace
+from tests.orders.work_handlers import obey, obey_in_transaction
+from tests.orders.work_samples import STATUSES, claim, place, rows
+
+EFFECTS = "SELECT count(*) FROM effects"
+
+
+@pytest.fixture
+async def effects(conn: AsyncConnection) -> None:
+    """The table that the handlers write to."""
+    await conn.execute("CREATE TABLE effects (order_id uuid NOT NULL)")
+
+
+@asynccontextmanager
+async def running(handler: Handler, database_url: str) -> AsyncIterator[Runner]:
+    runner = Runner(handler, database_url, timeout=0.3)
+    yield runner
+    await runner.close()
+
+
+async def run(conn: AsyncConnection, database_url: str, handler: Handler, reference: str) -> Outcome:
+    """Run a handler once, on an order of its own."""
+    [claimed] = await claim(conn, await place(conn, reference=reference))
+    async with running(handler, database_url) as runner:
+        return await runner(Job(claimed, continue_trace(None)))
+
+
+@pytest.mark.parametrize(
+    ("reference", "outcome"),
+    [
+        ("", Done()),
+        ("refuse", Never("no stock")),
+        ("retry", Again("busy", 7)),
+        ("raise", Again("KeyError: 'a bug\\nand its second line'")),
+        ("hang", Again("the handler took longer than 0.3 s")),
+    ],
+)
+async def test_plain_handler(conn: AsyncConnection, database_url: str, reference: str, outcome: Outcome) -> None:
+    """
+    A handler that returns is done, one that refuses never comes again, and everything else is tried again.
+    """
+    assert await run(conn, database_url, obey, reference) == outcome
+
+
+async def test_transaction_holds_effect_and_end(conn: AsyncConnection, database_url: str, effects: None) -> None:
+    """
+    What the handler wrote and the order's end are committed together.
+    """
+    outcome = await run(conn, database_url, obey_in_transaction, "")
+
+    assert isinstance(outcome, Committed)
+    assert outcome.finished is not None
+    assert (await rows(conn, EFFECTS), await rows(conn, STATUSES)) == ([(1,)], [("done", 1)])
+
+
+@pytest.mark.parametrize(
+    ("reference", "outcome"),
+    [
+        ("refuse", Never("no stock")),
+        ("retry", Again("busy", 7)),
+        ("hang", Again("the handler took longer than 0.3 s")),
+        ("hang in a query", Again("the handler took longer than 0.3 s")),
+        ("wrong sql", Again('UndefinedTable: relation "nowhere" does not exist')),
+    ],
+)
+async def test_failure_rolls_back(
+    conn: AsyncConnection, database_url: str, effects: None, reference: str, outcome: Outcome
+) -> None:
+    """
+    Whatever a handler wrote before it failed is gone, also when it hangs in a query of its own.
+    """
+    assert await run(conn, database_url, obey_in_transaction, reference) == outcome
+    assert (await rows(conn, EFFECTS), await rows(conn, STATUSES)) == ([(0,)], [("processing", 1)])
+
+
+async def test_swallowed_error_commits_nothing(conn: AsyncConnection, database_url: str, effects: None) -> None:
+    """
+    A handler that goes on after an error of its transaction has failed, whatever it returns.
+    """
+    assert isinstance(await run(conn, database_url, obey_in_transaction, "swallow"), Again)
+    assert (await rows(conn, EFFECTS), await rows(conn, STATUSES)) == ([(0,)], [("processing", 1)])
+
+
+@pytest.mark.parametrize("reference", ["lose the database", "wrap the loss"])
+async def test_lost_database_is_weather(
+    conn: AsyncConnection, database_url: str, effects: None, reference: str
+) -> None:
+    """
+    When the database goes away under a handler it is not the handler's failure, whatever it makes of the error.
+    """
+    assert isinstance(await run(conn, database_url, obey_in_transaction, reference), Weather)
+    assert await rows(conn, EFFECTS) == [(0,)]
+
+
+async def test_no_database_is_weather(conn: AsyncConnection, effects: None) -> None:
+    """
+    Without a connection the handler is not even started.
+    """
+    assert isinstance(await run(conn, "postgresql://nobody@127.0.0.1:1/nowhere", obey_in_transaction, ""), Weather)
+
+
+async def test_overtaken_handler_writes_nothing(conn: AsyncConnection, database_url: str, effects: None) -> None:
+    """
+    If somebody else has claimed the order meanwhile, the effect is rolled back: it is theirs to have.
+    """
+    assert await run(conn, database_url, obey_in_transaction, "be overtaken") == Committed(None)
+    assert (await rows(conn, EFFECTS), await rows(conn, STATUSES)) == ([(0,)], [("processing", 1)])

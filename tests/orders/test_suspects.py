@@ -1,0 +1,69 @@
+"""Suspects run in a child process, and only what dies alone is poison."""
+
+import asyncio
+
+import pytest
+from psycopg import AsyncConnection
+
+from orders.run_handler import Again, Died, Done, Job, Never, Outcome
+from orders.suspects import Suspects
+from orders.traceparent import continue_trace
+from tests.orders.work_samples import claim, place
+
+TIMEOUT = 2.0
+
+
+@pytest.fixture
+def child_settings(monkeypatch: pytest.MonkeyPatch, database_url: str) -> None:
+    """What a child process finds in its environment: its parent's."""
+    monkeypatch.setenv("DATABASE_URL", database_url)
+    monkeypatch.setenv("AMQP_URL", "amqp://nobody@127.0.0.1:1/")
+    monkeypatch.setenv("ORDERS_HANDLER", "tests.orders.work_handlers:obey")
+    monkeypatch.setenv("WORK_TIMEOUT", str(TIMEOUT))
+
+
+async def jobs(conn: AsyncConnection, references: list[str]) -> list[Job]:
+    placed = [each for reference in references for each in await place(conn, reference=reference)]
+    return [Job(claimed, continue_trace(None)) for claimed in await claim(conn, placed)]
+
+
+async def outcomes(conn: AsyncConnection, references: list[str]) -> list[Outcome]:
+    """Run one order of each reference, all of them suspects."""
+    by_reference: dict[str | None, Outcome] = {}
+    async with Suspects(timeout=TIMEOUT) as suspects:
+        asked = await jobs(conn, references)
+        for job, outcome in zip(asked, await asyncio.gather(*map(suspects, asked)), strict=True):
+            by_reference[job.claimed.order.reference] = outcome
+    return [by_reference[reference] for reference in references]
+
+
+async def test_neighbours_of_a_deadly_order(conn: AsyncConnection, child_settings: None) -> None:
+    """
+    Of many suspects only the deadly one is convicted; the others have their own outcome, as if nothing had been.
+    """
+    references = ["refuse", "exit", "retry", "print", *(f"good {number}" for number in range(20))]
+
+    refused, deadly, again, *good = await outcomes(conn, references)
+
+    assert refused == Never("no stock")
+    assert deadly == Died("the process that ran it alone exited with code 7, 2 times")
+    assert again == Again("busy", 7)
+    assert good == [Done()] * 21
+
+
+async def test_order_that_blocks_its_process(conn: AsyncConnection, child_settings: None) -> None:
+    """
+    A handler that never gives the loop back is killed with its process, and found.
+    """
+    blocking, good = await outcomes(conn, ["block", "good"])
+
+    assert isinstance(blocking, Died)
+    assert "no sign of life" in blocking.reason
+    assert good == Done()
+
+
+async def test_innocent_suspect(conn: AsyncConnection, child_settings: None) -> None:
+    """
+    An order that was only near when a worker died is done.
+    """
+    assert await outcomes(conn, ["good"]) == [Done()]

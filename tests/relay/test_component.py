@@ -1,0 +1,122 @@
+"""The relay as a component: its schema, its imports, a second service, its start and its end."""
+
+import ast
+import asyncio
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import psycopg
+from psycopg import AsyncConnection
+
+from sandbox.servers import Servers
+from tests import places
+from tests.relay.conftest import StartRelay
+from tests.relay.service import ROOT, RelayProcess, append, becomes, broker, operator, recording, states
+
+ALLOWED = {"aiormq", "msgspec", "pamqp", "prometheus_client", "psycopg", "yarl", "relay"}  # pamqp, yarl: of aiormq
+
+
+def test_imports() -> None:
+    """
+    The relay imports the standard library and its four packages, and nothing of any service.
+    """
+    for path in (ROOT / "relay").glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = (
+                [alias.name for alias in node.names]
+                if isinstance(node, ast.Import)
+                else [node.module or ""]
+                if isinstance(node, ast.ImportFrom)
+                else []
+            )
+            tops = {name.partition(".")[0] for name in names}
+            assert tops <= ALLOWED | sys.stdlib_module_names, f"{path.name} imports {tops}"
+
+
+def test_schema_is_the_migration() -> None:
+    """
+    `relay schema` prints what the migration runs, statement by statement.
+    """
+    migration = (ROOT / "migrations" / "versions" / "0002_outbox.py").read_text()
+    statements = next(
+        ast.literal_eval(node.value)
+        for node in ast.parse(migration).body
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "SCHEMA"
+    )
+    printed = (ROOT / "relay" / "schema.sql").read_text()
+
+    assert printed.partition("\n\n")[2] == "\n\n".join(each.strip() + ";" for each in statements) + "\n"
+
+
+async def test_schema_serves_a_writer_with_few_rights(servers: Servers) -> None:
+    """
+    What `relay schema` prints loads into an empty database, and its writer may insert and nothing else.
+    """
+    with places.database(servers) as url:
+        code, printed, _ = await asyncio.to_thread(operator, url, "schema", "--writer", "pg_monitor")
+        assert code == 0
+        async with await AsyncConnection.connect(url, autocommit=True) as conn:
+            await conn.execute(printed.encode())
+            await conn.execute("SET ROLE pg_monitor")
+            await conn.execute(
+                "INSERT INTO outbox (event_id, key, exchange, routing_key, required, content_type, headers, body) "
+                "VALUES (gen_random_uuid(), 'k', 'x', 'y', true, 'text/plain', '{}', '')"
+            )
+            await conn.execute("SELECT outbox_add_partitions(11)")
+            refused = None
+            try:
+                await conn.execute("UPDATE outbox SET state = 'sent'")
+            except psycopg.errors.InsufficientPrivilege as error:
+                refused = error
+            assert refused is not None
+
+
+async def test_a_second_service(
+    conn: AsyncConnection, database_url: str, topology: str, start_relay: StartRelay
+) -> None:
+    """
+    A service of thirty lines, without the orders package, has its events carried by the same relay, in order.
+    """
+    async with broker(topology) as channel:
+        await channel.exchange_declare("sensors", exchange_type="topic", durable=True)
+        await channel.queue_declare("readings", durable=True, arguments={"x-queue-type": "quorum"})
+        await channel.queue_bind("readings", "sensors", "sensor.#")
+    start_relay()
+    for celsius in ("21.5", "22.0"):
+        environ = {**os.environ, "DATABASE_URL": database_url}
+        command = [sys.executable, str(ROOT / "examples" / "second_service.py"), "greenhouse-1", celsius]
+        await asyncio.to_thread(subprocess.run, command, env=environ, check=True, timeout=30)
+    await becomes({"sent": 2}, lambda: states(conn), 20)
+
+    async with recording(topology, "readings") as recorder:
+        await becomes(
+            [b'{"sensor": "greenhouse-1", "celsius": 21.5}', b'{"sensor": "greenhouse-1", "celsius": 22.0}'],
+            lambda: asyncio.sleep(0, recorder.bodies()),
+        )
+
+
+def test_refusals_are_one_line(database_url: str, amqp_url: str, tmp_path: Path) -> None:
+    """
+    A bad setting exits with 2, a missing topology with 1, each with the one line that says how to mend it.
+    """
+    bad = RelayProcess(database_url, amqp_url, tmp_path, batch_rows="many").start()
+    missing = RelayProcess(database_url, amqp_url, tmp_path).start()
+
+    assert (bad.wait(), missing.wait()) == (2, 1)
+    assert bad.log.read_text() == "relay: RELAY_BATCH_ROWS: expected `int`, got `str`\n"
+    assert missing.log.read_text().startswith("relay: exchange 'orders' does not exist")
+    assert missing.log.read_text().count("\n") == 1
+
+
+async def test_sigterm_ends_it(conn: AsyncConnection, start_relay: StartRelay) -> None:
+    """
+    A signal ends the relay with its work recorded, well within the grace.
+    """
+    relay = start_relay()
+    await relay.ready()
+    await append(conn)
+    await becomes({"sent": 1}, lambda: states(conn))
+
+    assert await asyncio.to_thread(relay.stop, 12) == 0

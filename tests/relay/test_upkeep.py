@@ -1,0 +1,110 @@
+"""Partitions: made ahead, dropped after their time, never with a row that is still to be sent."""
+
+from psycopg import AsyncConnection
+
+from relay.metrics import Vitals
+from relay.settings import Settings
+from relay.upkeep import look_after
+from tests.relay.service import append, states
+
+SMALL = 10
+
+
+def settings(database_url: str, retention: str) -> Settings:
+    environ = {"DATABASE_URL": database_url, "AMQP_URL": "amqp://nobody", "RELAY_PARTITIONS_AHEAD": "2"}
+    return Settings.read({**environ, "RELAY_RETENTION": retention})
+
+
+async def shrink(conn: AsyncConnection) -> None:
+    """Begin anew, with partitions of ten rows."""
+    names = [row[0] for row in await (await conn.execute("SELECT inhrelid::regclass::text FROM pg_inherits "
+        "WHERE inhparent = 'outbox'::regclass")).fetchall()]  # fmt: skip
+    for name in names:
+        await conn.execute(f"DROP TABLE {name}".encode())
+    await conn.execute("UPDATE outbox_mark SET partition_rows = %s", (SMALL,))
+    await conn.execute("SELECT outbox_add_partitions(3)")
+
+
+async def lows(conn: AsyncConnection) -> list[int]:
+    """The first id of each partition."""
+    rows = await (
+        await conn.execute(
+            "SELECT substring(inhrelid::regclass::text FROM '[0-9]+$')::bigint FROM pg_inherits "
+            "WHERE inhparent = 'outbox'::regclass ORDER BY 1"
+        )
+    ).fetchall()
+    return [row[0] for row in rows]
+
+
+async def send_all(conn: AsyncConnection, mark: int) -> None:
+    """Settle what is there, and let the saved mark be where a relay would have it."""
+    await conn.execute("UPDATE outbox SET state = 'sent', settled_at = clock_timestamp() WHERE state = 'pending'")
+    await conn.execute("UPDATE outbox_mark SET mark = %s", (mark,))
+
+
+async def test_made_ahead_and_dropped_behind(conn: AsyncConnection, database_url: str) -> None:
+    """
+    What the mark has passed and retention releases is dropped; what comes is made; the rest stays.
+    """
+    await shrink(conn)
+    for _ in range(25):
+        await append(conn)
+    await send_all(conn, mark=20)
+    vitals = Vitals()
+
+    await look_after(settings(database_url, "1h"), vitals)
+    assert await lows(conn) == [1, 11, 21, 31, 41]
+    await look_after(settings(database_url, "0"), vitals)
+
+    assert await lows(conn) == [21, 31, 41]
+    assert await states(conn) == {"sent": 5}
+
+
+async def test_a_requeued_row_is_not_dropped(conn: AsyncConnection, database_url: str) -> None:
+    """
+    A row that is pending after all, when its partition is detached already, brings the partition back.
+    """
+    await shrink(conn)
+    for _ in range(15):
+        await append(conn)
+    await send_all(conn, mark=15)
+    await conn.execute("UPDATE outbox SET state = 'pending', settled_at = NULL WHERE id = 3")
+
+    await look_after(settings(database_url, "0"), Vitals())
+
+    assert 1 in await lows(conn)
+    assert await states(conn) == {"pending": 1, "sent": 14}
+
+
+async def test_a_parked_row_keeps_its_partition(conn: AsyncConnection, database_url: str) -> None:
+    """
+    While a row waits, its partition is not touched.
+    """
+    await shrink(conn)
+    for _ in range(15):
+        await append(conn)
+    await send_all(conn, mark=15)
+    await conn.execute(
+        "INSERT INTO outbox_parked SELECT id, shard, key, exchange, routing_key FROM outbox WHERE id = 3"
+    )
+    await conn.execute("UPDATE outbox SET state = 'parked', settled_at = NULL WHERE id = 3")
+
+    await look_after(settings(database_url, "0"), Vitals())
+
+    assert (await lows(conn))[0] == 1
+
+
+async def test_an_open_writer_keeps_its_row(conn: AsyncConnection, database_url: str) -> None:
+    """
+    A writer that is open across the upkeep holds the mark, and so its partition; its row is there when it commits.
+    """
+    await shrink(conn)
+    async with await AsyncConnection.connect(database_url) as writer:
+        late = await append(writer)
+        for _ in range(14):
+            await append(conn)
+        await send_all(conn, mark=late - 1)
+        await look_after(settings(database_url, "0"), Vitals())
+        await writer.commit()
+
+    assert await states(conn) == {"pending": 1, "sent": 14}
