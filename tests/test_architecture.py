@@ -85,8 +85,8 @@ def modules(package: str) -> list[str]:
 
 @cache
 def tree(package: str, module: str) -> ast.Module:
-    # Python 3.11 fails here ("AST constructor recursion depth mismatch") if the collector frees something meanwhile whose
-    # last words are a traceback, as a future with an error that nobody asked for: tracebacks are parsed, too.
+    # Python 3.11 fails here ("AST constructor recursion depth mismatch") if the collector frees something meanwhile
+    # whose last words are a traceback, as a future with an error that nobody asked for: tracebacks are parsed, too.
     gc.disable()
     try:
         return ast.parse((FOLDERS[package] / f"{module}.py").read_text())

@@ -23,7 +23,6 @@ _SESSION = {
     "tcp_user_timeout": "1500",
     "statement_timeout": "10000",  # the backstop; our own deadlines are shorter
     "lock_timeout": "5000",
-    "jit": "off",  # a second of compiling for a statement of a millisecond, wherever its cost is overestimated
     "timezone": "UTC",
     # Our statements are short; compiling one can take seconds, and a plan that is only discouraged looks costly enough.
     "jit": "off",
