@@ -59,7 +59,7 @@ async def test_each_order_once_whatever_dies(start_own_system: StartSystem, own_
             assert await statuses(conn) == {"done": ORDERS}
             return True
 
-        await eventually(all_are_done, 60)
+        await eventually(all_are_done, 400 if LONG else 90)
 
         async def nothing_is_left() -> bool:
             assert await rows(conn, LEFT) == [(0, 0, 0)]
