@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test fuzz up down lint chaos
+.PHONY: help demo test fuzz bench up down lint chaos
 
 help:
 	@sed -n 's/^\([a-z]*\):.*## /\1	/p' $(MAKEFILE_LIST) | while IFS='	' read -r name does; do printf 'make %-6s %s\n' "$$name" "$$does"; done
@@ -16,7 +16,10 @@ test: $(VENV)/.made ## run every test on real servers (ARGS=... for pytest)
 	@$(BIN)/python -m pytest $(ARGS)
 
 fuzz: $(VENV)/.made ## send more than 20,000 requests made from the OpenAPI document to a running service
-	@FUZZ_EXAMPLES=$${FUZZ_EXAMPLES:-2000} $(BIN)/python -m pytest -s tests/orders/test_openapi.py $(ARGS)
+	@FUZZ_EXAMPLES=$${FUZZ_EXAMPLES:-5000} $(BIN)/python -m pytest -s tests/orders/test_openapi.py $(ARGS)
+
+bench: $(VENV)/.made ## measure (ONLY=placing; SECONDS=10 ROUNDS=5)
+	@$(BIN)/python -m bench $(ONLY)
 
 up: $(VENV)/.made ## start the system in the background, or heal and rescale it (APIS=3 RELAYS=1 WORKERS=1)
 	@$(BIN)/python -m sandbox.supervisor up

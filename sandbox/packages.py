@@ -26,6 +26,7 @@ PACKAGES = {
     "rabbitmq-server": "rabbitmq-server",
     "nginx": "nginx",
     "psql": "postgresql-client",
+    "wrk": "wrk",
 }
 
 

@@ -15,6 +15,7 @@ FOLDERS = {"orders": ROOT / "src" / "orders", "relay": ROOT / "relay"}
 # From the bottom up. A module imports only from the layers below its own, so there can be no cycle either.
 LAYERS: Mapping[str, Sequence[tuple[str, set[str]]]] = {
     "orders": (
+        ("letters", {"entropy"}),
         (
             "words",
             {
@@ -87,8 +88,8 @@ def modules(package: str) -> list[str]:
 
 @cache
 def tree(package: str, module: str) -> ast.Module:
-    # Python 3.11 fails here ("AST constructor recursion depth mismatch") if the collector frees something meanwhile
-    # whose last words are a traceback, as a future with an error that nobody asked for: tracebacks are parsed, too.
+    # Python 3.11 fails here ("AST constructor recursion depth mismatch") if the collector frees something with
+    # a traceback for last words, as a future with an error that nobody asked for: tracebacks are parsed, too.
     gc.disable()
     try:
         return ast.parse((FOLDERS[package] / f"{module}.py").read_text())

@@ -58,10 +58,13 @@ $function$
 def upgrade() -> None:
     run_sql(
         """
+        -- event_id:  the event that asks for the present work
+        -- redrives:  how often it was brought back from `failed`
+        -- placed_at: when it was last placed, on this server's clock
         ALTER TABLE orders
-            ADD COLUMN event_id  uuid,                            -- the event that asks for the present work
-            ADD COLUMN redrives  integer NOT NULL DEFAULT 0,      -- how often it was brought back from `failed`
-            ADD COLUMN placed_at timestamptz                      -- when it was last placed, on this server's clock
+            ADD COLUMN event_id  uuid,
+            ADD COLUMN redrives  integer NOT NULL DEFAULT 0,
+            ADD COLUMN placed_at timestamptz
         """,
         "ALTER TABLE orders ALTER COLUMN placed_at SET DEFAULT clock_timestamp()",
         """

@@ -4,7 +4,10 @@
                                                    |
                                      the relay, a program apart, knows only the outbox table
                                                    |
-    RabbitMQ -> consumer -> work -> finish_orders -> orders + outbox
+    RabbitMQ -> consumer -> work -> claim_orders -> run_handler -> finish_orders -> orders + outbox
+                              |                        |
+                              |                        +-> postpone_orders -> retries -> outbox
+                              +-> the dead letters -> dead_letters -> letters, a table
 
 order          what an order is, and what a valid one looks like
 events         what is told to others about an order
@@ -19,6 +22,11 @@ orders_table, outbox_table, keys_table, clients_table   every statement that nam
 consumer       deliveries in, acks out
 work           what is done with one delivery
 handlers       the work itself, chosen by a setting
-finish_orders  a status and its event, together or neither
+run_handler    one run of it, and what came of that; suspects, trial: in a child process
+claim_orders, finish_orders, postpone_orders, redrive_orders   a status and its event, together or neither
+retries        the clock of what has to wait
+letters        messages that are never worked; dead_letters: how they get to their table; dead: the commands for it
+inbox          each event once, for whoever consumes them; subscriber: such a consumer
+catalogue      the events, for others to read
 app, worker    the processes; topology, cli: the commands
 """

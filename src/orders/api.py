@@ -8,6 +8,7 @@ import msgspec
 from litestar import HttpMethod, Request, Response, get, post, route
 from litestar.params import FromPath
 from litestar.response import Stream
+from litestar.types import ASGIApp, Receive, Scope, Send
 
 from orders import listing, preconditions, problems
 from orders.back_pressure import BackPressure
@@ -77,18 +78,33 @@ def services(request: Req) -> Services:
 
 
 @post("/orders")
-async def place_order(request: Req) -> Response[bytes]:
+async def place_order(request: Req) -> ASGIApp:
     """Place an order: 201 once it is committed, with its event, and flushed."""
-    client = await client_of(request)
-    if not _JSON(request.headers.get("content-type", "")):
+    given = headers_of(request)
+    client = await client_of(request, given)
+    if not _JSON(given.get(b"content-type", "")):
         raise BadRequest(415, "The body must be JSON: send Content-Type: application/json.", Accept="application/json")
-    key = idempotency_key(request)
+    key = idempotency_key(request, given)
     new = problems.decode(_new_order, await request.body())
-    placed = await _place(request, client, new, key)
-    headers = {"Location": f"/orders/{placed.order_id}"}
+    placed = await _place(request, given, client, new, key)
+    return created(placed)
+
+
+def created(placed: Placed) -> ASGIApp:
+    """Build the answer to a placement, as it goes out: Litestar's own response costs a tenth of one."""
+    headers = [
+        (b"content-type", b"application/json"),
+        (b"content-length", b"%d" % len(placed.answer)),
+        (b"location", f"/orders/{placed.order_id}".encode()),
+    ]
     if placed.replayed:
-        headers["Idempotency-Replayed"] = "true"
-    return Response(placed.answer, status_code=201, media_type="application/json", headers=headers)
+        headers.append((b"idempotency-replayed", b"true"))
+
+    async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 201, "headers": headers})
+        await send({"type": "http.response.body", "body": placed.answer, "more_body": False})
+
+    return answer
 
 
 @get("/orders")
@@ -99,7 +115,7 @@ async def list_orders(request: Req) -> Response[bytes]:
     if repeated := next((name for name in names if len(given.getall(name)) > 1), None):
         raise BadRequest(400, f"{repeated}: This parameter may be given once.", repeated)
     query: Query = problems.convert(Query, {name: given[name] for name in names})
-    page = await listing.read_page(services(request).walk, await client_of(request), query)
+    page = await listing.read_page(services(request).walk, await client_of(request, headers_of(request)), query)
     return Response(_encode(page), media_type="application/json")
 
 
@@ -139,12 +155,13 @@ async def get_order(request: Req, order_id: FromPath[str]) -> Response[bytes]:
 @post("/orders/{order_id:str}/cancel", status_code=200)
 async def cancel_order(request: Req, order_id: FromPath[str]) -> Response[bytes]:
     """Cancel an order that nobody works yet: 200 once that is committed, also when it was before."""
-    client = await client_of(request)
+    given = headers_of(request)
+    client = await client_of(request, given)
     cancellation = Cancellation(
         order_id=_uuid(order_id),
         client=client,
-        traceparent=continue_trace(request.headers.get("traceparent")),
-        key=idempotency_key(request),
+        traceparent=continue_trace(given.get(b"traceparent")),
+        key=idempotency_key(request, given),
     )
     cancelled = await services(request).cancel(cancellation)
     headers = {"Idempotency-Replayed": "true"} if cancelled.replayed else {}
@@ -177,7 +194,8 @@ class TutorialOrder(msgspec.Struct, frozen=True):
 @post("/order/place", status_code=200)
 async def place_tutorial_order(request: Req) -> Response[bytes]:
     """Place an order without customer and lines, as the tutorial's clients do; a body is not read."""
-    placed = await _place(request, await client_of(request), None, key=None)
+    given = headers_of(request)
+    placed = await _place(request, given, await client_of(request, given), None, key=None)
     return Response(_encode(TutorialOrder(placed.order_id, "placed")), media_type="application/json", status_code=200)
 
 
@@ -222,31 +240,41 @@ HANDLERS = [
 ]  # fmt: skip
 
 
-def idempotency_key(request: Req) -> str | None:
+def headers_of(request: Req) -> dict[bytes, str]:
+    """Return the headers by their names; of one that is repeated, the last.
+
+    Litestar's own mapping costs a tenth of a placement, since it is made for every case there is.
+    """
+    return {name: value.decode("latin-1") for name, value in request.scope["headers"]}
+
+
+def idempotency_key(request: Req, given: dict[bytes, str]) -> str | None:
     """Return the request's Idempotency-Key as it came; raise BadRequest if it is malformed."""
-    given = request.headers.getall("idempotency-key", [])
-    if not given:
+    key = given.get(b"idempotency-key")
+    if key is None:
         return None
-    if len(given) > 1 or not _KEY(given[0]):
+    times = sum(name == b"idempotency-key" for name, _ in request.scope["headers"])
+    if times > 1 or not _KEY(key):
         raise BadRequest(400, "Idempotency-Key must be one value of 1 to 255 visible ASCII characters.")
-    return given[0]
+    return key
 
 
-async def client_of(request: Req) -> str:
+async def client_of(request: Req, given: dict[bytes, str]) -> str:
     """Return whom the request speaks for; raise Unauthorized if its key is for nobody."""
     its = services(request)
-    return await its.clients.client_of(request.headers.get("authorization"), its.find_key)
+    return await its.clients.client_of(given.get(b"authorization"), its.find_key)
 
 
-async def _place(request: Req, client: str, new: NewOrder | None, key: str | None) -> Placed:
-    services(request).back_pressure.check()
-    traceparent = continue_trace(request.headers.get("traceparent"))
-    return await services(request).place(placement_of(new, client=client, traceparent=traceparent, key=key))
+async def _place(request: Req, given: dict[bytes, str], client: str, new: NewOrder | None, key: str | None) -> Placed:
+    its = services(request)
+    its.back_pressure.check()
+    traceparent = continue_trace(given.get(b"traceparent"))
+    return await its.place(placement_of(new, client=client, traceparent=traceparent, key=key))
 
 
 async def _read(request: Req, order_id: str) -> Order:
     """Return an order of the request's client; another's is not there."""
-    client = await client_of(request)
+    client = await client_of(request, headers_of(request))
     return await services(request).find(Wanted(client, _uuid(order_id)))
 
 

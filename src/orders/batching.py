@@ -162,17 +162,19 @@ class Batching(Generic[Item, Answer]):
         limits = self.limits
         if self.stopping or self._rows >= limits.queue_rows or self._bytes + size > limits.queue_bytes:
             raise Overloaded
-        waiting: _Waiting[Item, Answer] = _Waiting(item, size, asyncio.get_running_loop())
+        loop = asyncio.get_running_loop()
+        waiting: _Waiting[Item, Answer] = _Waiting(item, size, loop)
+        patience = limits.patience
+        timer = None if patience is None else loop.call_later(patience, _settle, waiting, Unavailable())
         self._queue.append(waiting)
         self._rows += 1
         self._bytes += size
         self._wake()
         try:
-            async with asyncio.timeout(limits.patience):
-                return await waiting.answer
-        except TimeoutError:
-            raise Unavailable from None
+            return await waiting.answer
         finally:
+            if timer is not None:
+                timer.cancel()
             self._rows -= 1
             self._bytes -= size
 

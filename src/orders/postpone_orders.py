@@ -34,13 +34,14 @@ POSTPONE: LiteralString = """
     ON CONFLICT (order_id) DO UPDATE SET due_at = excluded.due_at
 """
 
+# Not clock_timestamp(): it is volatile, and so no condition that an index could be searched by.
 # The order's row is locked before its outbox row gets an id, as by everyone who writes events of this key. Straight to
 # the queue, by the default exchange: it is no news for anybody else.
 SEND_DUE: LiteralString = """
     WITH due AS (
         DELETE FROM retries WHERE order_id = ANY(ARRAY(
             SELECT order_id FROM retries
-            WHERE due_at > clock_timestamp() - make_interval(secs => %b) AND due_at <= clock_timestamp()
+            WHERE due_at > statement_timestamp() - make_interval(secs => %b) AND due_at <= statement_timestamp()
             ORDER BY due_at LIMIT %b FOR UPDATE SKIP LOCKED
         ))
         RETURNING order_id, event_id, body, traceparent

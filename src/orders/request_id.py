@@ -2,10 +2,11 @@
 
 import logging
 import re
-import secrets
 from collections.abc import Awaitable, Callable, MutableMapping
 from contextvars import ContextVar
 from typing import Any
+
+from orders.entropy import random_bytes
 
 REQUEST_ID: ContextVar[str | None] = ContextVar("request_id", default=None)
 
@@ -32,7 +33,7 @@ def named(app: _App) -> _App:
                 request_id = value
                 break
         else:
-            request_id = secrets.token_hex(16).encode()
+            request_id = random_bytes(16).hex().encode()
         REQUEST_ID.set(request_id.decode())
 
         async def send_with_id(message: _Message) -> None:

@@ -27,6 +27,7 @@ CALL_SECONDS = 1.2
 RECENT_SECONDS = 60.0
 ALL_SECONDS = 10 * 365 * 86400.0
 SWEEP_SECONDS = 30.0
+COUNT_SECONDS = 5.0
 
 
 class Retries:
@@ -65,7 +66,7 @@ class Retries:
 
     async def _look(self, conn: AsyncConnection) -> None:
         loop = asyncio.get_running_loop()
-        swept_at = float("-inf")
+        swept_at = counted_at = float("-inf")
         while True:
             within = RECENT_SECONDS
             if loop.time() - swept_at > SWEEP_SECONDS:
@@ -76,7 +77,8 @@ class Retries:
                     sent = await send_due(conn, WORK_QUEUE, BATCH_ROWS, within_seconds=within)
                 if sent:
                     self.sent()
-            if within == ALL_SECONDS:
+            if loop.time() - counted_at > COUNT_SECONDS:
+                counted_at = loop.time()
                 with database.deadline(conn, CALL_SECONDS):
                     self.waiting = await count(conn)
                 WAITING.set(self.waiting)

@@ -49,6 +49,7 @@ class HttpServer(uvicorn.Server):
                 access_log=False,  # nginx writes one
                 log_config=None,
                 server_header=False,
+                proxy_headers=False,  # nobody asks who the client is; it costs each request a walk over its headers
                 timeout_keep_alive=75,  # longer than nginx keeps its own end open: it is nginx that closes
                 timeout_graceful_shutdown=max(1, round(grace_seconds - DRAIN_SECONDS)),
                 backlog=2048,

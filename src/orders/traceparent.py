@@ -4,7 +4,8 @@ https://www.w3.org/TR/trace-context/#traceparent-header
 """
 
 import re
-import secrets
+
+from orders.entropy import random_bytes
 
 _VALID = re.compile(r"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}").fullmatch
 
@@ -13,4 +14,4 @@ def continue_trace(received: str | None) -> str:
     """Return what was received if it is valid, else the start of a new, unsampled trace."""
     if received is not None and _VALID(received):
         return received
-    return f"00-{secrets.token_hex(16)}-{secrets.token_hex(8)}-00"
+    return f"00-{random_bytes(16).hex()}-{random_bytes(8).hex()}-00"

@@ -3,9 +3,10 @@
 Python has it in the standard library from 3.14 on.
 """
 
-import secrets
 import time
 import uuid
+
+from orders.entropy import random_bytes
 
 _last = 0
 
@@ -16,4 +17,6 @@ def uuid7() -> uuid.UUID:
     # The milliseconds and the counter are one number: a full counter or a clock that steps back carries on upwards.
     _last = max(time.time_ns() // 1_000_000 << 12, _last + 1)
     milliseconds, counter = _last >> 12, _last & 0xFFF
-    return uuid.UUID(int=milliseconds << 80 | 0x7 << 76 | counter << 64 | 0b10 << 62 | secrets.randbits(62))
+    return uuid.UUID(
+        int=milliseconds << 80 | 0x7 << 76 | counter << 64 | 0b10 << 62 | int.from_bytes(random_bytes(8)) >> 2
+    )

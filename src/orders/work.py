@@ -132,7 +132,8 @@ class Work:
     def _start(self, wanted: Wanted, delivery: Delivery) -> None:
         order_id = wanted.order_id
         if order_id in self._tasks:
-            self._repeats.setdefault(order_id, []).append(delivery)
+            # Those of a lost channel have come again, or will: a broker that flaps must not pile them up here.
+            self._repeats[order_id] = [each for each in self._repeats.get(order_id, ()) if not each.lost] + [delivery]
             return
         task = asyncio.create_task(self._work(wanted, delivery), name="order")
         self._tasks[order_id] = task

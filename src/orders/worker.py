@@ -10,7 +10,7 @@ from uuid import UUID
 import msgspec
 import psycopg
 from litestar import Litestar, Response, get
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST, Gauge, generate_latest
 from psycopg import AsyncConnection
 
 from orders import (
@@ -44,6 +44,9 @@ from orders.wake_up import WakeUp
 from orders.work import Statements, Work
 
 log = logging.getLogger("orders.worker")
+
+BROKER = Gauge("orders_worker_broker_connected", "1 while the work queue is consumed")
+DATABASE = Gauge("orders_worker_database_connected", "1 while every statement has its connection")
 
 # Of the grace after SIGTERM: what is left, once the handlers had theirs, to hand back and to close.
 CLOSING_SECONDS = 2.0
@@ -83,6 +86,9 @@ class Parts(msgspec.Struct, frozen=True):
 
 def create_health(parts: Parts) -> Litestar:
     """Build the worker's own little HTTP application."""
+
+    BROKER.set_function(lambda: parts.consumer.connected)
+    DATABASE.set_function(parts.is_database_connected)
 
     @get("/health/live")
     async def live() -> Response[bytes]:

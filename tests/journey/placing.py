@@ -55,6 +55,7 @@ class WorkerStatus(msgspec.Struct):
     failed: int
     redelivered: int
     waiting_for_retry: int
+    broker: str
 
 
 async def worker_statuses(system: System) -> list[WorkerStatus]:

@@ -1,4 +1,4 @@
-"""Workers killed all the time, the broker restarted, the database too: each order once."""
+"""Workers killed all the time, the broker restarted or paused, the database restarted: each order once."""
 
 import asyncio
 import random
@@ -12,7 +12,7 @@ from examples.bookkeeper import create_table
 from sandbox.servers import Servers
 from tests.conftest import StartSystem
 from tests.eventually import eventually
-from tests.journey.placing import LONG, place, statuses
+from tests.journey.placing import LONG, all_are, place, statuses, worker_statuses
 from tests.journey.trace import rows
 
 ORDERS = 20_000 if LONG else 1500
@@ -59,7 +59,7 @@ async def test_each_order_once_whatever_dies(start_own_system: StartSystem, own_
             assert await statuses(conn) == {"done": ORDERS}
             return True
 
-        await eventually(all_are_done, 60)
+        await eventually(all_are_done, 400 if LONG else 90)
 
         async def nothing_is_left() -> bool:
             assert await rows(conn, LEFT) == [(0, 0, 0)]
@@ -104,3 +104,31 @@ async def restart_servers(servers: Servers) -> None:
         await asyncio.sleep(SECONDS / 5)
         await asyncio.to_thread(server.kill)
         await asyncio.to_thread(server.start)
+
+
+async def test_broker_is_paused(start_own_system: StartSystem, own_servers: Servers) -> None:
+    """
+    A broker that keeps its connections and answers nothing is given up; when it goes on, the worker is back by itself,
+    and nothing is counted against the orders.
+    """
+    napping = {"WORK_MIN_SECONDS": "0.1", "WORK_MAX_SECONDS": "0.2", "WORKER_CONCURRENCY": "20"}
+    system = start_own_system(apis=0, with_nginx=False, settings=napping)
+    async with await psycopg.AsyncConnection.connect(system.database_url, autocommit=True) as conn:
+        await place(conn, [None] * 100)
+        await eventually(lambda: some_are_done(conn), 20)
+        await asyncio.to_thread(own_servers.rabbitmq.pause)
+
+        async def is_given_up() -> bool:
+            [status] = await worker_statuses(system)
+            return status.broker == "disconnected"
+
+        await eventually(is_given_up, 20)
+        await place(conn, [None] * 100)
+        await asyncio.to_thread(own_servers.rabbitmq.resume)
+
+        await eventually(lambda: all_are(conn, {"done": 200}), 40)
+        assert await rows(conn, "SELECT max(failures) FROM orders") == [(0,)]
+
+
+async def some_are_done(conn: AsyncConnection) -> bool:
+    return (await statuses(conn)).get("done", 0) > 0

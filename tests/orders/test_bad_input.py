@@ -128,9 +128,9 @@ CASES = {
     "price of 2^64": Bad(body=line(unit_price_minor=2**64), field="lines[0].unit_price_minor"),
     "price of 10^26": Bad(body=line(unit_price_minor=10**26), field="lines[0].unit_price_minor"),
     "price of 5,000 digits": Bad(body=order().replace(b"255", b"9" * 5000), field="lines[0].unit_price_minor"),
-    "total beyond 64 bits": Bad(body=line(quantity=2, unit_price_minor=MOST_BIGINT), field="lines"),
+    "total beyond 64 bits": Bad(body=line(quantity=2, unit_price_minor=MOST_BIGINT), status=422, field="lines"),
     "sum of lines beyond 64 bits": Bad(
-        body=order(lines=[{"sku": "a", "quantity": 1, "unit_price_minor": MOST_BIGINT}] * 2), field="lines"
+        body=order(lines=[{"sku": "a", "quantity": 1, "unit_price_minor": MOST_BIGINT}] * 2), status=422, field="lines"
     ),
     # Characters that a text column or a log line cannot take.
     "NUL in the customer": Bad(body=order(customer_id="17\0850"), field="customer_id"),

@@ -10,7 +10,7 @@ from sandbox.process import ROOT
 from tests.conftest import StartSystem
 from tests.orders.conftest import Api
 
-# `make fuzz` sets it to 2,000: more than 20,000 cases, some minutes.
+# `make fuzz` sets it to 5,000: more than 20,000 cases, some 20 minutes.
 EXAMPLES = os.environ.get("FUZZ_EXAMPLES", "25")
 
 

@@ -77,3 +77,15 @@ def test_pauses_double_up_to_a_limit() -> None:
     assert 0.1 <= retry_seconds(0) <= 0.2
     assert 0.8 <= retry_seconds(3) <= 1.6
     assert LONGEST_RETRY_SECONDS / 2 <= retry_seconds(500) <= LONGEST_RETRY_SECONDS
+
+
+async def test_look_skips_what_is_gone(conn: AsyncConnection) -> None:
+    """
+    A look begins a minute ago in the index: rows that are gone, but that an old transaction keeps, cost it nothing.
+    """
+    await conn.execute("SET enable_seqscan = off")  # the table is too small here for the planner to mind
+
+    plan = await rows(conn, "EXPLAIN " + postpone_orders.SEND_DUE, 60.0, 10, WORK_QUEUE)
+
+    [condition] = [str(line) for (line,) in plan if "Index Cond: ((due_at > " in str(line)]
+    assert "due_at <= " in condition
