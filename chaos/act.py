@@ -78,7 +78,8 @@ class Act:
 
     def unfinished(self) -> set[str]:
         """The orders that were accepted and have not ended yet, as seen from outside."""
-        return self.clients.accepted.keys() - self.recorder.ended.keys()
+        ended = self.recorder.ended
+        return {order_id for order_id in self.clients.accepted if order_id not in ended}
 
 
 Fault = Callable[[Act], Awaitable[None]]
