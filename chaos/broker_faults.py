@@ -214,7 +214,7 @@ async def storm(act: Act) -> None:
     act.healed()
 
 
-@kind("M21", "poison in the work queue", RABBITMQ, weight=1.5, keeps=lambda p: ())
+@kind("M21", "poison in the work queue", RABBITMQ, weight=1.5)
 async def poison(act: Act) -> None:
     """Not JSON; JSON that is no event; an event of another form; a megabyte of nothing."""
     bodies = [
@@ -230,7 +230,7 @@ async def poison(act: Act) -> None:
     act.healed()
 
 
-@kind("M22", "a foreign publisher forges events, ids and reserved headers", RABBITMQ, weight=1.5, keeps=lambda p: ())
+@kind("M22", "a foreign publisher forges events, ids and reserved headers", RABBITMQ, weight=1.5)
 async def forge(act: Act) -> None:
     """Orders that do not exist; orders that have ended; a delivery count of a million."""
     known = sorted(act.recorder.ended)[-3:]
