@@ -245,6 +245,8 @@ def _work() -> str:
 def main() -> int:
     os.chdir(ROOT)
     # Both end it in the same way: what was started is stopped in its order.
+    # Set, not left as it is: whoever was started in the background by a script has SIGINT ignored.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, lambda number, frame: signal.raise_signal(signal.SIGINT))
     # Not that of an earlier demo.
     SUMMARY.unlink(missing_ok=True)
