@@ -1,17 +1,31 @@
-"""Run the measurements that are named, or all: `python -m bench [NAME …]`."""
+"""Run the measurements that are named, or the main ones: `python -m bench [NAME …]`; FULL=1 is the long form."""
 
 import importlib
+import os
 import sys
 
+from rich.console import Console
+
+from bench.measurement import Bench, SharedServers
+from bench.record import Form
+
+# The main ones, which together take less than ten minutes, and in the long form less than sixty.
 NAMES = ("placing",)
 
 
 def main() -> None:
     """Run each in turn."""
-    for name in sys.argv[1:] or NAMES:
+    console = Console()
+    form: Form = "full" if os.environ.get("FULL", "") not in ("", "0") else "short"
+    wanted = sys.argv[1:] or NAMES
+    for name in wanted:
         if name not in NAMES:
             sys.exit(f"bench: there is no {name}; there is {', '.join(NAMES)}")
-        importlib.import_module(f"bench.{name}").main()
+    with SharedServers(console) as shared:
+        for name in wanted:
+            bench = Bench(name, form, console, shared)
+            importlib.import_module(f"bench.{name}").measure(bench)
+            bench.finish()
 
 
 if __name__ == "__main__":

@@ -8,24 +8,22 @@ with them. SECONDS and ROUNDS change how long and how often.
 import contextlib
 import os
 import secrets
-import statistics
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from string import Template
 
 import msgspec
-from rich.console import Console
-from rich.table import Table
 
 from bench import environment
+from bench.measurement import Bench
 from sandbox import nginx, packages
-from sandbox.choice import choose
 from sandbox.ports import free_port
 from sandbox.process import ROOT, Process, Spec, wait_until, write_atomically
-from sandbox.servers import Servers, servers
+from sandbox.servers import Servers
 from sandbox.system import Counts, System
 from tests import places
 
@@ -157,37 +155,14 @@ def running(specs: list[Spec], folder: Path, port: int, nginx_file: Path) -> Ite
             process.stop()
 
 
-def report(console: Console, runs: dict[str, list[Run]]) -> dict[str, object]:
-    """Print ratios first, then each contender's median with its minimum and maximum; return it all."""
-    medians = {name: statistics.median(run.per_second for run in each) for name, each in runs.items()}
-    ratios = {
-        "ours / baseline": medians["ours"] / medians["baseline"],
-        "ours / do-nothing handler": medians["ours"] / medians["do-nothing handler"],
-    }
-    for name, ratio in ratios.items():
-        console.print(f"[bold]{name}: {ratio:.2f}[/]")
-    table = Table("contender", "orders/s", "min", "max", "p50 ms", "p99 ms", "refused", "errors")
-    for name, each in runs.items():
-        rates = [run.per_second for run in each]
-        table.add_row(
-            name, f"{medians[name]:,.0f}", f"{min(rates):,.0f}", f"{max(rates):,.0f}",
-            f"{statistics.median(run.p50 for run in each):.1f}", f"{statistics.median(run.p99 for run in each):.1f}",
-            str(sum(run.refused for run in each)), str(sum(run.errors for run in each)),
-        )  # fmt: skip
-    console.print(table)
-    return {"ratios": ratios, "runs": runs, "seconds": SECONDS, "connections": CONNECTIONS, "apis": APIS}
-
-
-def main() -> None:
-    """Measure, print, and write .run/placing.json."""
+def measure(bench: Bench) -> None:
+    """The three side by side, then ours and the baseline with all that follows a placement."""
     packages.ensure(["nginx", "wrk"])
-    console = Console()
-    choice = choose(os.environ)
-    console.print(str(choice))
-    runs: dict[str, list[Run]] = {}
-    with tempfile.TemporaryDirectory(prefix="placing-", ignore_cleanup_errors=True) as name, servers(choice) as its:
+    bench.settings(seconds=SECONDS, connections=CONNECTIONS, apis=APIS)
+    with tempfile.TemporaryDirectory(prefix="placing-", ignore_cleanup_errors=True) as name:
         folder = Path(name)
         folder.chmod(0o711)
+        its = bench.servers
         with (
             baseline(its, folder / "baseline") as theirs,
             ours(its, folder / "ours") as mine,
@@ -196,17 +171,18 @@ def main() -> None:
             contenders = (theirs, mine, least)
             for contender in contenders:
                 drive(contender, 2)  # warm
-            for _ in range(ROUNDS):
-                for contender in contenders:
-                    runs.setdefault(contender.name, []).append(drive(contender, SECONDS))
+            sides = {each.name: partial(measured, each) for each in contenders}
+            bench.compare("placing alone", sides, ROUNDS)
         with ours(its, folder / "ours-working", relays=1, workers=1) as mine:
-            runs["ours, with relay and worker"] = [drive(mine, SECONDS) for _ in range(ROUNDS)]
+            bench.compare("with relay and worker", {mine.name: partial(measured, mine)}, ROUNDS)
         with baseline(its, folder / "baseline-working", consumers=1) as theirs:
-            runs["baseline, with its consumer"] = [drive(theirs, SECONDS) for _ in range(ROUNDS)]
-    result = report(console, runs)
-    (ROOT / ".run").mkdir(exist_ok=True)
-    write_atomically(ROOT / ".run" / "placing.json", msgspec.json.encode(result).decode() + "\n")
+            bench.compare("with its consumer", {theirs.name: partial(measured, theirs)}, ROUNDS)
+    bench.ratio("ours / baseline", "placing alone", "per_second", "ours", "baseline", "at least 20")
+    bench.ratio(
+        "ours / do-nothing handler", "placing alone", "per_second", "ours", "do-nothing handler", "at least 0.7"
+    )
 
 
-if __name__ == "__main__":
-    main()
+def measured(contender: Contender) -> dict[str, float]:
+    """Return one run as the record keeps it."""
+    return msgspec.structs.asdict(drive(contender, SECONDS))

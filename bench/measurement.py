@@ -1,0 +1,145 @@
+"""What a measurement is handed: the servers, the form it is wanted in, and where its runs go.
+
+def measure(bench: Bench) -> None:
+    rates = bench.compare("drain", {"ours": one_run_of_ours, "theirs": one_run_of_theirs}, rounds=3)
+    bench.ratio("ours / theirs", "drain", "rows_per_second", "ours", "theirs", "at least 2")
+"""
+
+import os
+import statistics
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+
+from rich.console import Console
+from rich.table import Table
+
+from bench.record import Figures, Form, Record
+from sandbox.choice import choose
+from sandbox.servers import Servers, servers
+
+
+class Bench:
+    """One measurement, from its first run to its table."""
+
+    def __init__(self, name: str, form: Form, console: Console, shared: "SharedServers") -> None:
+        self.console = console
+        self.record = Record.open(name, form)
+        self._shared = shared
+        self._ratios: list[str] = []
+
+    @property
+    def full(self) -> bool:
+        """Say whether the long form was asked for (FULL=1)."""
+        return self.record.form == "full"
+
+    @property
+    def servers(self) -> Servers:
+        """The servers, started when somebody first asks, and shared by all measurements of this call."""
+        return self._shared.get()
+
+    def settings(self, **settings: object) -> None:
+        """Write down what the figures depend on."""
+        self.record.settings |= settings
+
+    def note(self, text: str) -> None:
+        """Say something that a reader of the figures has to know."""
+        self.console.print(text)
+        if text not in self.record.notes:
+            self.record.notes.append(text)
+
+    def compare(self, comparison: str, sides: Mapping[str, Callable[[], Figures]], rounds: int) -> None:
+        """Run each side in turn, and again: A B A B. What an interrupted full run has done is not done again."""
+        total = rounds * len(sides)
+        done = 0
+        for number in range(1, rounds + 1):
+            for side, run_once in sides.items():
+                done += 1
+                run = self.record.find(comparison, side, number)
+                if run is None:
+                    self.console.print(f"[dim]{self.record.name}: {comparison}, {side} ({done} of {total}) ...[/]")
+                    load = os.getloadavg()[0]
+                    run = self.record.add(comparison, side, number, run_once(), load)
+                self.console.print(
+                    f"[dim]{self.record.name}: {comparison}, {side} ({done} of {total}):[/] {_said(run.figures)}"
+                )
+
+    def values(self, comparison: str, side: str, figure: str) -> list[float]:
+        """Return a figure of each run of a side."""
+        found = [
+            run.figures.get(figure) for run in self.record.runs if (run.comparison, run.side) == (comparison, side)
+        ]
+        return [value for value in found if isinstance(value, int | float)]
+
+    def median(self, comparison: str, side: str, figure: str) -> float:
+        return statistics.median(self.values(comparison, side, figure))
+
+    def ratio(self, name: str, comparison: str, figure: str, of: str, to: str, target: str = "") -> float:
+        """Keep how many times the median of one side is that of the other, and print it."""
+        below = self.median(comparison, to, figure)
+        ratio = self.median(comparison, of, figure) / below if below else float("inf")
+        self.record.ratios[name] = round(ratio, 3)
+        self._ratios.append(f"[bold]{name}: {ratio:.2f}[/]" + (f" (target: {target})" if target else ""))
+        return ratio
+
+    def finish(self) -> None:
+        """Print the ratios, then each comparison with medians, minima and maxima; write it all."""
+        for line in self._ratios:
+            self.console.print(line)
+        for comparison in dict.fromkeys(run.comparison for run in self.record.runs):
+            self.console.print(self._table(comparison))
+        self.record.save()
+        self.console.print(f"[dim]{self.record.path}[/]")
+
+    def _table(self, comparison: str) -> Table:
+        runs = [run for run in self.record.runs if run.comparison == comparison]
+        sides = list(dict.fromkeys(run.side for run in runs))
+        names = dict.fromkeys(
+            name for run in runs for name, value in run.figures.items() if isinstance(value, int | float)
+        )
+        table = Table("", *sides, title=f"{self.record.name}: {comparison} (median, min .. max)")
+        for name in names:
+            cells = []
+            for side in sides:
+                values = self.values(comparison, side, name)
+                cells.append(_spread(values) if values else "")
+            table.add_row(name.replace("_", " "), *cells)
+        return table
+
+
+class SharedServers:
+    """PostgreSQL and RabbitMQ, started once for all measurements that want them."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._stack = ExitStack()
+        self._its: Servers | None = None
+
+    def __enter__(self) -> "SharedServers":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def get(self) -> Servers:
+        if self._its is None:
+            choice = choose(os.environ)
+            self._console.print(str(choice))
+            self._its = self._stack.enter_context(servers(choice))
+        return self._its
+
+
+def _scalars(figures: Figures) -> list[tuple[str, float]]:
+    return [(name, value) for name, value in figures.items() if isinstance(value, int | float)]
+
+
+def _said(figures: Figures) -> str:
+    return ", ".join(f"{name.replace('_', ' ')} {_number(value)}" for name, value in _scalars(figures))
+
+
+def _spread(values: list[float]) -> str:
+    median = _number(statistics.median(values))
+    return median if len(values) == 1 else f"{median}  ({_number(min(values))} .. {_number(max(values))})"
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
