@@ -31,7 +31,7 @@ LAYERS: Mapping[str, Sequence[tuple[str, set[str]]]] = {
             },
         ),
         ("what an order is, and the edges of the servers", {"broker", "database", "order", "problems"}),
-        ("what is told", {"events", "findings"}),
+        ("what is told, and what keeps a connection", {"events", "findings", "session"}),
         (
             "tables, and what runs beside the requests",
             {

@@ -112,7 +112,7 @@ def create_app(settings: ApiSettings, live: Live) -> Litestar:
             async with (
                 Batching[Write, Written]("write", url, write, writing, mend=outbox_table.add_partitions) as writers,
                 Batching[Read, Found]("read", url, read, reading, session=orders_table.BY_INDEX) as reader,
-                Periodic("watch", url, jobs, session=orders_table.BY_INDEX),
+                Periodic("watch", url, jobs, **orders_table.BY_INDEX),
             ):
                 app.state["services"] = api.Services(
                     write=writers, read=reader, live=live, clients=clients, back_pressure=back_pressure

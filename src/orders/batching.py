@@ -19,7 +19,7 @@ from psycopg import AsyncConnection
 from orders import database
 from orders.backoff import backoff
 from orders.crash import stop_the_process_if_it_crashed
-from orders.errors import OrdersError, Overloaded, Refused, Unavailable
+from orders.errors import OrdersError, Overloaded, Refused, Unavailable, first_line
 
 log = logging.getLogger(__name__)
 
@@ -300,8 +300,3 @@ def _settle(waiting: _Waiting[Item, Answer], answer: Answer | OrdersError) -> No
         waiting.answer.set_exception(answer)
     else:
         waiting.answer.set_result(answer)
-
-
-def first_line(error: Exception) -> str:
-    """Return an error's message as one line."""
-    return next(iter(str(error).splitlines()), type(error).__name__)

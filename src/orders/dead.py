@@ -15,8 +15,9 @@ import psycopg
 from psycopg import AsyncConnection
 
 from orders import database, dead_letters_table, redrive_orders
-from orders.batching import Verdict, first_line, judge
+from orders.batching import Verdict, judge
 from orders.dead_letters_table import Choice
+from orders.errors import first_line
 from orders.outbox_table import add_partitions
 from orders.redrive_orders import Redrive
 from orders.settings import DatabaseSettings

@@ -46,3 +46,8 @@ class Unavailable(OrdersError):
 
 class StartupError(OrdersError):
     """The process cannot start."""
+
+
+def first_line(error: Exception) -> str:
+    """Return an error's message as one line."""
+    return next(iter(str(error).splitlines()), type(error).__name__)

@@ -14,10 +14,9 @@ import msgspec
 from psycopg import AsyncConnection
 
 from orders import events, orders_table
-from orders.batching import first_line
 from orders.claim_orders import Wanted
 from orders.consumer import KEPT_OF_LARGER
-from orders.errors import OrdersError
+from orders.errors import OrdersError, first_line
 from orders.events import Event, data_of
 from orders.finish_orders import sayable
 from orders.order import TERMINAL, Order

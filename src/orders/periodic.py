@@ -1,20 +1,13 @@
 """What a process asks the database again and again: jobs on one connection, each at its own pace."""
 
 import asyncio
-import contextlib
-import logging
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 import msgspec
-import psycopg
 from psycopg import AsyncConnection
 
 from orders import database
-from orders.backoff import backoff
-from orders.batching import first_line
-from orders.crash import stop_the_process_if_it_crashed
-
-log = logging.getLogger(__name__)
+from orders.session import Session
 
 
 def _always() -> bool:
@@ -30,51 +23,17 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     wanted: Callable[[], bool] = _always
 
 
-class Periodic:
-    """Owns the connection and the task that runs the jobs, one at a time."""
+class Periodic(Session):
+    """Runs the jobs, one at a time; every job is one that may be cut off."""
 
-    def __init__(self, name: str, url: str, jobs: Sequence[Job], session: Mapping[str, str] | None = None) -> None:
-        self.name = name
-        self.url = url
+    def __init__(self, name: str, url: str, jobs: Sequence[Job], **settings: str) -> None:
+        super().__init__(name, url, self._do_what_is_due, **settings)
         self.jobs = jobs
-        self.session = session or {}
-        self._stop = asyncio.Event()
-        self._conn: AsyncConnection | None = None
-        self._task: asyncio.Task[None] | None = None
 
-    async def __aenter__(self) -> "Periodic":
-        self._task = asyncio.create_task(self._run(), name=self.name)
-        self._task.add_done_callback(stop_the_process_if_it_crashed)
-        return self
-
-    async def __aexit__(self, *exc: object) -> None:
-        """End what runs at this moment, too: every job is one that may be cut off."""
-        self._stop.set()
-        if self._conn is not None:
-            database.sever(self._conn)
-        if self._task is not None:
-            await self._task
-
-    async def _run(self) -> None:
-        pauses = backoff()
-        while not self._stop.is_set():
-            try:
-                self._conn = await database.connect(self.url, f"orders-{self.name}", **self.session)
-                pauses = backoff()
-                await self._work(self._conn)
-            except psycopg.Error as error:
-                if not self._stop.is_set():
-                    log.warning("%s: %s", self.name, first_line(error))
-            finally:
-                await database.close(self._conn)
-                self._conn = None
-            await self._pause(next(pauses))
-
-    async def _work(self, conn: AsyncConnection) -> None:
-        """Run what is due until the connection is lost."""
+    async def _do_what_is_due(self, conn: AsyncConnection) -> None:
         loop = asyncio.get_running_loop()
         due = [loop.time()] * len(self.jobs)
-        while not self._stop.is_set():
+        while not self.stopping.is_set():
             for number, job in enumerate(self.jobs):
                 now = loop.time()
                 if due[number] <= now:
@@ -82,10 +41,4 @@ class Periodic:
                     if job.wanted():
                         with database.deadline(conn, job.deadline):
                             await job.run(conn)
-            await self._pause(min(due) - loop.time())
-
-    async def _pause(self, seconds: float) -> None:
-        """Wait, but not past the stop."""
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(max(0.0, seconds)):
-                await self._stop.wait()
+            await self.pause(min(due) - loop.time())

@@ -1,7 +1,6 @@
 """The clock of the retries: each worker looks, and whoever comes first sends a retry that is due."""
 
 import asyncio
-import logging
 from collections.abc import Callable
 
 import psycopg
@@ -9,12 +8,10 @@ from prometheus_client import Gauge
 from psycopg import AsyncConnection
 
 from orders import database, outbox_table
-from orders.backoff import backoff
-from orders.batching import Verdict, first_line, judge
+from orders.batching import Verdict, judge
 from orders.postpone_orders import count, send_due
+from orders.session import Session
 from orders.topology import WORK_QUEUE
-
-log = logging.getLogger(__name__)
 
 WAITING = Gauge("orders_worker_retries_waiting", "Orders that wait for their retry, of all workers")
 
@@ -30,44 +27,27 @@ SWEEP_SECONDS = 30.0
 COUNT_SECONDS = 5.0
 
 
-class Retries:
-    """Owns the connection and the task that looks."""
+class Retries(Session):
+    """Sends what is due; `waiting` counts what is not, of all workers."""
 
     def __init__(self, url: str, sent: Callable[[], None]) -> None:
-        self.url = url
+        super().__init__("retries", url, self._look)
         self.sent = sent  # told when there is something new in the outbox
         self.waiting = 0
-        self._task: asyncio.Task[None] | None = None
-
-    async def __aenter__(self) -> "Retries":
-        self._task = asyncio.create_task(self._run(), name="retries")
-        return self
-
-    async def __aexit__(self, *exc: object) -> None:
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
-
-    async def _run(self) -> None:
-        pauses = backoff()
-        while True:
-            conn: AsyncConnection | None = None
-            try:
-                conn = await database.connect(self.url, "orders-retries")
-                pauses = backoff()
-                await self._look(conn)
-            except psycopg.Error as error:
-                log.warning("retries: %s", first_line(error))
-                if conn is not None and judge(error) is Verdict.PARTITION_MISSING:
-                    await outbox_table.add_partitions(conn)
-            finally:
-                await database.close(conn)
-            await asyncio.sleep(next(pauses))
 
     async def _look(self, conn: AsyncConnection) -> None:
+        try:
+            await self._send_what_is_due(conn)
+        except psycopg.Error as error:
+            if judge(error) is not Verdict.PARTITION_MISSING:
+                raise
+            with database.deadline(conn, CALL_SECONDS):
+                await outbox_table.add_partitions(conn)
+
+    async def _send_what_is_due(self, conn: AsyncConnection) -> None:
         loop = asyncio.get_running_loop()
         swept_at = counted_at = float("-inf")
-        while True:
+        while not self.stopping.is_set():
             within = RECENT_SECONDS
             if loop.time() - swept_at > SWEEP_SECONDS:
                 within, swept_at = ALL_SECONDS, loop.time()
@@ -82,4 +62,4 @@ class Retries:
                 with database.deadline(conn, CALL_SECONDS):
                     self.waiting = await count(conn)
                 WAITING.set(self.waiting)
-            await asyncio.sleep(LOOK_SECONDS)
+            await self.pause(LOOK_SECONDS)

@@ -10,8 +10,9 @@ from psycopg import AsyncConnection
 from psycopg.pq import TransactionStatus
 
 from orders import database, outbox_table
-from orders.batching import Verdict, first_line, judge
+from orders.batching import Verdict, judge
 from orders.claim_orders import Claimed
+from orders.errors import first_line
 from orders.finish_orders import Finished, finish_of, finish_orders
 from orders.handlers import Handler, PlainHandler, Refuse, Retry, TransactionalHandler, wants_connection
 

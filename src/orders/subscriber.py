@@ -20,10 +20,9 @@ from psycopg import AsyncConnection
 
 from orders import broker, database, events, inbox, serving, startup
 from orders.backoff import backoff
-from orders.batching import first_line
 from orders.broker import BrokerUnavailable
 from orders.consumer import Consumer, Delivery
-from orders.errors import OrdersError
+from orders.errors import OrdersError, first_line
 from orders.events import EXCHANGE, Envelope
 from orders.handlers import Refuse
 from orders.settings import SubscriberSettings

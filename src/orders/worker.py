@@ -27,10 +27,11 @@ from orders import (
     startup,
     topology,
 )
-from orders.batching import Batching, Limits, first_line
+from orders.batching import Batching, Limits
 from orders.claim_orders import Claim, Wanted
 from orders.consumer import Consumer
 from orders.dead_letters import DeadLetters
+from orders.errors import first_line
 from orders.finish_orders import Finish, Finished
 from orders.handlers import Handler
 from orders.letters import Letter, Verdict
