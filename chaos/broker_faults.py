@@ -13,10 +13,13 @@ from urllib.parse import quote, urlsplit
 import aiormq
 import httpx
 import msgspec
+import pamqp.frame
 from aiormq.abc import AbstractChannel, FieldTable
 from aiormq.exceptions import AMQPError
+from pamqp.commands import Exchange
 
 from chaos.act import Act, kind
+from chaos.amqp_wire import ack_of
 from chaos.database_faults import operator
 from chaos.process_faults import until
 from chaos.recorder import QUEUE
@@ -28,6 +31,7 @@ from sandbox.system import declare_topology
 from sandbox.wire import Weather
 
 RABBITMQ = ("rabbitmq",)
+FIRES_SECONDS = 40.0
 POISON = b"chaos: not an event "  # what every poison of ours begins with, so that it is known in the dead letters
 
 
@@ -138,12 +142,69 @@ async def hear(channel: AbstractChannel, *, wanted: bool) -> None:
         await (channel.queue_bind if wanted else channel.queue_unbind)(QUEUE, events.EXCHANGE, event_type)
 
 
+@kind(
+    "M13",
+    "the broker closes a channel",
+    ("relay-mq", "mq-worker"),
+    weight=1.5,
+    seconds=(40.0, 40.0),
+    keeps=lambda p: (f"wires {p}",),
+)
+async def close_channel(act: Act) -> None:
+    """Over a word that nobody of ours has said: 404 for a publisher, 406 for a consumer."""
+    wire = act.rng.choice(act.stage.amqp_wires(act.place))
+    before = wire.interjected
+    wire.interject(ask_for_nothing if act.place == "relay-mq" else ack_the_unknown)
+    await until(lambda: wire.interjected > before, act.seconds, f"nobody used a channel over {act.place}")
+    act.fired("one channel")
+    act.healed()
+
+
+def ask_for_nothing(channel: int) -> bytes:
+    """Whether an exchange is there that is not."""
+    declare = Exchange.Declare(exchange="chaos.nowhere", passive=True)
+    return bytes(pamqp.frame.marshal(declare, channel))
+
+
+def ack_the_unknown(channel: int) -> bytes:
+    return ack_of(channel, 2**40)
+
+
+@kind(
+    "M19",
+    "confirms come one by one and out of order",
+    ("relay-mq",),
+    weight=1.5,
+    seconds=(2.0, 6.0),
+    keeps=lambda p: ("wires relay-mq",),
+)
+async def shuffle_confirms(act: Act) -> None:
+    """Also those that the broker puts into one word for many."""
+    wires = act.stage.amqp_wires("relay-mq")
+    for wire in wires:
+        wire.shuffle()
+    act.clients.send(200)
+    start = time.monotonic()
+    before = sum(wire.moved for wire in wires)
+    await until(lambda: sum(wire.moved for wire in wires) > before, FIRES_SECONDS, "never two confirms together")
+    act.fired()
+    await asyncio.sleep(max(0.0, start + act.seconds - time.monotonic()))
+    act.fired(f"{sum(wire.moved for wire in wires) - before} confirms out of order")
+    for wire in wires:
+        wire.mend()
+    act.healed()
+
+
 @kind("M14", "an operator closes connections", RABBITMQ, weight=2)
 async def close_connections(act: Act) -> None:
     """Half of those there are, over the management interface."""
-    found = [each["name"] for each in await manage(act, "GET", "/connections") if "chaos" not in str(each["name"])]
+    # The management interface tells of a connection seconds after it was made, and a restart may just be over.
+    end = time.monotonic() + FIRES_SECONDS
+    while not (found := [str(each["name"]) for each in await manage(act, "GET", "/connections")]):
+        if time.monotonic() > end:
+            raise TimeoutError("the broker shows no connection")
+        await asyncio.sleep(0.2)
     closed = act.rng.sample(found, (len(found) + 1) // 2)
-    assert closed, "the broker shows no connection"
     for name in closed:
         await manage(act, "DELETE", f"/connections/{quote(name, safe='')}")
     act.fired(f"{len(closed)} connections")
@@ -252,8 +313,10 @@ async def forge(act: Act) -> None:
 
 
 IN_SOMEBODYS_HANDS = """
-    SELECT count(*) FROM orders o JOIN outbox e ON e.key = o.order_id::text AND e.routing_key = 'order.placed'
-    WHERE (o.status = 'placed' OR o.status = 'processing' AND o.worker <> 0) AND e.state = 'sent'
+    SELECT count(*) FROM orders o
+    WHERE o.status = 'processing' AND o.worker <> 0
+       OR o.status = 'placed'
+          AND NOT EXISTS (SELECT FROM outbox e WHERE e.key = o.order_id::text AND e.state IN ('pending', 'parked'))
 """
 
 

@@ -1,16 +1,20 @@
-"""H and O: what clients do, and what operators do."""
+"""H: what clients do, and what happens between them and an api."""
 
 import asyncio
-import os
-import sys
 
 import msgspec
 
 from chaos.act import Act, kind
 from chaos.clients import body_of
-from sandbox.process import ROOT
+from chaos.database_faults import ask
+from chaos.process_faults import until
 
 CLIENTS = ("clients",)
+
+MAKE_OLD = """
+    UPDATE idempotency_keys SET created_at = clock_timestamp() - interval '8 days' WHERE key = %s RETURNING key
+"""
+IS_KNOWN = "SELECT EXISTS (SELECT FROM idempotency_keys WHERE key = %s)"
 
 
 def nothing(_: str) -> tuple[str, ...]:
@@ -39,6 +43,39 @@ async def misuse(act: Act) -> None:
     """Refused with 422, ten times."""
     act.fired("10 keys")
     await asyncio.gather(*(act.clients.misuse_a_key() for _ in range(10)))
+    act.healed()
+
+
+@kind("H4", "a key used again after its retention", CLIENTS, weight=0.7, seconds=(90.0, 90.0), keeps=nothing)
+async def outlive_a_key(act: Act) -> None:
+    """It is made old, and some api forgets it: then it stands for a new order, and the first one stays."""
+
+    async def forget(key: str) -> None:
+        await ask(act, MAKE_OLD, key)
+        act.fired("one key")
+        async with asyncio.timeout(act.seconds):
+            while (await ask(act, IS_KNOWN, key))[0]:  # noqa: ASYNC110  # the database calls nobody
+                await asyncio.sleep(0.5)
+
+    await act.clients.use_twice(forget)
+    act.healed()
+
+
+@kind(
+    "H5",
+    "an api's answer is lost: nginx asks another",
+    ("nginx-api",),
+    weight=2,
+    seconds=(40.0, 40.0),
+    keeps=lambda p: (f"wires {p}",),
+)
+async def lose_an_answer(act: Act) -> None:
+    """The order is committed, its 201 never arrives; the second api finds it by its key."""
+    wire = act.rng.choice(act.stage.wires[act.place])
+    before = wire.swallowed
+    wire.swallow(b"HTTP/1.1 201")
+    await until(lambda: wire.swallowed > before, act.seconds, "no order was placed over this wire")
+    act.fired("one answer")
     act.healed()
 
 
@@ -78,36 +115,4 @@ async def burst(act: Act) -> None:
     many = min(600, int(10 * act.clients.rate))
     act.fired(f"{many} orders")
     act.clients.send(many)
-    act.healed()
-
-
-BAD_STARTS = (
-    ("orders.app", {"ORDERS_PORT": "many"}, 2, "ORDERS_PORT"),
-    ("orders.app", {"DATABASE_URL": "mysql://x"}, 2, "DATABASE_URL"),
-    ("orders.worker", {"AMQP_URL": "http://x"}, 2, "AMQP_URL"),
-    ("orders.worker", {"ORDERS_HANDLER": "no.such.module:work"}, 1, "ORDERS_HANDLER"),
-    ("relay", {"RELAY_PORT": "-1"}, 2, "RELAY_PORT"),
-)
-
-
-@kind("O10", "a process started with a wrong setting", CLIENTS, weight=1, keeps=nothing)
-async def bad_start(act: Act) -> None:
-    """It ends at once, with one line that names the setting."""
-    module, wrong, code, named = act.rng.choice(BAD_STARTS)
-    urls = {"DATABASE_URL": act.stage.servers.database_url, "AMQP_URL": act.stage.servers.amqp_url}
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", module,
-        cwd=ROOT,
-        env={**os.environ, **urls, **wrong},
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-    )  # fmt: skip
-    act.fired(f"{module} with {wrong}")
-    async with asyncio.timeout(60):
-        _, said = await process.communicate()
-    lines = said.decode().strip().splitlines()
-    assert process.returncode == code, f"{module} with {wrong} ended with {process.returncode}: {lines[-1:]}"
-    assert len(lines) == 1, f"{module} with {wrong} said {lines}"
-    assert named in lines[0], f"{module} with {wrong} said {lines}"
     act.healed()

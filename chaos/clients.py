@@ -9,12 +9,13 @@ import contextlib
 import random
 import secrets
 from collections import Counter
+from collections.abc import Awaitable, Callable
 from urllib.parse import urlsplit
 
 import httpx
 import msgspec
 
-from chaos.ledger import Answer, Intent, Ledger, Odd, now
+from chaos.ledger import Answer, Forgotten, Intent, Ledger, Odd, now
 
 REQUEST_SECONDS = 15.0
 RETRY_SECONDS = 0.2
@@ -110,6 +111,15 @@ class Clients:
         other = body_of(number) | {"reference": "another"}
         await self.expect("misused key", {422}, msgspec.json.encode(other), key=key)
 
+    async def use_twice(self, forget: Callable[[str], Awaitable[None]]) -> None:
+        """Place an order, have its key forgotten, and ask again with it: that is another order."""
+        key, number = secrets.token_hex(12), self._number()
+        first = await self._insist(key, number)
+        await forget(key)
+        await self.ledger.write(Forgotten(key, first.order_id, now()))
+        second = await self._insist(key, number)
+        assert first.order_id != second.order_id, "a forgotten key still stood for its order"
+
     async def expect(self, what: str, statuses: set[int], body: bytes, *, key: str | None = None) -> None:
         """Send a body that has to be answered so; weather is asked again."""
         assert self._http is not None
@@ -184,11 +194,10 @@ class Clients:
             self.accepted.setdefault(order_id, now())
         return entry
 
-    async def _insist(self, key: str, number: int) -> None:
-        while True:
-            if (await self._ask(key, number, None)).status not in WEATHER:
-                return
+    async def _insist(self, key: str, number: int) -> Answer:
+        while (answer := await self._ask(key, number, None)).status in WEATHER:  # noqa: ASYNC110  # nobody calls back
             await asyncio.sleep(RETRY_SECONDS)
+        return answer
 
     def _number(self) -> int:
         self._numbers += 1

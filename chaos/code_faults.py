@@ -4,7 +4,7 @@ import asyncio
 
 from chaos.act import Act, kind
 from chaos.process_faults import ready_again, until
-from chaos.stage import NAMES
+from chaos.stage import NAMES, TRANSACTIONAL
 from sandbox.process import write_atomically
 
 APIS, RELAYS, WORKERS = NAMES[:3], NAMES[3:6], NAMES[6:]
@@ -42,7 +42,9 @@ async def obey(act: Act, point: str, action: str) -> None:
     finally:
         order.unlink(missing_ok=True)
     act.fired(f"{action} at {point}")
-    if action in RESTARTS:
+    # In a handler's own transaction an exception is the handler's failure: the order is worked again, by the same.
+    is_handlers_own = act.stage.handler == TRANSACTIONAL and point in {"C17", "C18"} and action == "raise"
+    if action in RESTARTS and not is_handlers_own:
         await until(lambda: process.starts != starts, 30, f"{act.place} did not end")
         act.healed()
         await ready_again(process)

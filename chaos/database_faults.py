@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator
+from typing import Any, LiteralString
 
 import psycopg
 from psycopg import AsyncConnection
@@ -53,10 +54,10 @@ async def restart(act: Act) -> None:
 
 @kind("D3", "sessions terminated, one after another", POSTGRES, weight=2, seconds=(2.0, 5.0), keeps=lambda p: ())
 async def terminate_sessions(act: Act) -> None:
-    """pg_terminate_backend for a random session, five times a second."""
+    """pg_terminate_backend for a random session, five times a second; it begins when the server is there."""
     ended = 0
-    end = time.monotonic() + act.seconds
-    while time.monotonic() < end:
+    start = time.monotonic()
+    while time.monotonic() < start + (act.seconds if ended else BACK_SECONDS):
         with contextlib.suppress(psycopg.OperationalError):
             async with operator(act) as conn:
                 cursor = await conn.execute(
@@ -98,10 +99,13 @@ async def occupy(act: Act, most: int) -> None:
     """Open connections up to so many, or as many as there are, and keep them for a while."""
     async with contextlib.AsyncExitStack() as stack:
         opened = 0
-        with contextlib.suppress(psycopg.OperationalError):
-            for _ in range(most):
-                await stack.enter_async_context(operator(act))
-                opened += 1
+        end = time.monotonic() + BACK_SECONDS
+        while not opened and time.monotonic() < end:  # it may be away at this moment
+            with contextlib.suppress(psycopg.OperationalError):
+                for _ in range(most):
+                    await stack.enter_async_context(operator(act))
+                    opened += 1
+            await asyncio.sleep(0.1)
         assert opened, "the database took no connection at all"
         act.fired(f"{opened} connections")
         await asyncio.sleep(act.seconds)
@@ -111,9 +115,7 @@ async def occupy(act: Act, most: int) -> None:
 @kind("D7", "demoted to read-only", POSTGRES, weight=1, seconds=(1.0, 4.0), keeps=lambda p: ("settings",))
 async def demote(act: Act) -> None:
     """Every session finds itself read-only, and new ones that want to write are not let in."""
-    async with operator(act) as conn:
-        await conn.execute("ALTER SYSTEM SET default_transaction_read_only = on")
-        await conn.execute("SELECT pg_reload_conf()")
+    await insist(act, "ALTER SYSTEM SET default_transaction_read_only = on", "SELECT pg_reload_conf()")
     act.fired(f"{act.seconds:.1f} s")
     await asyncio.sleep(act.seconds)
     await insist(act, "ALTER SYSTEM RESET default_transaction_read_only", "SELECT pg_reload_conf()")
@@ -136,6 +138,34 @@ async def hold_horizon(act: Act) -> None:
 async def hold_mark(act: Act) -> None:
     """An open transaction has written to the outbox's table: the low-water mark may not pass it."""
     await hold(act, "LOCK TABLE outbox IN ROW EXCLUSIVE MODE")
+
+
+@kind(
+    "D15",
+    "statements are ended with 57014, as statement_timeout does",
+    POSTGRES,
+    weight=1.5,
+    seconds=(1.0, 3.0),
+    keeps=lambda p: (),
+)
+async def cancel_statements(act: Act) -> None:
+    """Whatever runs at some moments. Our sessions set their own statement_timeout, so an operator does it."""
+    ended = 0
+    start = time.monotonic()
+    while time.monotonic() < start + (act.seconds if ended else BACK_SECONDS):
+        with contextlib.suppress(psycopg.OperationalError):
+            async with operator(act) as conn:
+                for _ in range(20):
+                    # What a handler's own statements run into is a failure of the handler.
+                    cursor = await conn.execute(
+                        "SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE state = 'active' "
+                        "AND pid <> pg_backend_pid() AND application_name NOT IN ('chaos', 'orders-handler')"
+                    )
+                    ended += cursor.rowcount
+                    if ended:
+                        act.fired(f"{ended} statements")
+                    await asyncio.sleep(0.01)
+    act.healed()
 
 
 @kind("D21", "PostgreSQL stopped by SIGSTOP", POSTGRES, weight=1.2, seconds=(1.0, 8.0))
@@ -174,6 +204,21 @@ async def insist(act: Act, *statements: str) -> None:
                 for statement in statements:
                     await conn.execute(statement.encode())
                 return
+        except psycopg.OperationalError:
+            if time.monotonic() > end:
+                raise
+            await asyncio.sleep(0.2)
+
+
+async def ask(act: Act, statement: LiteralString, *values: object) -> tuple[Any, ...]:
+    """Return the row of a statement, over as many connections as it takes."""
+    end = time.monotonic() + BACK_SECONDS
+    while True:
+        try:
+            async with operator(act) as conn:
+                row = await (await conn.execute(statement, values)).fetchone()
+                assert row is not None, statement
+                return row
         except psycopg.OperationalError:
             if time.monotonic() > end:
                 raise

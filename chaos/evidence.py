@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import re
 import sys
 from pathlib import Path
 from typing import LiteralString, TypeVar
@@ -10,21 +11,33 @@ import aiormq
 import msgspec
 from pamqp.commands import Basic
 from psycopg import AsyncConnection
+from psycopg.errors import Diagnostic
 
 from chaos.broker_faults import POISON
 from chaos.effect import Effect
-from chaos.ledger import Answer, Intent, Odd, read
+from chaos.ledger import Answer, Forgotten, Intent, Odd, read
 from chaos.recorder import Heard
 from orders.topology import DEAD_QUEUE
 from sandbox.process import ROOT
 
 ORDERS: LiteralString = "SELECT order_id::text, status, version, attempts, coalesce(total_minor, 0) FROM orders"
 ROWS: LiteralString = """
-    SELECT id, event_id::text, key, exchange, routing_key, state FROM outbox ORDER BY id
+    SELECT id, event_id::text, key, exchange, routing_key, state FROM outbox
+    UNION ALL  -- what retention has dropped meanwhile; an archived row may be there still
+    SELECT id, event_id, key, exchange, routing_key, state FROM chaos_archive a
+    WHERE NOT EXISTS (SELECT FROM outbox o WHERE o.id = a.id)
+    ORDER BY 1
 """
+EFFECTS: LiteralString = "SELECT order_id, version, attempt, total_minor, process, at FROM chaos_effects"
 KEYS: LiteralString = "SELECT key, order_id::text FROM idempotency_keys WHERE operation = 'place'"
 LETTERS_ARE_THERE: LiteralString = "SELECT to_regclass('dead_letters') IS NOT NULL"
-LETTERS: LiteralString = "SELECT coalesce(body, ''), coalesce(order_id::text, '') FROM dead_letters"
+LETTERS: LiteralString = (
+    "SELECT coalesce(body, ''), coalesce(order_id::text, '') FROM dead_letters WHERE state = 'dead'"
+)
+
+# VACUUM says of each table how many dead rows it could not remove, because somebody might still see them.
+VACUUM: LiteralString = "VACUUM (VERBOSE) orders, outbox, retries, idempotency_keys"
+UNREMOVABLE = re.compile(r"(\d+) are dead but not yet removable")
 
 
 class OrderRow(msgspec.Struct, frozen=True):
@@ -54,6 +67,7 @@ class Sample(msgspec.Struct, frozen=True):
     name: str
     memory_mb: float
     descriptors: int
+    tasks: int = 0  # of asyncio; 0 where there is no telling
 
 
 class Evidence(msgspec.Struct, frozen=True, kw_only=True):
@@ -64,6 +78,8 @@ class Evidence(msgspec.Struct, frozen=True, kw_only=True):
     odd: list[Odd] = []
     heard: list[Heard] = []
     effects: list[Effect] = []
+    exactly_once: bool = False  # the effects were committed together with the orders' ends
+    forgotten: list[Forgotten] = []
     orders: list[OrderRow] = []
     rows: list[OutboxRow] = []
     keys: dict[str, str] = {}
@@ -76,6 +92,7 @@ class Evidence(msgspec.Struct, frozen=True, kw_only=True):
     reconciled_orders: int = 0
     connections_before: int = 0
     connections_after: int = 0
+    dead_rows: int = 0  # that VACUUM could not remove
 
 
 Line = TypeVar("Line")
@@ -97,8 +114,13 @@ async def collect(folder: Path, database_url: str, amqp_url: str) -> Evidence:
             intents=[each for each in entries if isinstance(each, Intent)],
             answers=[each for each in entries if isinstance(each, Answer)],
             odd=[each for each in entries if isinstance(each, Odd)],
+            forgotten=[each for each in entries if isinstance(each, Forgotten)],
+            dead_rows=await unremovable(conn),
             heard=lines(folder / "heard.jsonl", Heard),
-            effects=lines(folder / "effects.jsonl", Effect),
+            effects=[
+                *lines(folder / "effects.jsonl", Effect),
+                *(Effect(*row) for row in await rows(EFFECTS)),  # type: ignore[arg-type]
+            ],
             orders=[OrderRow(*row) for row in await rows(ORDERS)],  # type: ignore[arg-type]
             rows=[OutboxRow(*row) for row in await rows(ROWS)],  # type: ignore[arg-type]
             reconciled=reconciled,
@@ -124,6 +146,24 @@ async def reconcile(database_url: str, amqp_url: str) -> tuple[list[str], int]:
     report = msgspec.json.decode(out)
     found = [f"{each['order_id']}: {each['kind']}, {each['cause']}: {each['reason']}" for each in report["findings"]]
     return found, report["orders"]
+
+
+async def unremovable(conn: AsyncConnection) -> int:
+    """Vacuum what changes most; return how many dead rows somebody still holds, at the best of three tries."""
+    counts = []
+    for _ in range(3):
+        told: list[str] = []
+
+        def hear(notice: Diagnostic, told: list[str] = told) -> None:
+            told.append(notice.message_primary or "")
+
+        conn.add_notice_handler(hear)
+        await conn.execute(VACUUM)
+        conn.remove_notice_handler(hear)
+        found = [int(number) for text in told for number in UNREMOVABLE.findall(text)]
+        assert found, "VACUUM did not say what it left"
+        counts.append(sum(found))
+    return min(counts)
 
 
 async def letters(amqp_url: str) -> list[tuple[bytes, str]]:

@@ -40,7 +40,15 @@ class Odd(msgspec.Struct, frozen=True, tag="odd"):
     at: float
 
 
-Entry = Intent | Answer | Odd
+class Forgotten(msgspec.Struct, frozen=True, tag="forgotten"):
+    """The service let go of this key after its retention; the order it stood for remains."""
+
+    key: str
+    order_id: str
+    at: float
+
+
+Entry = Intent | Answer | Odd | Forgotten
 
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder(Entry).decode

@@ -92,8 +92,9 @@ async def starve(act: Act) -> None:
 async def exhaust_descriptors(act: Act) -> None:
     """Allow it no more descriptors than it has."""
     process = act.stage.process(act.place)
+    await until(lambda: process.pid is not None, READY_SECONDS, f"{act.place} is not running")
     pid = process.pid
-    assert pid is not None, f"{act.place} is not running"
+    assert pid is not None
     has = len(os.listdir(f"/proc/{pid}/fd"))
     _, hard = resource.prlimit(pid, resource.RLIMIT_NOFILE)
     resource.prlimit(pid, resource.RLIMIT_NOFILE, (has, hard))

@@ -124,6 +124,8 @@ class Recorder:
             return
         if envelope.type in {"order.done", "order.failed", "order.cancelled"}:
             self.ended.setdefault(envelope.data.order_id, now())
+        elif envelope.type == "order.redriven":
+            self.ended.pop(envelope.data.order_id, None)
         redelivered = bool(message.delivery.redelivered)  # type: ignore[union-attr]
         heard = Heard(envelope.id, envelope.type, envelope.data.order_id, envelope.data.version, redelivered, now())
         await self.ledger.write(heard)

@@ -5,11 +5,13 @@ import contextlib
 import os
 import platform
 import random
+import subprocess
 import time
 import traceback
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
@@ -24,7 +26,8 @@ from chaos.evidence import Evidence, Sample, collect
 from chaos.invariants import Verdict
 from chaos.ledger import Ledger, now
 from chaos.recorder import Recorder
-from chaos.stage import Stage, staged
+from chaos.stage import PLAIN, TRANSACTIONAL, Stage, staged
+from sandbox import packages
 
 Say = Callable[[str], None]
 
@@ -87,6 +90,7 @@ class Outcome(msgspec.Struct, kw_only=True):
     answers: dict[int, int]
     machine: str
     at: str
+    handler: str = PLAIN
 
 
 class Run:
@@ -134,7 +138,8 @@ class Run:
         await self.ledger.close()
         found = await collect(self.stage.folder, self.stage.servers.database_url, self.stage.servers.amqp_url)
         return msgspec.structs.replace(
-            found, settled_seconds=settled, oldest_pending=oldest, before=before, after=after,
+            found, exactly_once=self.stage.handler == TRANSACTIONAL,
+            settled_seconds=settled, oldest_pending=oldest, before=before, after=after,
             connections_before=connections_before, connections_after=connections_after,
         )  # fmt: skip
 
@@ -221,33 +226,52 @@ class Run:
             pid = process.pid
             if pid is not None:
                 with contextlib.suppress(OSError):
-                    samples.append(sample(process.name, pid))
+                    samples.append(sample(process.name, pid, tasks_of(self.stage.folder, process.name)))
         async with await AsyncConnection.connect(self.stage.servers.database_url, autocommit=True) as conn:
             row = await (await conn.execute(CONNECTIONS)).fetchone()
         assert row is not None
         return samples, int(row[0])
 
 
-def sample(name: str, pid: int) -> Sample:
+def tasks_of(folder: Path, name: str) -> int:
+    """How many tasks a process says it has; nginx has none."""
+    try:
+        return int((folder / "inside" / f"{name}.tasks").read_text())
+    except (FileNotFoundError, ValueError):
+        return 0
+
+
+def sample(name: str, pid: int, tasks: int) -> Sample:
     """What the kernel says of a process."""
     pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
     descriptors = len(os.listdir(f"/proc/{pid}/fd"))
-    return Sample(name, round(pages * os.sysconf("SC_PAGE_SIZE") / 1e6, 1), descriptors)
+    return Sample(name, round(pages * os.sysconf("SC_PAGE_SIZE") / 1e6, 1), descriptors, tasks)
+
+
+async def versions_of(stage: Stage) -> str:
+    """Which servers it ran on."""
+    async with await AsyncConnection.connect(stage.servers.database_url, autocommit=True) as conn:
+        row = await (await conn.execute("SELECT split_part(current_setting('server_version'), ' ', 1)")).fetchone()
+    assert row is not None
+    broker = (await asyncio.to_thread(told_by_broker, stage, "overview"))["rabbitmq_version"]
+    nginx = str(packages.find("nginx"))
+    said = await asyncio.to_thread(subprocess.run, [nginx, "-v"], capture_output=True, text=True, check=True)
+    return f"PostgreSQL {row[0]}, RabbitMQ {broker}, nginx {said.stderr.strip().rpartition('/')[2]}"
+
+
+def told_by_broker(stage: Stage, what: str) -> Any:
+    """What the management interface says of itself or its queues."""
+    url = urlsplit(str(stage.servers.management_url))
+    auth = (url.username or "", url.password or "")
+    return httpx.get(f"http://{url.hostname}:{url.port}/api/{what}", auth=auth, timeout=10, trust_env=False).json()
 
 
 def queues_of(stage: Stage) -> str:
     """What the broker says of its queues."""
-    url = urlsplit(str(stage.servers.management_url))
-    answer = httpx.get(
-        f"http://{url.hostname}:{url.port}/api/queues",
-        auth=(url.username or "", url.password or ""),
-        timeout=10,
-        trust_env=False,
-    )
     return ", ".join(
         f"{each['name']} {each.get('messages_ready')} ready {each.get('messages_unacknowledged')} unacked "
         f"{each.get('consumers')} consumers"
-        for each in answer.json()
+        for each in told_by_broker(stage, "queues")
     )
 
 
@@ -257,9 +281,11 @@ async def run_seed(asked: Asked, planned: list[Planned], folder: Path, say: Say)
     asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(THREADS, thread_name_prefix="chaos"))
     random.seed(asked.seed)  # for what is not planned: jitter, and how the wires cut
     started = time.monotonic()
+    load = os.getloadavg()[0]
     records = [Record(planned=each) for each in planned]
-    async with _staged(folder, say) as stage:
+    async with _staged(folder, handler_of(asked.seed), say) as stage:
         run = Run(stage, records, asked)
+        versions = await versions_of(stage)
         evidence = await run.go(say)
     verdicts = invariants.check_all(evidence)
     vacuous = invariants.vacuous(evidence, records, int(asked.rate * asked.minutes * 60 * LEAST_SHARE))
@@ -278,15 +304,21 @@ async def run_seed(asked: Asked, planned: list[Planned], folder: Path, say: Say)
         records=records,
         ticks=run.ticks,
         answers=dict(run.clients.answers),
-        machine=machine(),
+        machine=f"{machine()}, {versions}, load {load:.0f} before and {os.getloadavg()[0]:.0f} after",
         at=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        handler=handler_of(asked.seed),
     )
 
 
+def handler_of(seed: int) -> str:
+    """Every third seed has its effects in the database, in the transaction that finishes the order."""
+    return TRANSACTIONAL if seed % 3 == 0 else PLAIN
+
+
 @contextlib.asynccontextmanager
-async def _staged(folder: Path, say: Say) -> AsyncIterator[Stage]:
+async def _staged(folder: Path, handler: str, say: Say) -> AsyncIterator[Stage]:
     say("starting PostgreSQL, RabbitMQ, nginx, three apis, three relays, three workers, and their wires")
-    async with staged(folder) as stage:
+    async with staged(folder, handler) as stage:
         yield stage
         say("ending them")
 

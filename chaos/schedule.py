@@ -3,11 +3,19 @@
 import fnmatch
 import random
 
-from chaos import broker_faults, client_faults, code_faults, database_faults, network_faults, process_faults
+from chaos import (
+    broker_faults,
+    client_faults,
+    code_faults,
+    database_faults,
+    network_faults,
+    operator_faults,
+    process_faults,
+)
 from chaos.act import KINDS, Planned
 
 # Importing them has put their faults on the list.
-FAMILIES = (process_faults, code_faults, database_faults, broker_faults, network_faults, client_faults)
+FAMILIES = (process_faults, code_faults, database_faults, broker_faults, network_faults, client_faults, operator_faults)
 
 MEAN_PAUSE_SECONDS = 2.2  # between the beginnings of two faults
 SHARE = 0.7  # of the kinds in one plan: swarm testing, so that a rare pair is not always drowned by the others

@@ -8,7 +8,9 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import msgspec
+from psycopg import AsyncConnection
 
+from chaos.amqp_wire import AmqpWire
 from sandbox.choice import Choice
 from sandbox.ports import free_port
 from sandbox.process import Process, write_atomically
@@ -18,7 +20,7 @@ from sandbox.wire import Wire
 
 COUNTS = Counts(apis=3, relays=3, workers=3)
 NAMES = tuple(f"{role}-{number}" for role in ("api", "relay", "worker") for number in (1, 2, 3))
-HANDLER = "chaos.handlers:work"
+PLAIN, TRANSACTIONAL = "chaos.handlers:work", "chaos.handlers:work_in_transaction"
 INSIDE = Path(__file__).parent / "inside"
 
 # The seven edges; an api has two of its own (from nginx, to PostgreSQL), relays and workers two each.
@@ -32,6 +34,11 @@ class Stage(msgspec.Struct, frozen=True):
     servers: Servers
     system: System
     wires: Mapping[str, list[Wire]]  # by edge
+    handler: str
+
+    def amqp_wires(self, edge: str) -> list[AmqpWire]:
+        """The wires of an edge to RabbitMQ."""
+        return [wire for wire in self.wires[edge] if isinstance(wire, AmqpWire)]
 
     def process(self, name: str) -> Process:
         """One of the ten processes of the system."""
@@ -50,7 +57,7 @@ class Stage(msgspec.Struct, frozen=True):
 
 
 @contextlib.asynccontextmanager
-async def staged(folder: Path) -> AsyncIterator[Stage]:
+async def staged(folder: Path, handler: str) -> AsyncIterator[Stage]:
     """Open the servers, the wires and the processes; end them on the way out."""
     for each in ("system", "inside", "servers-logs"):
         (folder / each).mkdir(parents=True, exist_ok=True)
@@ -59,7 +66,8 @@ async def staged(folder: Path) -> AsyncIterator[Stage]:
     opened = await asyncio.to_thread(opening.enter_context, servers(choice, logs=folder / "servers-logs"))
     try:
         async with contextlib.AsyncExitStack() as stack:
-            stage = await _wire_up(stack, folder, opened)
+            await _make_tables(opened.database_url)
+            stage = await _wire_up(stack, folder, opened, handler)
             try:
                 await asyncio.to_thread(stage.system.__enter__)
                 yield stage
@@ -73,7 +81,20 @@ async def staged(folder: Path) -> AsyncIterator[Stage]:
         await asyncio.to_thread(opening.close)
 
 
-async def _wire_up(stack: contextlib.AsyncExitStack, folder: Path, opened: Servers) -> Stage:
+async def _make_tables(database_url: str) -> None:
+    """What the rig itself keeps in the database: effects of transactional handlers, and rows that retention dropped."""
+    async with await AsyncConnection.connect(database_url, autocommit=True) as conn:
+        await conn.execute(
+            "CREATE TABLE chaos_effects (order_id text NOT NULL, version integer NOT NULL, attempt integer NOT NULL, "
+            "total_minor bigint NOT NULL, process text NOT NULL, at float8 NOT NULL)"
+        )
+        await conn.execute(
+            "CREATE TABLE chaos_archive (id bigint PRIMARY KEY, event_id text NOT NULL, key text NOT NULL, "
+            "exchange text NOT NULL, routing_key text NOT NULL, state text NOT NULL)"
+        )
+
+
+async def _wire_up(stack: contextlib.AsyncExitStack, folder: Path, opened: Servers, handler: str) -> Stage:
     ports = {name: free_port() for name in (*NAMES, "nginx")}
     write_atomically(folder / "system" / "ports.json", msgspec.json.encode(ports).decode())
     wires: dict[str, list[Wire]] = {edge: [] for edge in EDGES}
@@ -81,7 +102,7 @@ async def _wire_up(stack: contextlib.AsyncExitStack, folder: Path, opened: Serve
 
     async def wire(edge: str, name: str, url: str) -> Wire:
         parts = urlsplit(url)
-        made = Wire("127.0.0.1", int(parts.port or 0))
+        made = (AmqpWire if edge in {"relay-mq", "mq-worker"} else Wire)("127.0.0.1", int(parts.port or 0))
         made.port = free_port()
         wires[edge].append(await stack.enter_async_context(made))
         by_name[edge, name] = made
@@ -114,11 +135,11 @@ async def _wire_up(stack: contextlib.AsyncExitStack, folder: Path, opened: Serve
         opened.amqp_url,
         folder / "system",
         COUNTS,
-        settings={"ORDERS_HANDLER": HANDLER, "WORK_MAX_ATTEMPTS": "3", "WORK_TIMEOUT": "20"},
+        settings={"ORDERS_HANDLER": handler, "WORK_MAX_ATTEMPTS": "3", "WORK_TIMEOUT": "20"},
         own_settings=own_settings,
         way_to=lambda name, _port: by_name["nginx-api", name].port,
     )
-    return Stage(folder, opened, system, wires)
+    return Stage(folder, opened, system, wires, handler)
 
 
 def _resume_all(stage: Stage) -> None:

@@ -37,12 +37,17 @@ POINTS: dict[str, tuple[str, str, str]] = {
     "C18": ("orders.finish_orders", "finish_orders", "after"),  # finished, not acked
 }
 
+# Async methods that run as long as their process does: with each runs a task that counts the tasks.
+MAINS = {("orders.serving", "HttpServer.serve"), ("relay.forward", "Forwarder.run")}
+
+COUNT_SECONDS = 1.0
 SLEEP_SECONDS = 10.0
 BLOCK_SECONDS = 5.0
 
 _folder = Path(os.environ["CHAOS_FOLDER"], "inside")
 _order = _folder / f"{os.environ['CHAOS_PROCESS']}.json"
 _clock = _folder / f"{os.environ['CHAOS_PROCESS']}.clock"
+_tasks = _folder / f"{os.environ['CHAOS_PROCESS']}.tasks"
 
 
 async def reach(point: str) -> None:
@@ -92,10 +97,33 @@ def wrapped(function: Callable[..., Any], before: list[str], after: list[str]) -
     return call
 
 
+async def count_tasks() -> None:
+    """Tell how many tasks there are, ourselves not counted, again and again."""
+    while True:
+        beside = _tasks.with_suffix(".new")
+        beside.write_text(str(len(asyncio.all_tasks()) - 1))
+        beside.replace(_tasks)
+        await asyncio.sleep(COUNT_SECONDS)
+
+
+def counted(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The same async function, with the count beside it."""
+
+    @functools.wraps(function)
+    async def call(*args: Any, **kwargs: Any) -> Any:
+        counting = asyncio.create_task(count_tasks(), name="chaos: count tasks")
+        try:
+            return await function(*args, **kwargs)
+        finally:
+            counting.cancel()
+
+    return call
+
+
 def patch(module: ModuleType) -> None:
     """Wrap what has points in a module that was just imported."""
     names = {name for where, name, _ in POINTS.values() if where == module.__name__}
-    for name in names:
+    for name in names | {name for where, name in MAINS if where == module.__name__}:
         owner: Any = module
         *path, last = name.split(".")
         for each in path:
@@ -104,7 +132,12 @@ def patch(module: ModuleType) -> None:
             side: [p for p, (where, what, at) in POINTS.items() if (where, what, at) == (module.__name__, name, side)]
             for side in ("before", "after")
         }
-        setattr(owner, last, wrapped(getattr(owner, last), sides["before"], sides["after"]))
+        function = getattr(owner, last)
+        if name in names:
+            function = wrapped(function, sides["before"], sides["after"])
+        if (module.__name__, name) in MAINS:
+            function = counted(function)
+        setattr(owner, last, function)
 
 
 class _Loader(importlib.abc.Loader):
@@ -123,7 +156,7 @@ class _Finder(importlib.abc.MetaPathFinder):
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
-        if fullname not in {where for where, _, _ in POINTS.values()}:
+        if fullname not in {where for where, *_ in (*POINTS.values(), *MAINS)}:
             return None
         spec = importlib.machinery.PathFinder.find_spec(fullname, path, target)
         if spec is not None and spec.loader is not None:

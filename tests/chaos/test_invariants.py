@@ -9,7 +9,7 @@ from chaos import invariants
 from chaos.act import Planned, Record
 from chaos.effect import Effect
 from chaos.evidence import Evidence, OrderRow, OutboxRow, Sample
-from chaos.ledger import Answer, Intent
+from chaos.ledger import Answer, Forgotten, Intent
 from chaos.recorder import Heard
 
 A, B = "0190-a", "0190-b"
@@ -93,6 +93,10 @@ SABOTAGE: dict[str, tuple[str, Callable[[Evidence], Evidence]]] = {
     "reconcile finds something": ("I15", lambda e: with_(e, reconciled=[f"{A}: lost"])),
     "memory is kept": ("I13", lambda e: with_(e, after=[Sample("api-1", 999.0, 20)])),
     "connections are kept": ("I13", lambda e: with_(e, connections_after=99)),
+    "tasks are kept": ("I13", lambda e: with_(e, after=[Sample("api-1", 60.0, 20, tasks=99)])),
+    "dead rows are kept": ("I13", lambda e: with_(e, dead_rows=1)),
+    "an effect that was committed twice": (
+        "I5", lambda e: with_(e, exactly_once=True, effects=[*e.effects, Effect(A, 4, 2, 1, "worker-1", 3.0)])),
 }  # fmt: skip
 
 
@@ -102,6 +106,39 @@ def test_each_invariant_can_be_broken(invariant: str, sabotage: Callable[[Eviden
     What is wrong is found, under its own name.
     """
     assert invariant in broken(sabotage(healthy()))
+
+
+def test_a_redriven_order_ends_twice() -> None:
+    """
+    Once for each of its lives; a third end would be one too many.
+    """
+    evidence = healthy()
+    told = [("order.redriven", "1"), ("order.done", "2")]
+    lived_twice = with_(
+        evidence,
+        rows=[*evidence.rows, *(OutboxRow(10, f"{n}", A, "orders", kind, "sent") for kind, n in told)],
+        heard=[*evidence.heard, *(Heard(n, kind, A, 4, False, 4.0) for kind, n in told)],
+    )
+
+    assert set() == broken(lived_twice)
+    third = OutboxRow(12, "3", A, "orders", "order.done", "sent")
+    assert {"I5"} <= broken(with_(lived_twice, rows=[*lived_twice.rows, third]))
+
+
+def test_a_forgotten_key_may_stand_for_another_order() -> None:
+    """
+    Only after the service let go of it, and the first order is still somebody's.
+    """
+    evidence = healthy()
+    twice = with_(
+        evidence,
+        answers=[*evidence.answers, Answer("key-a", 1, 201, B, 4.0)],
+        keys={"key-a": B},
+        intents=[Intent("key-a", 1, 0.0)],
+    )
+
+    assert "I2" in broken(twice)
+    assert "I2" not in broken(with_(twice, forgotten=[Forgotten("key-a", A, 3.0)], answers=twice.answers[::3]))
 
 
 def record(kind: str = "H1", **changes: object) -> Record:

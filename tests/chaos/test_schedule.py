@@ -4,6 +4,8 @@ import pytest
 
 from chaos import schedule
 from chaos.act import KINDS
+from chaos.run import handler_of
+from chaos.stage import PLAIN, TRANSACTIONAL
 
 
 def test_a_plan_is_replayable() -> None:
@@ -43,3 +45,11 @@ def test_an_unknown_kind_is_refused() -> None:
     """
     with pytest.raises(ValueError, match="P1"):
         schedule.kinds_of("Z*")
+
+
+def test_both_kinds_of_handlers_run_in_a_dozen_seeds() -> None:
+    """
+    Effects outside of the database in most of them, and in the transaction of the order's end in some.
+    """
+    assert {PLAIN, TRANSACTIONAL} == {handler_of(seed) for seed in range(1, 13)}
+    assert handler_of(1) == PLAIN
