@@ -39,8 +39,20 @@ def seeds_of(text: str) -> list[int]:
 def main(
     seeds: str, minutes: float, faults: str, rate: float, one_by_one: bool, again: bool, only_plan: bool, folder: Path
 ) -> None:
-    """Break the whole system by the schedule of a seed, and check that nothing is lost, doubled or reordered."""
-    console = Console(soft_wrap=not sys.stdout.isatty())
+    """Break the whole system by the schedule of a seed, and check that nothing is lost, doubled or reordered.
+
+    Starts its own servers and processes, and ends them. Exit code 0: every invariant holds, and the run could have
+    told if one did not; 1: an invariant is broken, or the run proves nothing. docs/reliability.md says what the
+    faults and invariants are, .run/chaos/report.html shows what happened, .run/chaos/seed-N/ keeps every log.
+
+    \b
+    make chaos ARGS="--seed 1 --minutes 2 --rate 40"  the short run
+    make chaos ARGS="--seed 1-12"                     a dozen long ones; cut off, it goes on where it was
+    make chaos ARGS="--seed 7 --plan"                 what a seed would do
+    make chaos ARGS="--faults list"                   what there is
+    make chaos ARGS="--faults P*,N4 --one-by-one"     clean recovery times of some kinds
+    """
+    console = Console(soft_wrap=not sys.stdout.isatty(), width=None if sys.stdout.isatty() else 120)
     if faults == "list":
         for kind in KINDS.values():
             console.print(f"{kind.id:4} {kind.title}: {', '.join(kind.places)}", highlight=False, markup=False)

@@ -16,7 +16,9 @@ from sandbox.process import write_atomically
 
 # Recovery is promised for these: which kinds, from which places, within how many seconds at p99, from when on.
 PROMISES: tuple[tuple[str, frozenset[str], str, float], ...] = (
-    ("SIGKILL of a process", frozenset({"P1"}), "", 3.0),
+    ("SIGKILL of an api", frozenset({"P1"}), "api", 3.0),
+    ("SIGKILL of a relay", frozenset({"P1"}), "relay", 3.0),
+    ("SIGKILL of a worker", frozenset({"P1"}), "worker", 3.0),
     ("SIGSTOP of a worker, from its beginning", frozenset({"P3"}), "worker", 20.0),
     ("broker or database, from its return", frozenset({"D1", "D2", "D21", "M1", "M2", "M15"}), "", 10.0),
 )
@@ -33,6 +35,39 @@ class Recovery(msgspec.Struct, frozen=True):
     alone: int
     alone_p99: float | None
     never: int
+
+
+class Brief(msgspec.Struct, frozen=True):
+    """One seed in a few lines: what is kept of it for ever."""
+
+    seed: int
+    minutes: float
+    rate: float
+    handler: str
+    faults: int
+    kinds: list[str]
+    orders: int
+    events: int
+    violations: dict[str, int]
+    vacuous: list[str]
+    settled_seconds: float | None
+    slowest_recovery: str  # of a fault, whatever else was broken meanwhile
+    never_recovered: int  # within the time that a single fault is watched for
+    machine: str
+    at: str
+
+
+def brief(o: Outcome) -> Brief:
+    """Leave out the timeline and the single faults."""
+    fired = [record for record in o.records if record.fired_at is not None]
+    slowest = max(fired, key=lambda record: record.recovery_seconds or 0.0, default=None)
+    return Brief(
+        o.asked.seed, o.asked.minutes, o.asked.rate, o.handler, o.fired,
+        sorted({record.planned.kind for record in fired}), o.accepted, o.events,
+        {verdict.id: verdict.violations for verdict in o.verdicts}, o.vacuous, o.settled_seconds,
+        f"{slowest.recovery_seconds or 0.0:.1f} s, {slowest.planned.kind} {slowest.planned.place}" if slowest else "",
+        sum(record.recovery_seconds is None for record in fired), o.machine, o.at,
+    )  # fmt: skip
 
 
 class Summary(msgspec.Struct, frozen=True):
@@ -144,7 +179,9 @@ def number(value: float | None) -> str:
 
 
 def write(summary: Summary, folder: Path) -> None:
-    """Write summary.json and report.html."""
+    """Write summary.json, brief.json and report.html."""
+    briefs = [brief(outcome) for outcome in summary.outcomes]
+    write_atomically(folder / "brief.json", msgspec.json.format(msgspec.json.encode(briefs)).decode() + "\n")
     write_atomically(folder / "summary.json", msgspec.json.format(msgspec.json.encode(summary)).decode())
     write_atomically(folder / "report.html", page(summary))
 
@@ -174,6 +211,7 @@ def page(summary: Summary) -> str:
         f"<td>{number(r.alone_p99)}<td>{r.bound:g}<td>{r.never}"
         for r in summary.recoveries
     )
+    kinds = "".join(kind_row(kind_id, records) for kind_id, records in by_kind(summary))
     seeds = "".join(section(outcome) for outcome in summary.outcomes)
     word = "<span class=good>every invariant holds</span>" if summary.ok else "<span class=bad>broken</span>"
     return (
@@ -182,8 +220,28 @@ def page(summary: Summary) -> str:
         f"{summary.kinds} kinds, seeds {', '.join(map(str, summary.seeds))}.</p>"
         f"<table><tr><th><th>what has to hold<th>held against<th>violations{rows}</table>"
         f"<table><tr><th>recovery after<th>faults<th>p50 s<th>p99 s<th>alone<th>p99 s alone<th>bound s<th>never{times}"
-        f"</table>{seeds}</html>"
+        f"</table><details><summary>every kind</summary><table><tr><th><th>fault<th>fired<th>recovery p50 s"
+        f"<th>longest s{kinds}</table></details>{seeds}</html>"
     )
+
+
+def kind_row(kind_id: str, records: Sequence[Record]) -> str:
+    """How often a kind fired, and how long it took to recover from, whatever else was broken meanwhile."""
+    took = [record.recovery_seconds for record in records if record.recovery_seconds is not None]
+    return (
+        f"<tr><td>{kind_id}<td>{html.escape(KINDS[kind_id].title)}<td>{len(records)}<td>{number(percentile(took, 0.5))}"
+        f"<td>{number(percentile(took, 1))}"
+    )
+
+
+def by_kind(summary: Summary) -> list[tuple[str, list[Record]]]:
+    """The faults that fired, by their kind, in the order of the list of kinds."""
+    fired = [record for o in summary.outcomes for record in o.records if record.fired_at is not None]
+    return [
+        (kind_id, records)
+        for kind_id in KINDS
+        if (records := [record for record in fired if record.planned.kind == kind_id])
+    ]
 
 
 def section(o: Outcome) -> str:

@@ -31,11 +31,23 @@ def test_recovery_of_a_stopped_worker_counts_from_its_beginning() -> None:
     """
     Of a kill from the kill, of a broker from its return; what never recovered is counted as such.
     """
-    kills, stops, returns = report.summarize([outcome()]).recoveries
+    apis, relays, workers, stops, returns = report.summarize([outcome()]).recoveries
 
-    assert (kills.count, kills.p99, kills.never) == (2, 0.5, 1)
+    assert (apis.count, apis.p99, apis.never) == (1, 0.5, 0)
+    assert (relays.count, relays.p99, relays.never) == (1, None, 1)
+    assert workers.count == 0
     assert (stops.count, stops.p99) == (1, 11.0)
     assert (returns.count, returns.p99) == (0, None)
+
+
+def test_a_brief_says_what_was_found_without_the_faults() -> None:
+    """
+    Seed, kinds, violations, the slowest recovery; what never recovered is counted.
+    """
+    brief = report.brief(outcome())
+
+    assert (brief.seed, brief.kinds, brief.violations, brief.never_recovered) == (7, ["P1", "P3"], {"I1": 1}, 1)
+    assert brief.slowest_recovery == "1.0 s, P3 worker-2"
 
 
 def test_the_page_needs_nothing_else() -> None:
