@@ -6,6 +6,7 @@ message        what travels; the body is sealed
 waves          decides: what may be published now, at most one unconfirmed message of a key
 verdict        decides: what an answer of the broker means, weather or a refusal
 weather        decides: which routes may be tried, and when again
+outcome        decides: what is written down of a claim, and what is taken back
 mark           decides: below which id nothing can ever be pending again
 outbox_table   the PostgreSQL end: claim, record, park, and what operators ask of the table
 database       connections with deadlines that sever
@@ -13,6 +14,7 @@ frames         a message as the bytes of AMQP
 channel        one AMQP channel that takes a batch at once and keeps its confirms as ranges
 publisher      the RabbitMQ end: connect, publish, tell each message's answer
 topology       what has to be there before the first message
+guard          and is proven to have been there after each confirm
 forward        the loop between the two ends
 wake, watch, upkeep   what runs beside it: LISTEN, the backlog, partitions
 health, metrics       what it tells

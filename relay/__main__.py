@@ -9,6 +9,7 @@ import time
 from relay.backoff import backoff_seconds
 from relay.database import DatabaseLost, SchemaMissing, close, connect, deadline
 from relay.forward import Forwarder, SequenceCached
+from relay.guard import Guard
 from relay.health import serve
 from relay.management import ManagementUnavailable
 from relay.metrics import Vitals
@@ -47,7 +48,8 @@ async def forward_until_stopped(settings: Settings) -> None:
         ) from error
     async with server:
         try:
-            await _find_servers(settings, publisher, vitals, stop)
+            guard = Guard(settings, publisher)
+            await _find_servers(settings, publisher, guard, vitals, stop)
             if not stop.is_set():
                 host, port = server.sockets[0].getsockname()[:2]
                 log.info("started: health on %s:%s, batches of %d rows", host, port, settings.batch_rows)
@@ -56,14 +58,16 @@ async def forward_until_stopped(settings: Settings) -> None:
                     tasks.create_task(keep(settings, vitals, stop), name="relay-upkeep")
                     listener = Listener(settings.database_url, vitals, wake)
                     tasks.create_task(listener.run(stop), name="relay-wake")
-                    forwarder = Forwarder(settings, publisher, vitals, wake)
+                    forwarder = Forwarder(settings, publisher, guard, vitals, wake)
                     tasks.create_task(forwarder.run(stop), name="relay-forward")
         finally:
             await publisher.close()
     log.info("stopped by a signal: %d messages published", vitals.published_rows)
 
 
-async def _find_servers(settings: Settings, publisher: Publisher, vitals: Vitals, stop: asyncio.Event) -> None:
+async def _find_servers(
+    settings: Settings, publisher: Publisher, guard: Guard, vitals: Vitals, stop: asyncio.Event
+) -> None:
     """Wait for database and broker, and refuse what would break the promise: no schema, no topology."""
     end = time.monotonic() + settings.start_seconds
     tries = 0
@@ -75,11 +79,13 @@ async def _find_servers(settings: Settings, publisher: Publisher, vitals: Vitals
             try:
                 with deadline(conn, 3.0):
                     await read_mark(conn)
+                vitals.database = "connected"
+                await verify(await publisher.connect(), settings)
+                complaint = await guard.complete(conn)
             finally:
                 await close(conn)
-            vitals.database = "connected"
-            connection = await publisher.connect()
-            await verify(connection, settings.exchange_names, settings.queue_names, settings.management_url)
+            if complaint:
+                raise TopologyWrong(complaint)
             vitals.broker = "connected"
         except DatabaseLost as lost:
             complaint = (

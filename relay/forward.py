@@ -9,30 +9,34 @@ import contextlib
 import logging
 import random
 import time
-from collections.abc import AsyncIterator
-
-import msgspec
+from collections.abc import AsyncIterator, Coroutine, Mapping
+from typing import Any, TypeVar
 
 from relay import outbox_table
 from relay.backoff import backoff_seconds
 from relay.database import STATEMENT_SECONDS, Connection, DatabaseLost, close, connect, deadline
+from relay.guard import Guard
 from relay.mark import LowWaterMark
 from relay.message import Answer, Message, Reply, Route
 from relay.metrics import Vitals
+from relay.outcome import Outcome
 from relay.publisher import BrokerBlocked, BrokerLost, Publisher
 from relay.settings import Settings
-from relay.verdict import Refused, Sent, Unrouted, judge
+from relay.verdict import Refused, judge
 from relay.verdict import Weather as BadWeather
 from relay.waves import Waves, sort_out
 from relay.weather import Weather
 
 log = logging.getLogger("relay")
 
+T = TypeVar("T")
+
 PROOF_SECONDS = 0.3  # a claim is proven to stand this often: a fifth of what the server has patience for
 PROOF_DEADLINE_SECONDS = 1.0
 MARK_SECONDS = 0.1  # between two moves of the mark while there is work
 SAVE_SECONDS = 2.0  # between two savings of the mark
 PRESENCE_SECONDS = 1.0
+GUARD_SECONDS = 0.3  # between two looks for a required queue that is not there
 RETRY_FIRST_SECONDS, RETRY_LONGEST_SECONDS = 0.05, 0.5
 BUSY_PAUSE_SECONDS = 0.005  # first pause while rows are about that others hold or that are not committed
 
@@ -41,21 +45,15 @@ class SequenceCached(Exception):
     """The outbox's sequence hands out ids in blocks, so that the mark would not be exact."""
 
 
-class _Outcome(msgspec.Struct):
-    """What became of the messages of one claim."""
-
-    sent: list[Message] = msgspec.field(default_factory=list)
-    unrouted: list[Message] = msgspec.field(default_factory=list)
-    park: dict[str, list[Message]] = msgspec.field(default_factory=dict)  # by reason
-    block: dict[str, str] = msgspec.field(default_factory=dict)  # key: reason
-
-
 class Forwarder:
     """Moves messages from the outbox to the broker, as long as it is let."""
 
-    def __init__(self, settings: Settings, publisher: Publisher, vitals: Vitals, wake: asyncio.Event) -> None:
+    def __init__(
+        self, settings: Settings, publisher: Publisher, guard: Guard, vitals: Vitals, wake: asyncio.Event
+    ) -> None:
         self._settings = settings
         self._publisher = publisher
+        self._guard = guard
         self._vitals = vitals
         self._wake = wake
         self._weather = Weather(settings.probe_seconds)
@@ -64,6 +62,7 @@ class Forwarder:
         self._saved = 0
         self._save_at = 0.0
         self._mark_at = 0.0
+        self._guard_at = 0.0
         self._presence_at = 0.0
         self._proven_at = 0.0
         self._first_shard = random.randrange(outbox_table.SHARDS)  # no secret: it spreads relays
@@ -91,6 +90,8 @@ class Forwarder:
                 self._vitals.broker_lost.inc()
                 self._vitals.broker = "blocked" if isinstance(lost, BrokerBlocked) else "disconnected"
                 log.warning("broker lost: %s", lost)
+                if not isinstance(lost, BrokerBlocked):
+                    self._publisher.drop()
                 # Without a broker nothing is claimed: no transaction, no share of the shards.
                 await self._disconnect()
                 pause = backoff_seconds(failures, RETRY_FIRST_SECONDS, RETRY_LONGEST_SECONDS)
@@ -155,6 +156,9 @@ class Forwarder:
             self._presence_at = now + PRESENCE_SECONDS
             with deadline(conn, STATEMENT_SECONDS):
                 self._vitals.relays = max(1, await outbox_table.count_present(conn))
+        if not self._guard.is_complete and now >= self._guard_at:
+            self._guard_at = now + GUARD_SECONDS
+            await self._guard.complete(conn)
         with deadline(conn, STATEMENT_SECONDS):
             upto, waiting, database_time = await outbox_table.look(conn)
         self._clock_offset = database_time - time.monotonic()
@@ -206,12 +210,14 @@ class Forwarder:
             self._vitals.batch_rows.observe((len(messages),))
             publish, park = sort_out(messages, self._weather.is_open)
             outcome, left = await self._publish(conn, publish)
+            confirmed = time.monotonic()
+            await self._withdraw_unproven(conn, outcome)
             behind = [message for message in park if message.key not in left]
             if behind:
                 outcome.park["its key or its route waits"] = behind
             with deadline(conn, STATEMENT_SECONDS):
                 await self._record(conn, outcome)
-        self._count(outcome)
+        self._count(outcome, confirmed)
         full = len(messages) >= settings.batch_rows or sum(len(m.body) for m in messages) * 2 > settings.batch_bytes
         settled = len(outcome.sent) + len(outcome.unrouted) + sum(map(len, outcome.park.values()))
         return len(messages), full or settled > 0
@@ -238,15 +244,16 @@ class Forwarder:
         with deadline(conn, STATEMENT_SECONDS):
             await conn.execute("COMMIT")
 
-    async def _publish(self, conn: Connection, messages: list[Message]) -> tuple[_Outcome, set[str]]:
+    async def _publish(self, conn: Connection, messages: list[Message]) -> tuple[Outcome, set[str]]:
         """Publish in waves until all are through, or the claim has been held long enough.
 
         Return what became of them, and the keys of which a row is left as it was.
         """
-        outcome = _Outcome()
+        outcome = Outcome()
         waves = Waves(messages)
         until = time.monotonic() + self._settings.hold_seconds
-        closed: set[Route] = set()
+        closed = await self._guard.before({message.route for message in messages if message.required})
+        self._close_routes(closed)
         first = True
         while (wave := waves.next()) and (first or time.monotonic() < until):
             first = False
@@ -254,45 +261,49 @@ class Forwarder:
             going = [message for message in wave if message.route not in closed]
             replies = await self._publish_wave(conn, going, until) if going else {}
             for message in wave:
-                reply = replies.get(message.id)
-                if message.route in closed and reply is None:
-                    reply = Reply(Answer.NACKED, "its route waits")
+                if message.route in closed and message.id not in replies:
+                    reply: Reply | None = Reply(Answer.WITHHELD, closed[message.route])
+                else:
+                    reply = replies.get(message.id)
                 self._apply(message, reply, waves, outcome, closed)
-            for route in {message.route for message in going} - closed:
+            for route in {message.route for message in going} - closed.keys():
                 self._weather.passed(route)
             self._vitals.weather = self._weather.report()
         return outcome, waves.left()
 
     def _apply(
-        self, message: Message, reply: Reply | None, waves: Waves, outcome: _Outcome, closed: set[Route]
+        self, message: Message, reply: Reply | None, waves: Waves, outcome: Outcome, closed: dict[Route, str]
     ) -> None:
         """Sort one answered message into the outcome; one without an answer stays as it is, with those behind it."""
         if reply is None:
             waves.put_off(message)
             return
-        match judge(message, reply):
-            case Sent():
-                waves.passed(message)
-                outcome.sent.append(message)
-            case Unrouted():
-                waves.passed(message)
-                outcome.unrouted.append(message)
+        verdict = judge(message, reply)
+        outcome.take(message, verdict, waves)
+        match verdict:
             case BadWeather(reason):
                 self._count_weather(reply)
-                fresh = [each for each in waves.stopped(message) if not each.parked]
-                if fresh:
-                    outcome.park.setdefault(reason, []).extend(fresh)
                 if message.route not in closed:
-                    closed.add(message.route)
-                    self._weather.failed(message.route, time.monotonic(), reason)
-                    log.warning("route %s does not take messages: %s", message.route, reason)
+                    closed[message.route] = reason
+                    self._close_routes({message.route: reason})
             case Refused(reason):
                 self._vitals.refused.inc()
                 log.error("row %d of key %r is refused and blocks its key: %s", message.id, message.key, reason)
-                fresh = [each for each in waves.stopped(message) if not each.parked]
-                if fresh:
-                    outcome.park.setdefault(reason, []).extend(fresh)
-                outcome.block[message.key] = reason
+
+    def _close_routes(self, reasons: Mapping[Route, str]) -> None:
+        for route, reason in reasons.items():
+            self._weather.failed(route, time.monotonic(), reason)
+            log.warning("route %s does not take messages: %s", route, reason)
+
+    async def _withdraw_unproven(self, conn: Connection, outcome: Outcome) -> None:
+        """Nothing required is recorded as sent before its queue was seen to have been there for its confirm."""
+        routes = {message.route for message in outcome.sent if message.required}
+        if not routes:
+            return
+        unproven = await self._while_proving(conn, self._guard.after(routes), "relay-guard")
+        outcome.withdraw(unproven)
+        self._close_routes(unproven)
+        self._vitals.weather = self._weather.report()
 
     def _count_weather(self, reply: Reply) -> None:
         match reply.answer:
@@ -304,9 +315,15 @@ class Forwarder:
                 self._vitals.unanswered.inc()
 
     async def _publish_wave(self, conn: Connection, wave: list[Message], until: float) -> dict[int, Reply]:
-        """Publish one wave, proving meanwhile that the claim stands; if it does not, nothing more is published."""
+        """Publish one wave, and say how long it took to be answered."""
         began = time.monotonic()
-        task = asyncio.create_task(self._publisher.publish(wave, until), name="relay-publish")
+        replies = await self._while_proving(conn, self._publisher.publish(wave, until), "relay-publish")
+        self._vitals.answered(time.monotonic() - began)
+        return replies
+
+    async def _while_proving(self, conn: Connection, work: Coroutine[Any, Any, T], name: str) -> T:
+        """Do this, proving meanwhile that the claim stands; if it does not, nothing more is done."""
+        task = asyncio.create_task(work, name=name)
         try:
             while not task.done():
                 await asyncio.wait({task}, timeout=PROOF_SECONDS)
@@ -317,9 +334,7 @@ class Forwarder:
             if not task.done():
                 task.cancel()
                 await asyncio.wait({task})
-        replies = task.result()
-        self._vitals.answered(time.monotonic() - began)
-        return replies
+        return task.result()
 
     async def _prove(self, conn: Connection, older_than: float) -> None:
         """Ask the server whether the claiming transaction still stands, unless it was proven just now."""
@@ -329,7 +344,7 @@ class Forwarder:
             await conn.execute("SELECT 1")
         self._proven_at = time.monotonic()
 
-    async def _record(self, conn: Connection, outcome: _Outcome) -> None:
+    async def _record(self, conn: Connection, outcome: Outcome) -> None:
         """Write down what became of the claim's rows."""
         for reason, messages in outcome.park.items():
             await outbox_table.park(conn, outbox_table.ids_of(messages), reason)
@@ -343,9 +358,9 @@ class Forwarder:
         if through:
             await outbox_table.unlist(conn, through)
 
-    def _count(self, outcome: _Outcome) -> None:
+    def _count(self, outcome: Outcome, confirmed: float) -> None:
         if outcome.sent:
-            now = time.monotonic() + self._clock_offset
+            now = confirmed + self._clock_offset
             self._vitals.confirmed([now - message.created for message in outcome.sent])
         self._vitals.unrouted.inc(len(outcome.unrouted))
         self._vitals.parked.inc(sum(map(len, outcome.park.values())))

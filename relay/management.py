@@ -14,6 +14,13 @@ class ManagementUnavailable(Exception):
     """The management interface did not answer as expected."""
 
 
+class Binding(msgspec.Struct, frozen=True):
+    """From which exchange a queue gets messages, and which."""
+
+    source: str
+    routing_key: str
+
+
 class Management:
     """A few questions to one vhost; the URL carries user and password."""
 
@@ -25,10 +32,10 @@ class Management:
         """Return the queue with its arguments and the policy in effect."""
         return msgspec.convert(await self._get(f"/api/queues/{self._vhost}/{quote(name, safe='')}"), dict[str, Any])
 
-    async def bindings(self, name: str) -> list[str]:
-        """Return the names of the exchanges that the queue is bound to."""
+    async def bindings(self, name: str) -> list[Binding]:
+        """Return the queue's bindings."""
         found = await self._get(f"/api/queues/{self._vhost}/{quote(name, safe='')}/bindings")
-        return [binding["source"] for binding in msgspec.convert(found, list[dict[str, Any]])]
+        return msgspec.convert(found, list[Binding])
 
     async def _get(self, path: str) -> Any:
         user, password = unquote(self._url.username or "guest"), unquote(self._url.password or "guest")

@@ -46,6 +46,7 @@ class Answer(enum.Enum):
     CLOSED_ALONE = "closed alone"  # sent alone, it made the broker close the channel or the connection
     UNENCODABLE = "unencodable"
     UNANSWERED = "unanswered"
+    WITHHELD = "withheld"  # not published: its queue is not there, or cannot be seen
 
 
 class Reply(msgspec.Struct, frozen=True, gc=False):

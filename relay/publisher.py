@@ -8,11 +8,12 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, TypeVar
 
 import aiormq
 import aiormq.exceptions
+from aiormq.abc import AbstractChannel
 from aiormq.connection import TCPTransportFactory, TLSTransportFactory, TransportFactory
 from yarl import URL
 
@@ -23,11 +24,14 @@ from relay.verdict import Closure, split_suspects, whose_channel_closure, whose_
 
 log = logging.getLogger("relay")
 
+T = TypeVar("T")
+
 CONNECT_SECONDS = 3.0
 HEARTBEAT_SECONDS = 2  # aiormq gives up after three of them and a bit: 9 s
 RPC_SECONDS = 2.0
 BLOCKED_GRACE_SECONDS = 0.5
 SLOWEST_BYTES_PER_SECOND = 4 * 1024 * 1024  # gives a large body its time
+WAVE_CHANNELS, CHANNELS = 2000, 2047  # numbers for waves, in turn, and all that RabbitMQ allows
 
 CONNECTION_CODES: dict[type[Exception], int] = {
     aiormq.exceptions.ConnectionFrameError: 501,
@@ -48,6 +52,10 @@ class BrokerLost(Exception):
 
 class BrokerBlocked(BrokerLost):
     """The broker is there but takes no messages: a memory or disk alarm."""
+
+
+class Denied(Exception):
+    """The broker is there, and its answer is no."""
 
 
 class _Wire(TransportFactory):
@@ -76,12 +84,20 @@ class Publisher:
         self._connection: aiormq.Connection | None = None
         self._wire = _Wire()
         self._channel: BatchChannel | None = None
+        self._asking: AbstractChannel | None = None
         self._channels_used = 0
         self._closing: set[asyncio.Task[None]] = set()
 
     @property
     def is_connected(self) -> bool:
         return self._connection is not None and self._connection.is_opened
+
+    @property
+    def connection(self) -> aiormq.Connection:
+        """The open connection."""
+        if self._connection is None or not self._connection.is_opened:
+            raise BrokerLost("the connection is gone")
+        return self._connection
 
     @property
     def is_blocked(self) -> bool:
@@ -121,20 +137,39 @@ class Publisher:
 
     def drop(self) -> None:
         """Cut the connection without a word; whoever waits on it fails at once."""
-        connection, self._connection, self._channel = self._connection, None, None
+        connection, self._connection, self._channel, self._asking = self._connection, None, None, None
         self._wire.cut()
         if connection is not None and not connection.is_closed:
             self._end(connection.close(aiormq.exceptions.AMQPConnectionError("dropped")), "relay-drop-connection")
 
     async def close(self) -> None:
         """Take leave of the broker, if it answers soon."""
-        connection, self._connection, self._channel = self._connection, None, None
+        connection, self._connection, self._channel, self._asking = self._connection, None, None, None
         if connection is not None:
             with contextlib.suppress(BrokerLost), self._deadline(RPC_SECONDS, "no answer to the close"), _translated():
                 await connection.close()
         self._wire.cut()
         if self._closing:
             await asyncio.wait(self._closing, timeout=RPC_SECONDS)
+
+    async def ask(self, question: Callable[[AbstractChannel], Awaitable[T]]) -> T:
+        """Ask on a channel beside the one that publishes; raises Denied where the broker says no."""
+        connection = self.connection
+        with self._deadline(RPC_SECONDS, "no answer to a question"), _translated():
+            try:
+                if self._asking is None or self._asking.is_closed:
+                    # Not the number of the last one: aiormq may not have let go of that yet.
+                    free = (each for each in range(WAVE_CHANNELS + 1, CHANNELS + 1) if each not in connection.channels)
+                    self._asking = await connection.channel(next(free), publisher_confirms=False)
+                return await question(self._asking)
+            except aiormq.exceptions.ChannelClosed as error:
+                raise Denied(str(error)) from error
+            except asyncio.CancelledError:
+                # Its answer may still come: it must not be taken for that to the next question.
+                asking, self._asking = self._asking, None
+                if asking is not None:
+                    self._end(asking.close(), "relay-drop-asking-channel")
+                raise
 
     def _give_up_channel(self) -> None:
         channel, self._channel = self._channel, None
@@ -240,7 +275,7 @@ class Publisher:
         connection = self._connection
         if connection is None or not connection.is_opened:
             connection = await self.connect()
-        self._channels_used = self._channels_used % 2000 + 1
+        self._channels_used = self._channels_used % WAVE_CHANNELS + 1
         channel = BatchChannel(connection, self._channels_used)
         connection.channels[self._channels_used] = channel
         with self._deadline(RPC_SECONDS, "no answer to the opening of a channel"), _translated():

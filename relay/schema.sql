@@ -136,3 +136,9 @@ $function$;
 REVOKE ALL ON FUNCTION outbox_add_partitions(integer) FROM PUBLIC;
 
 SELECT outbox_add_partitions(10);
+
+-- What proves that a required queue was there all along: the exchange that vanishes with it.
+CREATE TABLE outbox_witness (
+    queue     text NOT NULL PRIMARY KEY,
+    exchange  text NOT NULL
+);

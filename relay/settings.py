@@ -7,6 +7,8 @@ from typing import Annotated, Self
 
 import msgspec
 
+from relay.message import Route
+
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 Positive = Annotated[float, msgspec.Meta(gt=0)]
@@ -29,7 +31,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename=_variable):
     host: str = "127.0.0.1"
     port: Annotated[int, msgspec.Meta(ge=0, le=65535)] = 8001
     exchanges: str = ""  # have to exist, with commas between
-    required_queues: str = ""  # have to exist, with commas between
+    required_queues: str = ""  # quorum queues that have to exist, and to be there at each confirm; commas between
+    required_routes: str = ""  # exchange/routing key, commas between: have to be bound to one of the queues
     management_url: str = ""  # http://user:password@host:15672: bindings and policies are verified too
 
     batch_rows: Count = 500  # rows of one claim
@@ -58,6 +61,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename=_variable):
             raise BadSetting("DATABASE_URL: expected postgresql://user@host:port/database")
         if settings.confirm_seconds > 60:
             raise BadSetting("RELAY_CONFIRM_SECONDS: at most 60, since a transaction is open that long")
+        if not all(route.exchange and route.routing_key for route in settings.routes):
+            raise BadSetting("RELAY_REQUIRED_ROUTES: expected exchange/routing.key, several with commas between")
+        if settings.routes and not (settings.management_url and settings.queue_names):
+            raise BadSetting("RELAY_REQUIRED_ROUTES: needs RELAY_REQUIRED_QUEUES, and RELAY_MANAGEMENT_URL to see them")
         _ = settings.retention_seconds
         return settings
 
@@ -72,6 +79,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename=_variable):
     @property
     def queue_names(self) -> tuple[str, ...]:
         return _listed(self.required_queues)
+
+    @property
+    def routes(self) -> tuple[Route, ...]:
+        pairs = (item.partition("/") for item in _listed(self.required_routes))
+        return tuple(Route(exchange, routing_key) for exchange, _, routing_key in pairs)
 
     @property
     def retention_seconds(self) -> float:

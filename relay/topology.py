@@ -7,21 +7,26 @@ tell the whole shape without the right to read it anywhere.
 
 import logging
 import re
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import aiormq
 import aiormq.exceptions
 
-from relay.management import Management
+from relay.management import Binding, Management
+from relay.message import Route
 from relay.publisher import RPC_SECONDS, BrokerLost
+from relay.settings import Settings
 
 log = logging.getLogger("relay")
 
 MOST_ARGUMENTS = 30
+# Compared after all others, and no broker makes a queue with it: a queue that was deleted just now does not come back.
+NEVER = "x-queue-leader-locator"
 
 _DIFFERS = re.compile(
     r"inequivalent arg '(?P<name>[^']+)' for (?:exchange|queue) '.*' in vhost '.*': "
-    r"received .+ but current is (?:the value )?'(?P<value>[^']*)'(?: of type '(?P<type>[^']+)')?"
+    r"received .+ but current is (?:none|(?:the value )?'(?P<value>[^']*)'(?: of type '(?P<type>[^']+)')?)"
 )
 
 
@@ -29,26 +34,58 @@ class TopologyWrong(Exception):
     """A message would be lost or refused on this topology."""
 
 
-async def verify(
-    connection: aiormq.Connection, exchanges: tuple[str, ...], queues: tuple[str, ...], management_url: str = ""
-) -> None:
+async def verify(connection: aiormq.Connection, settings: Settings) -> None:
     """Refuse a broker without these exchanges and queues, or with ones that would lose a confirmed message."""
+    exchanges, queues = settings.exchange_names, settings.queue_names
     for kind, names, setting in (("exchange", exchanges, "EXCHANGES"), ("queue", queues, "REQUIRED_QUEUES")):
         for name in names:
-            if not await _exists(connection, kind, name):
-                raise TopologyWrong(
-                    f"{kind} {name!r} does not exist in vhost {connection.vhost!r}: "
-                    f"declare it (`orders topology`), or name the right ones in RELAY_{setting}"
-                )
-            complaint = judge_shape(kind, name, await _shape(connection, kind, name))
+            complaint = await complaint_about(connection, kind, name)
             if complaint:
-                raise TopologyWrong(complaint)
-    if management_url:
-        management = Management(management_url, connection.vhost)
+                raise TopologyWrong(f"{complaint} (it is named in RELAY_{setting})")
+    if settings.management_url:
+        management = Management(settings.management_url, connection.vhost)
+        bindings: list[Binding] = []
         for queue in queues:
-            complaint = judge_queue(queue, exchanges, await management.queue(queue), await management.bindings(queue))
+            found = await management.bindings(queue)
+            complaint = judge_queue(queue, exchanges, await management.queue(queue), found)
             if complaint:
                 raise TopologyWrong(complaint)
+            bindings += found
+        for route in settings.routes:
+            if not leads_to_one(route, bindings):
+                raise TopologyWrong(unbound(route, queues))
+
+
+async def complaint_about(connection: aiormq.Connection, kind: str, name: str) -> str:
+    """Say what is wrong with an exchange or a required queue, or nothing."""
+    if not await _exists(connection, kind, name):
+        return f"{kind} {name!r} does not exist in vhost {connection.vhost!r}: declare it (`orders topology`)"
+    return judge_shape(kind, name, await shape_of(connection, kind, name))
+
+
+def unbound(route: Route, queues: Sequence[str]) -> str:
+    """Say that a route leads to no required queue."""
+    return f"no binding leads from {route} to {' or '.join(map(repr, queues))}: bind it (`orders topology`)"
+
+
+def leads_to_one(route: Route, bindings: Iterable[Binding]) -> bool:
+    """Say whether one of these bindings takes what is published to this route."""
+    return any(
+        binding.source == route.exchange and matches(binding.routing_key, route.routing_key) for binding in bindings
+    )
+
+
+def matches(pattern: str, routing_key: str) -> bool:
+    """Say whether a topic binding takes this key: `*` stands for one word, `#` for any number of them."""
+    return _match(pattern.split("."), routing_key.split("."))
+
+
+def _match(pattern: list[str], words: list[str]) -> bool:
+    if not pattern:
+        return not words
+    if pattern[0] == "#":
+        return _match(pattern[1:], words) or (bool(words) and _match(pattern, words[1:]))
+    return bool(words) and pattern[0] in ("*", words[0]) and _match(pattern[1:], words[1:])
 
 
 def judge_shape(kind: str, name: str, shape: dict[str, Any]) -> str:
@@ -60,12 +97,14 @@ def judge_shape(kind: str, name: str, shape: dict[str, Any]) -> str:
         return f"{kind} {name!r} deletes itself when it is unused: {mend}"
     if shape.get("internal") == "true":
         return f"exchange {name!r} is internal, and takes no messages from clients: {mend}"
+    if "x-queue-type" in shape:
+        return f"queue {name!r} is no quorum queue, and may lose what it confirmed: {mend}"
     return ""
 
 
-def judge_queue(queue: str, exchanges: tuple[str, ...], found: dict[str, Any], sources: list[str]) -> str:
+def judge_queue(queue: str, exchanges: Sequence[str], found: dict[str, Any], bindings: Iterable[Binding]) -> str:
     """Say what is wrong with a required queue, its policies and its bindings, or nothing."""
-    if exchanges and not set(sources) & set(exchanges):
+    if exchanges and not {binding.source for binding in bindings} & set(exchanges):
         return (
             f"queue {queue!r} is bound to none of {', '.join(exchanges)}: "
             "bind it (`orders topology`), or required messages come back"
@@ -93,11 +132,15 @@ async def _exists(connection: aiormq.Connection, kind: str, name: str) -> bool:
     return True
 
 
-async def _shape(connection: aiormq.Connection, kind: str, name: str) -> dict[str, Any]:
-    """Return what the broker's complaints about our declarations tell of it."""
+async def shape_of(connection: aiormq.Connection, kind: str, name: str) -> dict[str, Any]:
+    """Return what the broker's complaints about our declarations tell of it: where it is no durable quorum queue."""
     shape: dict[str, Any] = {}
-    options: dict[str, Any] = {"durable": True} if kind == "queue" else {"durable": True, "exchange_type": "topic"}
+    options: dict[str, Any] = {"durable": True}
     arguments: dict[str, Any] = {}
+    if kind == "queue":
+        arguments = {"x-queue-type": "quorum", NEVER: "nowhere"}
+    else:
+        options["exchange_type"] = "topic"
     for _ in range(MOST_ARGUMENTS):
         try:
             await _declare(connection, kind, name, **options, arguments=arguments)
@@ -106,10 +149,12 @@ async def _shape(connection: aiormq.Connection, kind: str, name: str) -> dict[st
             if differs is None or differs["name"] in shape:
                 return shape
             shape[differs["name"]] = differs["value"]
+            if differs["value"] is None:  # ours is too much; "x-queue-type" is none in a classic queue
+                return shape
             match differs["name"]:
                 case "type":
                     options["exchange_type"] = differs["value"]
-                case "durable" | "auto_delete" | "internal":
+                case "durable" | "auto_delete" | "internal" | "x-queue-type" | "x-queue-leader-locator":
                     return shape
                 case argument:
                     is_number = (differs["type"] or "") not in ("longstr", "")

@@ -4,6 +4,7 @@ Weather spends nothing: the key waits and is tried again. A refusal blocks its k
 """
 
 import enum
+from typing import assert_never
 
 import msgspec
 
@@ -40,10 +41,12 @@ def judge(message: Message, reply: Reply) -> Verdict:
             return Sent()
         case Answer.RETURNED if not message.required:
             return Unrouted()
-        case Answer.RETURNED | Answer.NACKED | Answer.CLOSED_ROUTE | Answer.UNANSWERED:
+        case Answer.RETURNED | Answer.NACKED | Answer.CLOSED_ROUTE | Answer.UNANSWERED | Answer.WITHHELD:
             return Weather(f"{reply.answer.value}: {reply.reason}" if reply.reason else reply.answer.value)
         case Answer.CLOSED_ALONE | Answer.UNENCODABLE:
             return Refused(f"{reply.answer.value}: {reply.reason}")
+        case _ as never:
+            assert_never(never)
 
 
 class Closure(enum.Enum):

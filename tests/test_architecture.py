@@ -66,11 +66,13 @@ LAYERS: Mapping[str, Sequence[tuple[str, set[str]]]] = {
         ("processes and commands", {"app", "cli", "healthcheck", "worker"}),
     ),
     "relay": (
-        ("words and numbers", {"backoff", "mark", "message", "metrics", "settings"}),
-        ("decisions, and the connection", {"database", "frames", "verdict", "waves", "weather"}),
-        ("the two ends", {"channel", "outbox_partitions", "outbox_table"}),
+        ("words and numbers", {"backoff", "mark", "message", "metrics"}),
+        ("decisions, and the connection", {"database", "frames", "settings", "verdict", "waves", "weather"}),
+        ("what became of a claim, and the two ends", {"channel", "outbox_partitions", "outbox_table", "outcome"}),
         ("what leans on them", {"management", "outbox_repairs", "publisher"}),
-        ("loops", {"forward", "health", "operate", "topology", "upkeep", "wake", "watch"}),
+        ("what the broker has to have", {"topology"}),
+        ("and the proof of it", {"guard"}),
+        ("loops", {"forward", "health", "operate", "upkeep", "wake", "watch"}),
         ("the process", {"__main__"}),
     ),
 }

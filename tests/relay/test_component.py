@@ -37,14 +37,15 @@ def test_imports() -> None:
 
 def test_schema_is_the_migration() -> None:
     """
-    `relay schema` prints what the migration runs, statement by statement.
+    `relay schema` prints what the migrations of the outbox run, statement by statement.
     """
-    migration = (ROOT / "migrations" / "versions" / "0002_outbox.py").read_text()
-    statements = next(
-        ast.literal_eval(node.value)
-        for node in ast.parse(migration).body
+    statements = [
+        statement
+        for name in ("0002_outbox", "0005_witness")
+        for node in ast.parse((ROOT / "migrations" / "versions" / f"{name}.py").read_text()).body
         if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "SCHEMA"
-    )
+        for statement in ast.literal_eval(node.value)
+    ]
     printed = (ROOT / "relay" / "schema.sql").read_text()
 
     assert printed.partition("\n\n")[2] == "\n\n".join(each.strip() + ";" for each in statements) + "\n"

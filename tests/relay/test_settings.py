@@ -39,6 +39,8 @@ def test_retention(written: str, seconds: float) -> None:
         ({"RELAY_RETENTION": "soon"}, "RELAY_RETENTION: expected something like 7d"),
         ({"AMQP_URL": "http://x"}, "AMQP_URL: expected amqp://"),
         ({"AMQP_URL": ""}, "AMQP_URL: it is not set"),
+        ({"RELAY_REQUIRED_ROUTES": "placed"}, "RELAY_REQUIRED_ROUTES: expected exchange/routing.key"),
+        ({"RELAY_REQUIRED_ROUTES": "orders/placed"}, "RELAY_REQUIRED_ROUTES: needs RELAY_REQUIRED_QUEUES"),
         ({"DATABASE_URL": "mysql://x"}, "DATABASE_URL: expected postgresql://"),
     ],
 )

@@ -34,7 +34,7 @@ def test_returns() -> None:
     assert Unrouted() == judge(letter(1, required=False), returned)
 
 
-@pytest.mark.parametrize("answer", [Answer.NACKED, Answer.CLOSED_ROUTE, Answer.UNANSWERED])
+@pytest.mark.parametrize("answer", [Answer.NACKED, Answer.CLOSED_ROUTE, Answer.UNANSWERED, Answer.WITHHELD])
 @pytest.mark.parametrize("required", [True, False])
 def test_weather(answer: Answer, required: bool) -> None:
     """

@@ -1,0 +1,131 @@
+"""Required rows reach their queues: this is seen to after the broker's confirms, and before anything is recorded.
+
+A confirm says that a queue has the message, not which. So each required queue is given a witness: an exchange of a name
+that is never used twice, bound to that queue alone, to which nobody can publish, and which RabbitMQ deletes together
+with the last queue that is bound to it. If it is there after a confirm, its queue was there all the time since before
+the publish; a passive declare of the queue would not show that it was deleted and declared anew meanwhile. It is a
+look-up for the broker, and nothing for the queue. Relays share it, by `outbox_witness`, so that none is left behind.
+
+Bindings AMQP does not show at all. The management interface does, and is asked at the same moment.
+"""
+
+import uuid
+from collections.abc import Iterable
+from typing import Any
+
+from aiormq.abc import AbstractChannel
+
+from relay import outbox_table
+from relay.database import STATEMENT_SECONDS, Connection, deadline
+from relay.management import Binding, Management, ManagementUnavailable
+from relay.message import Route
+from relay.publisher import Denied, Publisher
+from relay.settings import Settings
+from relay.topology import TopologyWrong, complaint_about, leads_to_one, unbound
+
+NAME_BYTES = 200  # of a queue's name in its witness's, which may have 255
+
+
+class Guard:
+    """Knows which routes required rows may take, and proves afterwards that they led to their queue."""
+
+    def __init__(self, settings: Settings, publisher: Publisher) -> None:
+        self._publisher = publisher
+        self._queues = settings.queue_names
+        self._routes = frozenset(settings.routes)
+        self._management_url = settings.management_url
+        self._witnesses: dict[str, str] = {}  # queue: exchange
+        self._trouble = ""
+        self._unbound: dict[Route, str] = {}
+
+    @property
+    def is_complete(self) -> bool:
+        """Say whether each queue has its witness."""
+        return len(self._witnesses) == len(self._queues)
+
+    async def complete(self, conn: Connection) -> str:
+        """Find or make the witnesses that are missing, outside of a transaction; say what is in the way, or nothing."""
+        self._trouble = ""
+        for queue in self._queues:
+            if queue not in self._witnesses:
+                try:
+                    self._witnesses[queue] = await self._find_or_make(conn, queue)
+                except (Denied, TopologyWrong) as error:
+                    self._trouble = str(error)
+                    break
+        return self._trouble
+
+    async def before(self, routes: Iterable[Route]) -> dict[Route, str]:
+        """Return the routes that required rows cannot take now, and why: asks only about what was wrong before."""
+        if not self.is_complete:
+            return dict.fromkeys(routes, self._trouble or "its queue has not been looked at")
+        suspects = self._unbound.keys() & set(routes)
+        return await self._ask_for_bindings(suspects) if suspects else {}
+
+    async def after(self, routes: Iterable[Route]) -> dict[Route, str]:
+        """Return the routes of confirmed messages that are not proven to have led to their queue, and why."""
+        for queue, witness in list(self._witnesses.items()):
+            if not await self._is_there(witness):
+                del self._witnesses[queue]
+                self._trouble = f"queue {queue!r} was deleted"
+        if not self.is_complete:
+            return dict.fromkeys(routes, self._trouble)
+        bound = self._routes & set(routes)
+        return await self._ask_for_bindings(bound) if bound else {}
+
+    async def _ask_for_bindings(self, routes: Iterable[Route]) -> dict[Route, str]:
+        management = Management(self._management_url, self._publisher.connection.vhost)
+        bindings: list[Binding] = []
+        try:
+            for queue in self._queues:
+                bindings += await management.bindings(queue)
+        except ManagementUnavailable as error:
+            found = dict.fromkeys(routes, str(error))
+        else:
+            found = {route: unbound(route, self._queues) for route in routes if not leads_to_one(route, bindings)}
+        self._unbound = {route: reason for route, reason in self._unbound.items() if route not in routes} | found
+        return found
+
+    async def _find_or_make(self, conn: Connection, queue: str) -> str:
+        with deadline(conn, STATEMENT_SECONDS):
+            seen = await outbox_table.witness(conn, queue)
+        if seen is not None and await self._is_there(seen):
+            return seen
+        complaint = await complaint_about(self._publisher.connection, "queue", queue)
+        if complaint:
+            raise TopologyWrong(complaint)
+        made = f"relay.witness.{_cut(queue)}.{uuid.uuid4().hex[:12]}"
+        await self._make(queue, made)
+        with deadline(conn, STATEMENT_SECONDS):
+            if await outbox_table.replace_witness(conn, queue, seen, made):
+                return made
+        await self._publisher.ask(lambda channel: channel.exchange_delete(made))
+        return await self._find_or_make(conn, queue)
+
+    async def _make(self, queue: str, witness: str) -> None:
+        async def declare(channel: AbstractChannel) -> None:
+            await channel.exchange_declare(
+                witness, exchange_type="fanout", durable=True, auto_delete=True, internal=True
+            )
+            await channel.queue_bind(queue, witness)
+
+        try:
+            await self._publisher.ask(declare)
+        except Denied:
+            # Deleted just now, or not ours to bind: an exchange that was never bound would stay for ever.
+            await self._publisher.ask(lambda channel: channel.exchange_delete(witness))
+            raise
+
+    async def _is_there(self, witness: str) -> bool:
+        async def look(channel: AbstractChannel) -> Any:
+            return await channel.exchange_declare(witness, passive=True)
+
+        try:
+            await self._publisher.ask(look)
+        except Denied:
+            return False
+        return True
+
+
+def _cut(queue: str) -> str:
+    return queue.encode()[:NAME_BYTES].decode(errors="ignore")

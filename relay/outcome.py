@@ -1,0 +1,59 @@
+"""What became of the messages of one claim, until it is written down."""
+
+from collections.abc import Mapping
+from typing import assert_never
+
+import msgspec
+
+from relay.message import Message, Route
+from relay.verdict import Refused, Sent, Unrouted, Verdict, Weather
+from relay.waves import Waves
+
+
+class Outcome(msgspec.Struct):
+    """Each message is in one place at most; one that is in none stays as it is."""
+
+    sent: list[Message] = msgspec.field(default_factory=list)
+    unrouted: list[Message] = msgspec.field(default_factory=list)
+    park: dict[str, list[Message]] = msgspec.field(default_factory=dict)  # by reason
+    block: dict[str, str] = msgspec.field(default_factory=dict)  # key: reason
+
+    def take(self, message: Message, verdict: Verdict, waves: Waves) -> None:
+        """Note what became of one message of a wave, and let its key go on or stop."""
+        match verdict:
+            case Sent():
+                waves.passed(message)
+                self.sent.append(message)
+            case Unrouted():
+                waves.passed(message)
+                self.unrouted.append(message)
+            case Weather(reason):
+                self._park(reason, waves.stopped(message))
+            case Refused(reason):
+                self._park(reason, waves.stopped(message))
+                self.block[message.key] = reason
+            case _ as never:
+                assert_never(never)
+
+    def withdraw(self, unproven: Mapping[Route, str]) -> None:
+        """Take back the required messages that went to these routes: they were confirmed, but not by their queue.
+
+        They wait, each for its route's reason. What was refused behind one of them is not blocked yet: the key has to
+        go on by itself up to there.
+        """
+        doubtful = [message for message in self.sent if message.required and message.route in unproven]
+        if not doubtful:
+            return
+        gone = {message.id for message in doubtful}
+        self.sent = [message for message in self.sent if message.id not in gone]
+        others, self.park = self.park, {}  # parked first, since the first to be parked is its key's head
+        for message in doubtful:
+            self._park(unproven[message.route], [message])
+            self.block.pop(message.key, None)
+        for reason, messages in others.items():
+            self._park(reason, messages)
+
+    def _park(self, reason: str, messages: list[Message]) -> None:
+        fresh = [message for message in messages if not message.parked]
+        if fresh:
+            self.park.setdefault(reason, []).extend(fresh)

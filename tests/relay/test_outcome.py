@@ -1,0 +1,70 @@
+"""What is written down of a claim, and what is taken back."""
+
+from relay.message import Route
+from relay.outcome import Outcome
+from relay.verdict import Refused, Sent, Unrouted, Weather
+from relay.waves import Waves
+from tests.relay.letters import letter
+
+PLACED = Route("orders", "order.placed")
+
+
+def test_each_verdict_has_its_place() -> None:
+    """
+    Sent and unrouted rows are settled; weather and refusals park the row and all behind it, once, and only a refusal
+    blocks the key.
+    """
+    rows = [letter(at, key, parked=at == 5) for at, key in enumerate("abcddcx", start=1)]
+    waves, outcome = Waves(rows), Outcome()
+
+    outcome.take(rows[0], Sent(), waves)
+    outcome.take(rows[1], Unrouted(), waves)
+    outcome.take(rows[2], Weather("wet"), waves)
+    outcome.take(rows[3], Refused("no"), waves)
+
+    assert outcome.sent == [rows[0]]
+    assert outcome.unrouted == [rows[1]]
+    assert outcome.park == {"wet": [rows[2], rows[5]], "no": [rows[3]]}
+    assert outcome.block == {"d": "no"}
+    assert waves.next() == [rows[6]]
+
+
+def test_what_is_not_proven_is_taken_back() -> None:
+    """
+    A required row whose queue is not proven is parked, not sent; rows of other routes, and those that need no queue,
+    stay sent; one that was parked already is left where it is.
+    """
+    doubtful, parked = letter(1, "a"), letter(2, "b", parked=True)
+    optional, elsewhere = letter(3, "c", required=False), letter(4, "d", routing_key="other")
+    outcome = Outcome(sent=[doubtful, parked, optional, elsewhere])
+
+    outcome.withdraw({PLACED: "queue gone"})
+
+    assert outcome.sent == [optional, elsewhere]
+    assert outcome.park == {"queue gone": [doubtful]}
+
+
+def test_what_is_taken_back_goes_first() -> None:
+    """
+    A row that is taken back is parked before what waits behind it, and what was refused behind it does not block its
+    key yet: the key goes on by itself up to there.
+    """
+    first, refused, other = letter(1, "a"), letter(2, "a"), letter(3, "b")
+    outcome = Outcome(sent=[first], park={"no": [refused, other]}, block={"a": "no", "b": "no"})
+
+    outcome.withdraw({PLACED: "queue gone"})
+
+    assert list(outcome.park.items()) == [("queue gone", [first]), ("no", [refused, other])]
+    assert outcome.block == {"b": "no"}
+
+
+def test_nothing_doubtful_changes_nothing() -> None:
+    """
+    A route that nothing required took leaves all as it is.
+    """
+    sent = [letter(1, required=False)]
+    outcome = Outcome(sent=sent, park={"wet": [letter(2, "b")]})
+
+    outcome.withdraw({PLACED: "queue gone"})
+
+    assert outcome == Outcome(sent=[letter(1, required=False)], park={"wet": [letter(2, "b")]})

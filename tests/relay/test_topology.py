@@ -1,0 +1,89 @@
+"""What the broker has to have, told from what it says."""
+
+import pytest
+
+from relay.management import Binding
+from relay.message import Route
+from relay.topology import judge_queue, judge_shape, leads_to_one, matches
+
+
+@pytest.mark.parametrize(
+    ("pattern", "routing_key", "taken"),
+    [
+        ("order.placed", "order.placed", True),
+        ("order.placed", "order.done", False),
+        ("order.*", "order.placed", True),
+        ("order.*", "order", False),
+        ("order.*", "order.placed.late", False),
+        ("#", "order.placed", True),
+        ("#", "", True),
+        ("order.#", "order", True),
+        ("#.placed", "order.was.placed", True),
+        ("#.placed", "order.placed.late", False),
+        ("*.#.late", "order.placed.late", True),
+        ("", "order", False),
+    ],
+)
+def test_topics(pattern: str, routing_key: str, taken: bool) -> None:
+    """
+    A star is one word, a hash any number, none included.
+    """
+    assert matches(pattern, routing_key) is taken
+
+
+def test_a_route_leads_to_a_queue_by_its_own_exchange() -> None:
+    """
+    A binding of another exchange is none of this route.
+    """
+    route = Route("orders", "order.placed")
+
+    assert leads_to_one(route, [Binding("else", "#"), Binding("orders", "order.*")])
+    assert not leads_to_one(route, [Binding("else", "#"), Binding("orders", "order.done"), Binding("", "orders.work")])
+
+
+@pytest.mark.parametrize(
+    ("kind", "shape", "complaint"),
+    [
+        ("queue", {}, ""),
+        ("queue", {"x-delivery-limit": "20"}, ""),
+        ("queue", {"durable": "false"}, "queue 'it' is not durable"),
+        ("queue", {"auto_delete": "true"}, "queue 'it' deletes itself"),
+        ("queue", {"x-queue-type": "classic"}, "queue 'it' is no quorum queue"),
+        ("exchange", {"type": "fanout"}, ""),
+        ("exchange", {"internal": "true"}, "exchange 'it' is internal"),
+    ],
+)
+def test_shapes(kind: str, shape: dict[str, str], complaint: str) -> None:
+    """
+    Each shape that would lose a confirmed message is named.
+    """
+    told = judge_shape(kind, "it", shape)
+
+    assert told.startswith(complaint)
+    assert bool(told) == bool(complaint)
+
+
+@pytest.mark.parametrize(
+    ("found", "bindings", "complaint"),
+    [
+        ({}, ["orders"], ""),
+        ({}, ["else"], "queue 'q' is bound to none of orders"),
+        ({"arguments": {"x-max-length": 5}}, ["orders"], "queue 'q' has max-length without"),
+        (
+            {"effective_policy_definition": {"max-length-bytes": 5}},
+            ["orders"],
+            "queue 'q' has max-length-bytes without",
+        ),
+        ({"arguments": {"x-max-length": 5, "x-overflow": "reject-publish"}}, ["orders"], ""),
+        ({"arguments": {"x-message-ttl": 5}}, ["orders"], "queue 'q' drops messages after message-ttl"),
+        ({"arguments": {"x-message-ttl": 5, "x-dead-letter-exchange": "dead"}}, ["orders"], ""),
+    ],
+)
+def test_queues(found: dict[str, object], bindings: list[str], complaint: str) -> None:
+    """
+    A queue that gets nothing, or drops what it confirmed, is named with what mends it.
+    """
+    told = judge_queue("q", ("orders",), found, [Binding(source, "#") for source in bindings])
+
+    assert told.startswith(complaint)
+    assert bool(told) == bool(complaint)
