@@ -7,6 +7,10 @@ waves          decides: what may be published now, at most one unconfirmed messa
 verdict        decides: what an answer of the broker means, weather or a refusal
 weather        decides: which routes may be tried, and when again
 outcome        decides: what is written down of a claim, and what is taken back
+<<<<<<< HEAD
+pace           decides: how many rows a claim may have, and when the next may come
+=======
+>>>>>>> main
 mark           decides: below which id nothing can ever be pending again
 outbox_table   the PostgreSQL end: claim, record, park, and what operators ask of the table
 database       connections with deadlines that sever

@@ -20,6 +20,7 @@ from relay.mark import LowWaterMark
 from relay.message import Answer, Message, Reply, Route
 from relay.metrics import Vitals
 from relay.outcome import Outcome
+from relay.pace import Pace
 from relay.publisher import BrokerBlocked, BrokerLost, Publisher
 from relay.settings import Settings
 from relay.verdict import Refused, judge
@@ -57,6 +58,7 @@ class Forwarder:
         self._vitals = vitals
         self._wake = wake
         self._weather = Weather(settings.probe_seconds)
+        self._pace = Pace(settings.rate)
         self._conn: Connection | None = None
         self._mark = LowWaterMark(0)
         self._saved = 0
@@ -165,8 +167,10 @@ class Forwarder:
         self._vitals.polls.inc()
         due = self._weather.next_try()
         pause = self._settings.poll_seconds if due is None else min(self._settings.poll_seconds, max(0.0, due - now))
-        if upto > self._mark.mark or waiting:
-            began = time.monotonic()
+        paced = self._pace.wait(now)
+        if paced:
+            pause = min(self._settings.poll_seconds, paced)
+        elif upto > self._mark.mark or waiting:
             claimed, more = await self._forward_batch(conn, upto, waiting)
             self._looks_in_vain = 0 if claimed else self._looks_in_vain + 1
             if more or self._looks_in_vain < self._vitals.relays:
@@ -174,21 +178,15 @@ class Forwarder:
             elif upto > self._mark.mark:
                 # Someone else has these rows in hand, or they are not committed, or will never be.
                 pause = min(pause, BUSY_PAUSE_SECONDS * 2 ** min(self._looks_in_vain, 10))
-            pause = max(pause, self._paced(claimed, began))
+            self._pace.took(claimed, now)
             await self._move_mark(conn, idle=not claimed)
         else:
             self._looks_in_vain = 0
         return pause
 
-    def _paced(self, claimed: int, began: float) -> float:
-        """Return the pause that keeps the rate under the setting."""
-        if not self._settings.rate:
-            return 0.0
-        return claimed / self._settings.rate - (time.monotonic() - began)
-
     async def _forward_batch(self, conn: Connection, upto: int, waiting: bool) -> tuple[int, bool]:
         """Claim, publish, record, in one transaction; return how many rows were claimed, and whether to go right on."""
-        settings = self._settings
+        most, most_bytes = self._pace.portion(self._settings.batch_rows), self._settings.batch_bytes
         share = -(-outbox_table.SHARDS // self._vitals.relays)
         async with self._transaction(conn):
             began = time.monotonic()
@@ -196,9 +194,9 @@ class Forwarder:
                 shards = await outbox_table.take_shards(conn, self._first_shard, share)
                 messages: list[Message] = []
                 if shards and waiting:
-                    messages = await self._claim_parked(conn, shards)
-                rows = settings.batch_rows - len(messages)
-                size = settings.batch_bytes - sum(len(message.body) for message in messages)
+                    messages = await self._claim_parked(conn, shards, most)
+                rows = most - len(messages)
+                size = most_bytes - sum(len(message.body) for message in messages)
                 if shards and rows > 0 and size > 0 and upto > self._mark.mark:
                     messages += await outbox_table.claim(conn, shards, self._mark.mark, upto, rows, size)
             self._proven_at = time.monotonic()
@@ -218,18 +216,16 @@ class Forwarder:
             with deadline(conn, STATEMENT_SECONDS):
                 await self._record(conn, outcome)
         self._count(outcome, confirmed)
-        full = len(messages) >= settings.batch_rows or sum(len(m.body) for m in messages) * 2 > settings.batch_bytes
+        full = len(messages) >= most or sum(len(m.body) for m in messages) * 2 > most_bytes
         settled = len(outcome.sent) + len(outcome.unrouted) + sum(map(len, outcome.park.values()))
         return len(messages), full or settled > 0
 
-    async def _claim_parked(self, conn: Connection, shards: list[int]) -> list[Message]:
+    async def _claim_parked(self, conn: Connection, shards: list[int], most: int) -> list[Message]:
         routes = await outbox_table.routes_waiting(conn)
-        allowance = self._weather.allowance(routes, time.monotonic(), self._settings.batch_rows)
+        allowance = self._weather.allowance(routes, time.monotonic(), most)
         if not allowance:
             return []
-        return await outbox_table.claim_parked(
-            conn, shards, allowance, self._settings.batch_rows, self._settings.batch_bytes
-        )
+        return await outbox_table.claim_parked(conn, shards, allowance, most, self._settings.batch_bytes)
 
     @contextlib.asynccontextmanager
     async def _transaction(self, conn: Connection) -> AsyncIterator[None]:

@@ -66,7 +66,7 @@ LAYERS: Mapping[str, Sequence[tuple[str, set[str]]]] = {
         ("processes and commands", {"app", "cli", "healthcheck", "worker"}),
     ),
     "relay": (
-        ("words and numbers", {"backoff", "mark", "message", "metrics"}),
+        ("words and numbers", {"backoff", "mark", "message", "metrics", "pace"}),
         ("decisions, and the connection", {"database", "frames", "settings", "verdict", "waves", "weather"}),
         ("what became of a claim, and the two ends", {"channel", "outbox_partitions", "outbox_table", "outcome"}),
         ("what leans on them", {"management", "outbox_repairs", "publisher"}),

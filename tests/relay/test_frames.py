@@ -2,6 +2,7 @@
 
 import datetime
 
+import msgspec
 import pamqp.frame
 import pytest
 from pamqp.body import ContentBody
@@ -90,6 +91,18 @@ def test_what_amqp_cannot_say(message: Message) -> None:
     """
     with pytest.raises(Unencodable):
         Encoder(7, 131072).encode(message)
+
+
+def test_headers_may_be_nested() -> None:
+    """
+    Lists and objects within the headers arrive as they are, empty ones too.
+    """
+    headers = {"list": [1, "two", {"three": True}, []], "none": None, "longest": {"k" * 128: 1}}
+
+    _, header = frames_of(letter(1, headers=msgspec.json.encode(headers).decode()))[1]
+
+    assert isinstance(header, ContentHeader)
+    assert header.properties.headers == headers
 
 
 def test_cached_addresses_are_bounded() -> None:
