@@ -6,19 +6,23 @@ An order is placed with a key of its own; what is sent again with the same key i
 
 import asyncio
 import contextlib
+import itertools
 import random
 import secrets
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from urllib.parse import urlsplit
 
 import httpx
 import msgspec
 
 from chaos.ledger import Answer, Forgotten, Intent, Ledger, Odd, now
+from orders.backoff import backoff
 
 REQUEST_SECONDS = 15.0
-RETRY_SECONDS = 0.2
+# Hundreds of clients that asked again at once would keep the wires, which run beside them, from carrying anything.
+FIRST_RETRY_SECONDS, LONGEST_RETRY_SECONDS = 0.2, 4.0
+AT_ONCE = 200  # requests on their way; others wait for their turn
 WEATHER = frozenset({0, 429, 502, 503, 504})  # asked again: the outcome may be unknown
 
 
@@ -27,6 +31,11 @@ def body_of(number: int, reference: str | None = None) -> dict[str, object]:
     line = {"sku": "85123A", "description": "WHITE HANGING HEART", "quantity": 1, "unit_price_minor": number}
     order: dict[str, object] = {"customer_id": f"c{number % 1000}", "currency": "GBP", "lines": [line]}
     return order | ({"reference": reference} if reference else {})
+
+
+def pauses() -> Iterator[float]:
+    """Seconds between a request and its repeats."""
+    return backoff(FIRST_RETRY_SECONDS, LONGEST_RETRY_SECONDS)
 
 
 class Clients:
@@ -44,19 +53,20 @@ class Clients:
         self._pacing: asyncio.Task[None] | None = None
         self._http: httpx.AsyncClient | None = None
         self._stopping = False
+        self._room = asyncio.Semaphore(AT_ONCE)
 
     async def start(self) -> None:
-        limits = httpx.Limits(max_connections=200, max_keepalive_connections=50)
+        limits = httpx.Limits(max_connections=AT_ONCE, max_keepalive_connections=50)
         self._http = httpx.AsyncClient(base_url=self.base_url, timeout=REQUEST_SECONDS, trust_env=False, limits=limits)
         self._pacing = asyncio.create_task(self._pace(), name="clients")
 
-    async def stop(self) -> None:
-        """No new orders; those that were not answered yet are asked for until they are, within a minute."""
+    async def stop(self, patience: float = 60.0) -> None:
+        """No new orders; those that were not answered yet are asked for until they are, for so many seconds."""
         self._stopping = True
         if self._pacing is not None:
             await self._pacing
         if self._tasks:
-            await asyncio.wait(self._tasks, timeout=60)
+            await asyncio.wait(self._tasks, timeout=patience)
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -67,13 +77,13 @@ class Clients:
         """Place one order, however often it takes; return its id."""
         assert self._http is not None
         key, number = secrets.token_hex(12), self._number()
-        for _ in range(tries):
+        for pause in itertools.islice(pauses(), tries):
             answer = await self._ask(key, number, reference)
             if answer.status == httpx.codes.CREATED:
                 return answer.order_id
             if answer.status not in WEATHER:
                 return None  # in the ledger: the checker will say what it thinks of it
-            await asyncio.sleep(RETRY_SECONDS)
+            await asyncio.sleep(pause)
         return None
 
     def send(self, many: int) -> None:
@@ -99,9 +109,8 @@ class Clients:
         """The same key and body, many times at once: one order."""
         key, number = secrets.token_hex(12), self._number()
         answers = await asyncio.gather(*(self._ask(key, number, None) for _ in range(many)))
-        while all(answer.status in WEATHER for answer in answers):
-            answers = [await self._ask(key, number, None)]
-            await asyncio.sleep(RETRY_SECONDS)
+        if all(answer.status in WEATHER for answer in answers):
+            answers = [await self._insist(key, number)]
         return len({answer.order_id for answer in answers if answer.status == httpx.codes.CREATED}) == 1
 
     async def misuse_a_key(self) -> None:
@@ -124,14 +133,15 @@ class Clients:
         """Send a body that has to be answered so; weather is asked again."""
         assert self._http is not None
         headers = {"Content-Type": "application/json"} | ({"Idempotency-Key": key} if key else {})
-        for _ in range(100):
+        for pause in itertools.islice(pauses(), 100):
             try:
-                answer = await self._http.post("/orders", content=body, headers=headers)
+                async with self._room:
+                    answer = await self._http.post("/orders", content=body, headers=headers)
             except (httpx.HTTPError, OSError):
-                await asyncio.sleep(RETRY_SECONDS)
+                await asyncio.sleep(pause)
                 continue
             if answer.status_code in WEATHER:
-                await asyncio.sleep(RETRY_SECONDS)
+                await asyncio.sleep(pause)
                 continue
             fine = answer.status_code in statuses
             await self.ledger.write(Odd(what, str(sorted(statuses)), answer.status_code, fine, now()))
@@ -172,6 +182,10 @@ class Clients:
         await self.place()
 
     async def _ask(self, key: str, number: int, reference: str | None) -> Answer:
+        async with self._room:
+            return await self._ask_now(key, number, reference)
+
+    async def _ask_now(self, key: str, number: int, reference: str | None) -> Answer:
         assert self._http is not None
         await self.ledger.write(Intent(key, number, now()))
         self.in_flight += 1
@@ -195,9 +209,12 @@ class Clients:
         return entry
 
     async def _insist(self, key: str, number: int) -> Answer:
-        while (answer := await self._ask(key, number, None)).status in WEATHER:  # noqa: ASYNC110  # nobody calls back
-            await asyncio.sleep(RETRY_SECONDS)
-        return answer
+        for pause in pauses():
+            answer = await self._ask(key, number, None)
+            if answer.status not in WEATHER:
+                return answer
+            await asyncio.sleep(pause)
+        raise AssertionError("unreachable: the pauses never end")
 
     def _number(self) -> int:
         self._numbers += 1
