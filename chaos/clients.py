@@ -22,7 +22,10 @@ from orders.backoff import backoff
 REQUEST_SECONDS = 15.0
 # Hundreds of clients that asked again at once would keep the wires, which run beside them, from carrying anything.
 FIRST_RETRY_SECONDS, LONGEST_RETRY_SECONDS = 0.2, 4.0
-AT_ONCE = 200  # requests on their way; others wait for their turn
+# Requests on their way; others wait for their turn here, since httpx compares each one that waits in its pool with each
+# connection, whenever one of either comes or goes.
+AT_ONCE = 120
+GONE = (OSError, TimeoutError, RuntimeError)  # the last is uvloop's word for a transport that was closed meanwhile
 WEATHER = frozenset({0, 429, 502, 503, 504})  # asked again: the outcome may be unknown
 
 
@@ -95,7 +98,7 @@ class Clients:
         """Send an order and be gone before the answer; later, ask again with the same key."""
         key, number = secrets.token_hex(12), self._number()
         await self.ledger.write(Intent(key, number, now()))
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(*GONE):
             async with asyncio.timeout(5):
                 _, writer = await asyncio.open_connection(*self._address())
                 writer.write(self._raw(key, msgspec.json.encode(body_of(number))))
@@ -152,7 +155,7 @@ class Clients:
         key, number = secrets.token_hex(12), self._number()
         raw = self._raw(key, msgspec.json.encode(body_of(number)))
         await self.ledger.write(Intent(key, number, now()))
-        with contextlib.suppress(OSError, TimeoutError):
+        with contextlib.suppress(*GONE):
             async with asyncio.timeout(seconds + 10):
                 reader, writer = await asyncio.open_connection(*self._address())
                 for at in range(0, len(raw), 40):
