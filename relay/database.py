@@ -13,6 +13,8 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 CONNECT_SECONDS = 3
 STATEMENT_SECONDS = 5.0
 
+TAKES_NO_WRITES: LiteralString = "SELECT current_setting('transaction_read_only')::boolean"
+
 Connection = AsyncConnection[tuple[Any, ...]]
 
 
@@ -58,6 +60,19 @@ def sever(conn: Connection) -> None:
     """
     with suppress(psycopg.Error, OSError), socket.socket(fileno=socket.dup(conn.fileno())) as wire:
         wire.shutdown(socket.SHUT_RDWR)
+
+
+async def ask_for_writes(conn: Connection) -> None:
+    """Raise DatabaseLost if the server takes no writes any more."""
+    row = await (await conn.execute(TAKES_NO_WRITES)).fetchone()
+    assert row is not None
+    refuse_read_only(row[0])
+
+
+def refuse_read_only(is_read_only: bool) -> None:
+    """A server that was demoted, but keeps its connections, is of no use any more: another one of the URL may be."""
+    if is_read_only:
+        raise DatabaseLost("the server takes no writes any more")
 
 
 @contextmanager

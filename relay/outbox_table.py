@@ -6,7 +6,7 @@ Functions that take a connection join the caller's transaction, except where the
 from collections.abc import Iterable, Sequence
 from typing import LiteralString
 
-from relay.database import Connection
+from relay.database import Connection, refuse_read_only
 from relay.message import Message, Route
 
 SHARDS = 64
@@ -37,7 +37,8 @@ READ_MARK: LiteralString = """
 LOOK: LiteralString = """
     SELECT last_value - CASE WHEN is_called THEN 0 ELSE 1 END,
            EXISTS (SELECT FROM outbox_waiting WHERE NOT blocked),
-           extract(epoch FROM clock_timestamp())::float8
+           extract(epoch FROM clock_timestamp())::float8,
+           current_setting('transaction_read_only')::boolean
     FROM outbox_id_seq
 """
 
@@ -241,9 +242,13 @@ async def count_present(conn: Connection) -> int:
 
 
 async def look(conn: Connection) -> tuple[int, bool, float]:
-    """Return the last id drawn, whether any key waits that is not blocked, and the database's clock."""
+    """Return the last id drawn, whether any key waits that is not blocked, and the database's clock.
+
+    Raises DatabaseLost on a server that was demoted: an idle relay writes nothing, and would not notice.
+    """
     row = await (await conn.execute(LOOK)).fetchone()
     assert row is not None
+    refuse_read_only(row[3])
     return row[0], row[1], row[2]
 
 

@@ -6,13 +6,16 @@ poll interval and nothing else.
 
 import asyncio
 import logging
+import time
 from typing import LiteralString
 
 from relay.backoff import backoff_seconds
-from relay.database import Connection, DatabaseLost, close, connect, translated
+from relay.database import Connection, DatabaseLost, ask_for_writes, close, connect, translated
 from relay.metrics import Vitals
 
 log = logging.getLogger("relay")
+
+ASK_SECONDS = 5.0  # between two questions whether writers would still notify here
 
 LISTEN: LiteralString = """
     SET tcp_user_timeout = '5s';
@@ -48,8 +51,12 @@ class Listener:
                 await close(conn)
 
     async def _listen(self, conn: Connection, stop: asyncio.Event) -> None:
+        asked_at = time.monotonic()
         with translated():
             while not stop.is_set():
+                if time.monotonic() > asked_at + ASK_SECONDS:
+                    asked_at = time.monotonic()
+                    await ask_for_writes(conn)
                 async for _ in conn.notifies(timeout=1.0, stop_after=1):
                     self._vitals.woken.inc()
                     self._wake.set()

@@ -6,7 +6,7 @@ import logging
 from typing import LiteralString
 
 from relay import outbox_table
-from relay.database import Connection, DatabaseLost, close, connect, deadline
+from relay.database import Connection, DatabaseLost, ask_for_writes, close, connect, deadline
 from relay.metrics import Vitals
 
 log = logging.getLogger("relay")
@@ -49,6 +49,7 @@ async def watch(url: str, vitals: Vitals, stop: asyncio.Event) -> None:
 
 
 async def _count(conn: Connection, vitals: Vitals) -> None:
+    await ask_for_writes(conn)
     mark, _, last_value = await outbox_table.read_mark(conn)
     above = max(vitals.mark, mark) if mark <= last_value else 0
     pending, counted_to, oldest = await outbox_table.count_pending(conn, above, last_value, COUNTED)

@@ -1,11 +1,15 @@
 """Partitions: made ahead, dropped after their time, never with a row that is still to be sent."""
 
+import asyncio
+
+import httpx
 from psycopg import AsyncConnection
 
 from relay.metrics import Vitals
 from relay.settings import Settings
 from relay.upkeep import look_after
-from tests.relay.service import append, states
+from tests.conftest import StartSystem
+from tests.relay.service import RelayProcess, append, becomes, states
 
 SMALL = 10
 
@@ -108,3 +112,26 @@ async def test_an_open_writer_keeps_its_row(conn: AsyncConnection, database_url:
         await writer.commit()
 
     assert await states(conn) == {"pending": 1, "sent": 14}
+
+
+async def test_orders_are_taken_when_the_partitions_are_used_up(start_system: StartSystem) -> None:
+    """
+    With every relay down the partitions made ahead are used up, and orders are taken all the same; a relay that comes
+    then sends them all.
+    """
+    system = start_system(apis=1, relays=0, workers=0, with_nginx=False)
+    async with await AsyncConnection.connect(system.database_url, autocommit=True) as conn:
+        await shrink(conn)
+        ahead = len(await lows(conn)) * SMALL
+        async with httpx.AsyncClient(base_url=system.api_urls[0], timeout=30, trust_env=False) as client:
+            for _ in range(10):
+                answers = await asyncio.gather(*(client.post("/order/place") for _ in range(10)))
+                assert {answer.status_code for answer in answers} == {200}
+        assert ahead < 100
+        assert await states(conn) == {"pending": 100}
+
+        relay = RelayProcess(system.database_url, system.amqp_url, system.folder).start()
+        try:
+            await becomes({"sent": 100}, lambda: states(conn), 30)
+        finally:
+            relay.kill()
