@@ -23,8 +23,12 @@ CONTENT_TYPE, HEADERS, DELIVERY_MODE, MESSAGE_ID, TIMESTAMP = 1 << 15, 1 << 13, 
 ALWAYS = DELIVERY_MODE | MESSAGE_ID | TIMESTAMP
 
 _frame_start = struct.Struct(">BHI").pack
-_content_start = struct.Struct(">HHQH").pack
+_content_start = struct.Struct(">BHIHHQH").pack  # a frame's start, and behind it a content header's
 _timestamp = struct.Struct(">Q").pack
+_length = struct.Struct(">I").pack
+_strings = msgspec.json.Decoder(dict[str, str]).decode
+
+CONTENT_START_BYTES = 14  # of the frame's payload
 
 METHODS_KEPT = 4096
 LONGEST_NAME = 128
@@ -73,18 +77,20 @@ class Encoder:
 
     def _header(self, message: Message) -> bytes:
         flags = ALWAYS
-        properties = b""
+        content_type = headers = b""
         if message.content_type:
             flags |= CONTENT_TYPE
-            properties += short_string(message.content_type)
+            content_type = short_string(message.content_type)
         if message.headers != "{}":
             flags |= HEADERS
-            properties += header_table(message.headers)
-        properties += PERSISTENT + short_string(message.event_id) + _timestamp(int(message.created))
-        payload = _content_start(BASIC_CLASS, 0, len(message.body), flags) + properties
-        if len(payload) > self._largest:
-            raise Unencodable(f"its headers take {len(payload)} bytes, and a frame of this broker {self._largest}")
-        return _frame_start(2, self._channel, len(payload)) + payload + FRAME_END
+            headers = header_table(message.headers)
+        event_id = short_string(message.event_id)
+        created = _timestamp(int(message.created))
+        size = CONTENT_START_BYTES + len(content_type) + len(headers) + len(event_id) + 9
+        if size > self._largest:
+            raise Unencodable(f"its headers take {size} bytes, and a frame of this broker {self._largest}")
+        start = _content_start(2, self._channel, size, BASIC_CLASS, 0, len(message.body), flags)
+        return b"".join((start, content_type, headers, PERSISTENT, event_id, created, FRAME_END))
 
 
 def short_string(value: str) -> bytes:
@@ -97,6 +103,24 @@ def short_string(value: str) -> bytes:
 
 def header_table(headers: str) -> bytes:
     """Return a JSON object as AMQP's field table."""
+    try:
+        strings = _strings(headers)
+    except msgspec.ValidationError:
+        return _any_table(headers)
+    except msgspec.MsgspecError as error:
+        raise Unencodable(f"its headers cannot be encoded: {error}") from error
+    # Nothing but strings, as almost always: pamqp takes four times as long for it.
+    fields: list[bytes] = []
+    for name, value in strings.items():
+        raw_name, raw = name.encode(), value.encode()
+        if len(raw_name) > LONGEST_NAME:
+            raise _name_too_long(name)
+        fields += (bytes((len(raw_name),)), raw_name, b"S", _length(len(raw)), raw)
+    table = b"".join(fields)
+    return _length(len(table)) + table
+
+
+def _any_table(headers: str) -> bytes:
     try:
         table: dict[str, Any] = msgspec.json.decode(headers, type=dict[str, Any])
         _check_names(table)
@@ -111,8 +135,12 @@ def _check_names(value: Any) -> None:
     if isinstance(value, dict):
         for name, inner in value.items():
             if len(name.encode()) > LONGEST_NAME:
-                raise Unencodable(f"its header {name[:40]!r}... has more than {LONGEST_NAME} bytes in its name")
+                raise _name_too_long(name)
             _check_names(inner)
     elif isinstance(value, list):
         for inner in value:
             _check_names(inner)
+
+
+def _name_too_long(name: str) -> Unencodable:
+    return Unencodable(f"its header {name[:40]!r}... has more than {LONGEST_NAME} bytes in its name")
