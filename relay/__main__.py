@@ -8,7 +8,7 @@ import time
 
 from relay.backoff import backoff_seconds
 from relay.database import DatabaseLost, SchemaMissing, close, connect, deadline
-from relay.forward import Forwarder, SequenceCached
+from relay.forward import Forwarder, Lanes, SequenceCached
 from relay.guard import Guard
 from relay.health import serve
 from relay.management import ManagementUnavailable
@@ -39,7 +39,10 @@ async def forward_until_stopped(settings: Settings) -> None:
     for name in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(name, stop.set)
     vitals = Vitals()
-    publisher = Publisher(settings.amqp_urls, settings.confirm_seconds)
+    # A lane has a connection of its own: flow control and a lost channel then concern one lane.
+    # With a rate to keep, one is enough.
+    count = 1 if settings.rate else settings.lanes
+    publishers = [Publisher(settings.amqp_urls, settings.confirm_seconds) for _ in range(count)]
     try:
         server = await serve(vitals, settings.host, settings.port)
     except OSError as error:
@@ -48,8 +51,8 @@ async def forward_until_stopped(settings: Settings) -> None:
         ) from error
     async with server:
         try:
-            guard = Guard(settings, publisher)
-            await _find_servers(settings, publisher, guard, vitals, stop)
+            guards = [Guard(settings, publisher) for publisher in publishers]
+            await _find_servers(settings, publishers[0], guards[0], vitals, stop)
             if not stop.is_set():
                 host, port = server.sockets[0].getsockname()[:2]
                 log.info("started: health on %s:%s, batches of %d rows", host, port, settings.batch_rows)
@@ -58,10 +61,13 @@ async def forward_until_stopped(settings: Settings) -> None:
                     tasks.create_task(keep(settings, vitals, stop), name="relay-upkeep")
                     listener = Listener(settings.database_url, vitals, wake)
                     tasks.create_task(listener.run(stop), name="relay-wake")
-                    forwarder = Forwarder(settings, publisher, guard, vitals, wake)
-                    tasks.create_task(forwarder.run(stop), name="relay-forward")
+                    lanes = Lanes(settings)
+                    for number, (publisher, guard) in enumerate(zip(publishers, guards, strict=True), 1):
+                        forwarder = Forwarder(settings, publisher, guard, vitals, wake, lanes, is_first=number == 1)
+                        tasks.create_task(forwarder.run(stop), name=f"relay-forward-{number}")
         finally:
-            await publisher.close()
+            for publisher in publishers:
+                await publisher.close()
     log.info("stopped by a signal: %d messages published", vitals.published_rows)
 
 

@@ -2,6 +2,9 @@
 
 The claiming transaction is the lease: it holds the shards' locks and the rows', and both vanish with the connection.
 It is never held while the broker is away, and never for longer than `hold_seconds` and one wait for confirms.
+
+While there is a backlog the first lane has others beside it, each with connections of its own: one claims and records
+while another waits for its confirms. To each other they are what relays are.
 """
 
 import asyncio
@@ -39,6 +42,7 @@ SAVE_SECONDS = 2.0  # between two savings of the mark
 PRESENCE_SECONDS = 1.0
 GUARD_SECONDS = 0.3  # between two looks for a required queue that is not there
 RETRY_FIRST_SECONDS, RETRY_LONGEST_SECONDS = 0.05, 0.5
+BACKLOG_SECONDS = 1.0  # without a full claim for so long, there is no backlog
 BUSY_PAUSE_SECONDS = 0.005  # first pause while rows are about that others hold or that are not committed
 
 
@@ -46,18 +50,38 @@ class SequenceCached(Exception):
     """The outbox's sequence hands out ids in blocks, so that the mark would not be exact."""
 
 
+class Lanes:
+    """What the lanes of one relay share: what they know of the weather, and whether there is a backlog."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.weather = Weather(settings.probe_seconds)
+        self.backlog = asyncio.Event()
+
+
 class Forwarder:
-    """Moves messages from the outbox to the broker, as long as it is let."""
+    """One lane: moves messages from the outbox to the broker, as long as it is let."""
 
     def __init__(
-        self, settings: Settings, publisher: Publisher, guard: Guard, vitals: Vitals, wake: asyncio.Event
+        self,
+        settings: Settings,
+        publisher: Publisher,
+        guard: Guard,
+        vitals: Vitals,
+        wake: asyncio.Event,
+        lanes: Lanes,
+        *,
+        is_first: bool = True,
     ) -> None:
         self._settings = settings
+        self._is_first = is_first
+        self._backlog = lanes.backlog
+        self._lanes = 1
+        self._full_at = 0.0
         self._publisher = publisher
         self._guard = guard
         self._vitals = vitals
         self._wake = wake
-        self._weather = Weather(settings.probe_seconds)
+        self._weather = lanes.weather
         self._pace = Pace(settings.rate)
         self._conn: Connection | None = None
         self._mark = LowWaterMark(0)
@@ -75,6 +99,9 @@ class Forwarder:
         """Forward until told to stop; the batch in hand is finished first."""
         failures = 0
         while not stop.is_set():
+            if not self._is_first and not self._backlog.is_set():
+                await self._rest(stop)
+                continue
             self._vitals.turned()
             try:
                 conn = await self._ready()
@@ -104,13 +131,16 @@ class Forwarder:
 
     async def _pause(self, seconds: float, stop: asyncio.Event, woken: bool) -> None:
         """Wait for the time to pass, for a signal, or, if there is no trouble, for a writer's word."""
-        events = [stop, self._wake] if woken else [stop]
-        waits = [asyncio.create_task(event.wait(), name="relay-pause") for event in events]
-        await asyncio.wait(waits, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
-        for wait in waits:
-            wait.cancel()
+        await _first_of([stop, self._wake] if woken else [stop], seconds)
         if woken:
             self._wake.clear()
+
+    async def _rest(self, stop: asyncio.Event) -> None:
+        """Leave everything to the first lane until there is a backlog: an idle relay has one of each connection."""
+        await self._save_mark()
+        await self._disconnect()
+        await self._publisher.close()
+        await _first_of([stop, self._backlog], None)
 
     async def _ready(self) -> Connection:
         """Return the claiming connection, with the broker connected too."""
@@ -128,7 +158,7 @@ class Forwarder:
         try:
             with deadline(conn, STATEMENT_SECONDS):
                 mark, cache, last_value = await outbox_table.read_mark(conn)
-                await outbox_table.be_present(conn)
+                await outbox_table.be_present(conn, self._is_first)
         except BaseException:
             await close(conn)
             raise
@@ -141,7 +171,7 @@ class Forwarder:
         # A mark above the sequence means that the sequence was set back, so it is worth nothing.
         self._mark = LowWaterMark(mark if mark <= last_value else 0)
         self._saved = mark
-        self._vitals.mark = self._mark.mark
+        self._tell_mark()
         self._vitals.database = "connected"
         self._proven_at = time.monotonic()
         return conn
@@ -157,7 +187,8 @@ class Forwarder:
         if now >= self._presence_at:
             self._presence_at = now + PRESENCE_SECONDS
             with deadline(conn, STATEMENT_SECONDS):
-                self._vitals.relays = max(1, await outbox_table.count_present(conn))
+                relays, lanes = await outbox_table.count_present(conn)
+            self._vitals.relays, self._lanes = max(1, relays), max(1, lanes)
         if not self._guard.is_complete and now >= self._guard_at:
             self._guard_at = now + GUARD_SECONDS
             await self._guard.complete(conn)
@@ -173,7 +204,7 @@ class Forwarder:
         elif upto > self._mark.mark or waiting:
             claimed, more = await self._forward_batch(conn, upto, waiting)
             self._looks_in_vain = 0 if claimed else self._looks_in_vain + 1
-            if more or self._looks_in_vain < self._vitals.relays:
+            if more or self._looks_in_vain < self._lanes:
                 pause = 0.0
             elif upto > self._mark.mark:
                 # Someone else has these rows in hand, or they are not committed, or will never be.
@@ -182,12 +213,26 @@ class Forwarder:
             await self._move_mark(conn, idle=not claimed)
         else:
             self._looks_in_vain = 0
+            self._tell_backlog(full=False)
         return pause
+
+    def _tell_backlog(self, full: bool) -> None:
+        """Call the other lanes when one claim does not take all there is, and let them rest when it long has."""
+        now = time.monotonic()
+        if full:
+            self._full_at = now
+            self._backlog.set()
+        elif self._is_first and now - self._full_at > BACKLOG_SECONDS:
+            self._backlog.clear()
+
+    def _tell_mark(self) -> None:
+        if self._is_first:
+            self._vitals.mark = self._mark.mark
 
     async def _forward_batch(self, conn: Connection, upto: int, waiting: bool) -> tuple[int, bool]:
         """Claim, publish, record, in one transaction; return how many rows were claimed, and whether to go right on."""
         most, most_bytes = self._pace.portion(self._settings.batch_rows), self._settings.batch_bytes
-        share = -(-outbox_table.SHARDS // self._vitals.relays)
+        share = -(-outbox_table.SHARDS // self._lanes)
         async with self._transaction(conn):
             began = time.monotonic()
             with deadline(conn, STATEMENT_SECONDS):
@@ -204,6 +249,7 @@ class Forwarder:
             self._vitals.shards_held.set(len(shards))
             self._vitals.poll_seconds.observe((self._proven_at - began,))
             if not messages:
+                self._tell_backlog(full=False)
                 return 0, False
             self._vitals.batch_rows.observe((len(messages),))
             publish, park = sort_out(messages, self._weather.is_open)
@@ -218,6 +264,7 @@ class Forwarder:
         self._count(outcome, confirmed)
         full = len(messages) >= most or sum(len(m.body) for m in messages) * 2 > most_bytes
         settled = len(outcome.sent) + len(outcome.unrouted) + sum(map(len, outcome.park.values()))
+        self._tell_backlog(full)
         return len(messages), full or settled > 0
 
     async def _claim_parked(self, conn: Connection, shards: list[int], most: int) -> list[Message]:
@@ -373,7 +420,7 @@ class Forwarder:
             mark.observe(last_value, await outbox_table.writers(conn))
             if mark.settled > mark.mark:
                 mark.advance(await outbox_table.lowest_pending(conn, mark.mark, mark.settled))
-        self._vitals.mark = mark.mark
+        self._tell_mark()
         if now >= self._save_at:
             self._save_at = now + SAVE_SECONDS
             await self._save_mark()
@@ -385,3 +432,11 @@ class Forwarder:
         with contextlib.suppress(DatabaseLost), deadline(self._conn, STATEMENT_SECONDS):
             await outbox_table.save_mark(self._conn, self._mark.mark)
             self._saved = self._mark.mark
+
+
+async def _first_of(events: list[asyncio.Event], seconds: float | None) -> None:
+    """Return when one of the events is set, or the time has passed."""
+    waits = [asyncio.create_task(event.wait(), name="relay-pause") for event in events]
+    await asyncio.wait(waits, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+    for wait in waits:
+        wait.cancel()

@@ -44,13 +44,14 @@ LOOK: LiteralString = """
 """
 
 BE_PRESENT: LiteralString = """
-    -- Held as long as this session can claim; how many hold it is how many share the shards.
-    SELECT pg_try_advisory_lock_shared('outbox'::regclass::oid::integer, 1001)
+    -- Held as long as this session can claim; how many hold one is how many share the shards. A relay's first lane
+    -- holds 1001, its others 1002.
+    SELECT pg_try_advisory_lock_shared('outbox'::regclass::oid::integer, %(seat)s)
 """
 
 COUNT_PRESENT: LiteralString = """
-    SELECT count(*) FROM pg_locks
-    WHERE locktype = 'advisory' AND classid = 'outbox'::regclass::oid AND objid = 1001 AND granted
+    SELECT count(*) FILTER (WHERE objid = 1001), count(*) FROM pg_locks
+    WHERE locktype = 'advisory' AND classid = 'outbox'::regclass::oid AND objid IN (1001, 1002) AND granted
       AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
 """
 
@@ -241,16 +242,16 @@ async def read_mark(conn: Connection) -> tuple[int, int, int]:
     return row[0], row[1], row[2]
 
 
-async def be_present(conn: Connection) -> None:
-    """Count as a relay that takes its share of the shards, until the connection ends."""
-    await conn.execute(BE_PRESENT)
+async def be_present(conn: Connection, first: bool) -> None:
+    """Count as a lane that takes its share of the shards, until the connection ends."""
+    await conn.execute(BE_PRESENT, {"seat": 1001 if first else 1002})
 
 
-async def count_present(conn: Connection) -> int:
-    """Return how many relays share the shards."""
+async def count_present(conn: Connection) -> tuple[int, int]:
+    """Return how many relays share the shards, and how many lanes they have."""
     row = await (await conn.execute(COUNT_PRESENT)).fetchone()
     assert row is not None
-    return int(row[0])
+    return row[0], row[1]
 
 
 async def look(conn: Connection) -> tuple[int, bool, float]:

@@ -35,8 +35,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename=_variable):
     required_routes: str = ""  # exchange/routing key, commas between: have to be bound to one of the queues
     management_url: str = ""  # http://user:password@host:15672: bindings and policies are verified too
 
-    batch_rows: Count = 500  # rows of one claim
+    batch_rows: Count = 2000  # rows of one claim
     batch_bytes: Count = 4 * 1024 * 1024  # of one claim, or one row: bounds memory and the bytes in the socket
+    lanes: Annotated[int, msgspec.Meta(ge=1, le=8)] = 2  # claims at work at once while there is a backlog
     hold_seconds: Positive = 0.25  # no wave of a claim starts later than this
     confirm_seconds: Positive = 5.0  # the longest wait for confirms; the claiming transaction is open that long
     rate: Annotated[float, msgspec.Meta(ge=0)] = 0.0  # rows per second at most; 0 is no limit
