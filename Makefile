@@ -18,7 +18,7 @@ test: $(VENV)/.made ## run every test on real servers (ARGS=... for pytest)
 fuzz: $(VENV)/.made ## send more than 20,000 requests made from the OpenAPI document to a running service
 	@FUZZ_EXAMPLES=$${FUZZ_EXAMPLES:-5000} $(BIN)/python -m pytest -s tests/orders/test_openapi.py $(ARGS)
 
-bench: $(VENV)/.made ## measure (ONLY=placing is one of them; FULL=1 is the long form)
+bench: $(VENV)/.made ## measure (ONLY=relay is one of them; FULL=1 is the long form)
 	@$(BIN)/python -m bench $(ONLY)
 
 up: $(VENV)/.made ## start the system in the background, or heal and rescale it (APIS=3 RELAYS=1 WORKERS=1)

@@ -1,11 +1,12 @@
 """The measurements: `make bench`, the long form with `make bench FULL=1`, one of them with `make bench ONLY=placing`.
 
 placing    orders a second through nginx: the tutorial's design, ours, and our stack with a handler that does nothing
+relay      the relay's rate, its latency, what does not change them, and what a relay costs that has nothing to do
 listing    what listing orders by status costs, and what it would cost the placements
 
 measurement  runs the sides of a comparison in turn, and prints medians with minima and maxima
 record       the JSON under `.run/bench/`: each run as it ends, the machine, the versions, the settings
-plot         the same as SVG
+plot, draw   the same as SVG
 baseline     the tutorial's design, written from its description; its packages are an extra of their own
 
 What the pages tell stands in `bench/results/`: the JSON of the run that it comes from.

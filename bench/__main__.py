@@ -10,7 +10,7 @@ from bench.measurement import Bench, SharedServers
 from bench.record import Form
 
 # The main ones, which together take less than ten minutes, and in the long form less than sixty.
-NAMES = ("placing",)
+NAMES = ("placing", "relay")
 
 
 def main() -> None:
