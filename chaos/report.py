@@ -54,6 +54,7 @@ class Brief(msgspec.Struct, frozen=True):
     slowest_recovery: str  # of a fault, whatever else was broken meanwhile
     never_recovered: int  # within the time that a single fault is watched for
     machine: str
+    commit: str
     at: str
 
 
@@ -66,7 +67,7 @@ def brief(o: Outcome) -> Brief:
         sorted({record.planned.kind for record in fired}), o.accepted, o.events,
         {verdict.id: verdict.violations for verdict in o.verdicts}, o.vacuous, o.settled_seconds,
         f"{slowest.recovery_seconds or 0.0:.1f} s, {slowest.planned.kind} {slowest.planned.place}" if slowest else "",
-        sum(record.recovery_seconds is None for record in fired), o.machine, o.at,
+        sum(record.recovery_seconds is None for record in fired), o.machine, o.commit, o.at,
     )  # fmt: skip
 
 
@@ -179,9 +180,9 @@ def number(value: float | None) -> str:
 
 
 def write(summary: Summary, folder: Path) -> None:
-    """Write summary.json, brief.json and report.html."""
-    briefs = [brief(outcome) for outcome in summary.outcomes]
-    write_atomically(folder / "brief.json", msgspec.json.format(msgspec.json.encode(briefs)).decode() + "\n")
+    """Write summary.json, brief.jsonl (a line for each seed) and report.html."""
+    briefs = [msgspec.json.encode(brief(outcome)).decode() for outcome in summary.outcomes]
+    write_atomically(folder / "brief.jsonl", "".join(f"{each}\n" for each in briefs))
     write_atomically(folder / "summary.json", msgspec.json.format(msgspec.json.encode(summary)).decode())
     write_atomically(folder / "report.html", page(summary))
 
@@ -256,7 +257,7 @@ def section(o: Outcome) -> str:
     examples = "".join(f"<li class=bad>{v.id}: {html.escape(e)}" for v in o.verdicts for e in v.examples)
     return (
         f"<h2>seed {o.asked.seed}</h2><p>{o.accepted} orders, {o.fired} faults of {o.kinds} kinds in "
-        f"{o.asked.minutes:g} minutes at {o.asked.rate:g} orders/s; {html.escape(o.machine)}; {o.at}</p>"
+        f"{o.asked.minutes:g} minutes at {o.asked.rate:g} orders/s; {html.escape(o.machine)}; {o.commit}; {o.at}</p>"
         f"<ul>{reasons}{examples}</ul>{timeline(o)}<details><summary>every fault</summary>"
         f"<table><tr><th>at s<th><th><th>where<th><th>recovery s<th>{faults}</table></details>"
     )

@@ -28,6 +28,7 @@ from chaos.ledger import Ledger, now
 from chaos.recorder import Recorder
 from chaos.stage import PLAIN, TRANSACTIONAL, Stage, staged
 from sandbox import packages
+from sandbox.process import ROOT
 
 Say = Callable[[str], None]
 
@@ -90,6 +91,7 @@ class Outcome(msgspec.Struct, kw_only=True):
     answers: dict[int, int]
     machine: str
     at: str
+    commit: str = ""
     handler: str = PLAIN
 
 
@@ -306,6 +308,7 @@ async def run_seed(asked: Asked, planned: list[Planned], folder: Path, say: Say)
         answers=dict(run.clients.answers),
         machine=f"{machine()}, {versions}, load {load:.0f} before and {os.getloadavg()[0]:.0f} after",
         at=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        commit=commit(),
         handler=handler_of(asked.seed),
     )
 
@@ -326,3 +329,12 @@ async def _staged(folder: Path, handler: str, say: Say) -> AsyncIterator[Stage]:
 def machine() -> str:
     """What it ran on."""
     return f"{os.cpu_count()} cores, {platform.system()} {platform.release()}, Python {platform.python_version()}"
+
+
+def commit() -> str:
+    """What was tested, as git names it; empty where there is no git to ask."""
+    command = ["git", "describe", "--always", "--dirty"]
+    try:
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return ""
