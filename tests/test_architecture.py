@@ -15,7 +15,7 @@ FOLDERS = {"orders": ROOT / "src" / "orders", "relay": ROOT / "relay"}
 # From the bottom up. A module imports only from the layers below its own, so there can be no cycle either.
 LAYERS: Mapping[str, Sequence[tuple[str, set[str]]]] = {
     "orders": (
-        ("letters", {"entropy"}),
+        ("letters and numbers", {"deadlines", "entropy"}),
         (
             "words",
             {
@@ -23,6 +23,7 @@ LAYERS: Mapping[str, Sequence[tuple[str, set[str]]]] = {
                 "crash",
                 "currencies",
                 "errors",
+                "head",
                 "preconditions",
                 "request_id",
                 "settings",
@@ -56,7 +57,7 @@ LAYERS: Mapping[str, Sequence[tuple[str, set[str]]]] = {
         ),
         ("acts that follow them", {"finish_orders", "postpone_orders", "send_invoices"}),
         ("what leads to them", {"letters", "retries", "run_handler"}),
-        ("the dead, and the child on trial", {"dead_letters", "trial"}),
+        ("the dead, the child on trial, and what becomes of an order", {"dead_letters", "next_step", "trial"}),
         ("its parent", {"suspects"}),
         (
             "ways in: HTTP, RabbitMQ, files, people",

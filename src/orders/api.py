@@ -42,6 +42,13 @@ Read = Wanted | Walk | KeyId
 Found = Order | Walked | ClientKey | None
 
 
+class Caller(msgspec.Struct, frozen=True):
+    """Whom a request speaks for, and when its patience ends if that began already, in the loop's time."""
+
+    client: str
+    until: float | None
+
+
 class Services(msgspec.Struct, frozen=True):
     """What the handlers work with."""
 
@@ -51,25 +58,25 @@ class Services(msgspec.Struct, frozen=True):
     clients: Clients
     back_pressure: BackPressure
 
-    async def place(self, placement: Placement) -> Placed:
+    async def place(self, placement: Placement, until: float | None) -> Placed:
         """Return once the order is committed."""
-        return cast(Placed, await self.write(placement, placement.size))
+        return cast(Placed, await self.write(placement, placement.size, until))
 
-    async def cancel(self, cancellation: Cancellation) -> Cancelled:
+    async def cancel(self, cancellation: Cancellation, until: float | None) -> Cancelled:
         """Return once the cancellation is committed."""
-        return cast(Cancelled, await self.write(cancellation, cancellation.size))
+        return cast(Cancelled, await self.write(cancellation, cancellation.size, until))
 
-    async def find(self, wanted: Wanted) -> Order:
+    async def find(self, wanted: Wanted, until: float | None) -> Order:
         """Return an order as it is now; raise OrderNotFound also when it is another client's."""
-        return cast(Order, await self.read(wanted))
+        return cast(Order, await self.read(wanted, until=until))
 
-    async def find_key(self, key_id: KeyId) -> ClientKey | None:
+    async def find_key(self, key_id: KeyId, until: float | None) -> ClientKey | None:
         """Return an API key, if it is there and valid."""
-        return cast(ClientKey | None, await self.read(key_id))
+        return cast(ClientKey | None, await self.read(key_id, until=until))
 
-    async def walk(self, step: Walk) -> Walked:
+    async def walk(self, step: Walk, until: float | None) -> Walked:
         """Return what a step down a list finds."""
-        return cast(Walked, await self.read(step, WALK_SIZE))
+        return cast(Walked, await self.read(step, WALK_SIZE, until))
 
 
 def services(request: Req) -> Services:
@@ -81,12 +88,12 @@ def services(request: Req) -> Services:
 async def place_order(request: Req) -> ASGIApp:
     """Place an order: 201 once it is committed, with its event, and flushed."""
     given = headers_of(request)
-    client = await client_of(request, given)
+    caller = await caller_of(request, given)
     if not _JSON(given.get(b"content-type", "")):
         raise BadRequest(415, "The body must be JSON: send Content-Type: application/json.", Accept="application/json")
     key = idempotency_key(request, given)
     new = problems.decode(_new_order, await request.body())
-    placed = await _place(request, given, client, new, key)
+    placed = await _place(request, given, caller, new, key)
     return created(placed)
 
 
@@ -115,7 +122,8 @@ async def list_orders(request: Req) -> Response[bytes]:
     if repeated := next((name for name in names if len(given.getall(name)) > 1), None):
         raise BadRequest(400, f"{repeated}: This parameter may be given once.", repeated)
     query: Query = problems.convert(Query, {name: given[name] for name in names})
-    page = await listing.read_page(services(request).walk, await client_of(request, headers_of(request)), query)
+    caller = await caller_of(request, headers_of(request))
+    page = await listing.read_page(lambda step: services(request).walk(step, caller.until), caller.client, query)
     return Response(_encode(page), media_type="application/json")
 
 
@@ -156,14 +164,14 @@ async def get_order(request: Req, order_id: FromPath[str]) -> Response[bytes]:
 async def cancel_order(request: Req, order_id: FromPath[str]) -> Response[bytes]:
     """Cancel an order that nobody works yet: 200 once that is committed, also when it was before."""
     given = headers_of(request)
-    client = await client_of(request, given)
+    caller = await caller_of(request, given)
     cancellation = Cancellation(
         order_id=_uuid(order_id),
-        client=client,
+        client=caller.client,
         traceparent=continue_trace(given.get(b"traceparent")),
         key=idempotency_key(request, given),
     )
-    cancelled = await services(request).cancel(cancellation)
+    cancelled = await services(request).cancel(cancellation, caller.until)
     headers = {"Idempotency-Replayed": "true"} if cancelled.replayed else {}
     return Response(cancelled.answer, media_type="application/json", headers=headers)
 
@@ -195,7 +203,7 @@ class TutorialOrder(msgspec.Struct, frozen=True):
 async def place_tutorial_order(request: Req) -> Response[bytes]:
     """Place an order without customer and lines, as the tutorial's clients do; a body is not read."""
     given = headers_of(request)
-    placed = await _place(request, given, await client_of(request, given), None, key=None)
+    placed = await _place(request, given, await caller_of(request, given), None, key=None)
     return Response(_encode(TutorialOrder(placed.order_id, "placed")), media_type="application/json", status_code=200)
 
 
@@ -259,23 +267,36 @@ def idempotency_key(request: Req, given: dict[bytes, str]) -> str | None:
     return key
 
 
-async def client_of(request: Req, given: dict[bytes, str]) -> str:
-    """Return whom the request speaks for; raise Unauthorized if its key is for nobody."""
+async def caller_of(request: Req, given: dict[bytes, str]) -> Caller:
+    """Return whom the request speaks for; raise Unauthorized if its key is for nobody.
+
+    A key that has to be looked up uses up some of the one patience that a request has.
+    """
     its = services(request)
-    return await its.clients.client_of(given.get(b"authorization"), its.find_key)
+    until: float | None = None
+
+    async def find(key_id: KeyId) -> ClientKey | None:
+        nonlocal until
+        until = its.read.patience_ends()
+        return await its.find_key(key_id, until)
+
+    client = await its.clients.client_of(given.get(b"authorization"), find)
+    return Caller(client, until)
 
 
-async def _place(request: Req, given: dict[bytes, str], client: str, new: NewOrder | None, key: str | None) -> Placed:
+async def _place(
+    request: Req, given: dict[bytes, str], caller: Caller, new: NewOrder | None, key: str | None
+) -> Placed:
     its = services(request)
     its.back_pressure.check()
     traceparent = continue_trace(given.get(b"traceparent"))
-    return await its.place(placement_of(new, client=client, traceparent=traceparent, key=key))
+    return await its.place(placement_of(new, client=caller.client, traceparent=traceparent, key=key), caller.until)
 
 
 async def _read(request: Req, order_id: str) -> Order:
     """Return an order of the request's client; another's is not there."""
-    client = await client_of(request, headers_of(request))
-    return await services(request).find(Wanted(client, _uuid(order_id)))
+    caller = await caller_of(request, headers_of(request))
+    return await services(request).find(Wanted(caller.client, _uuid(order_id)), caller.until)
 
 
 def _uuid(order_id: str) -> UUID:
@@ -289,7 +310,7 @@ def _uuid(order_id: str) -> UUID:
 async def _database_answers(request: Req) -> bool:
     """Ask for an order that cannot exist."""
     try:
-        await services(request).find(Wanted(ANONYMOUS, UUID(int=0)))
+        await services(request).find(Wanted(ANONYMOUS, UUID(int=0)), None)
     except OrderNotFound:
         return True
     except OrdersError:

@@ -3,8 +3,10 @@
 import random
 from collections.abc import Iterator
 
+from orders.deadlines import FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS
 
-def backoff(first: float = 0.05, most: float = 0.5) -> Iterator[float]:
+
+def backoff(first: float = FIRST_PAUSE_SECONDS, most: float = LONGEST_PAUSE_SECONDS) -> Iterator[float]:
     """Yield pauses in seconds: doubled from `first` up to `most`, each with up to half of jitter taken off."""
     pause = first
     while True:

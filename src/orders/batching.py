@@ -16,7 +16,7 @@ import psycopg
 from prometheus_client import Counter, Gauge, Histogram
 from psycopg import AsyncConnection
 
-from orders import database
+from orders import database, deadlines
 from orders.backoff import backoff
 from orders.crash import stop_the_process_if_it_crashed
 from orders.errors import OrdersError, Overloaded, Refused, Unavailable, first_line
@@ -85,7 +85,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     queue_rows: int = 4000
     queue_bytes: int = 64 << 20
     patience: float | None = None  # how long a caller waits; None: for ever
-    statement_seconds: float = 1.2  # then the connection is severed and the batch run again
+    statement_seconds: float = deadlines.STATEMENT_SECONDS  # then the connection is severed and the batch run again
 
 
 class _Waiting(Generic[Item, Answer]):
@@ -152,20 +152,27 @@ class Batching(Generic[Item, Answer]):
         self._wake(all_of_them=True)
         await asyncio.gather(*self._tasks)
 
-    async def __call__(self, item: Item, size: int = 0) -> Answer:
+    def patience_ends(self) -> float | None:
+        """Return when the patience of a caller ends who comes now, in the loop's time; None: never."""
+        patience = self.limits.patience
+        return None if patience is None else asyncio.get_running_loop().time() + patience
+
+    async def __call__(self, item: Item, size: int = 0, until: float | None = None) -> Answer:
         """Wait for the batch that takes the item, and return its answer.
 
+        `until` is when the caller's patience ends, if it does not begin now: it is one for all that a caller asks.
+
         Raises what `run` returned for the item; Refused when the database refuses this very row; Overloaded at once
-        when too much is waiting; Unavailable when the answer takes longer than `patience`: the item is then stored at
-        most once, or not at all.
+        when too much is waiting; Unavailable when the patience ends first: the item is then stored at most once, or
+        not at all.
         """
         limits = self.limits
         if self.stopping or self._rows >= limits.queue_rows or self._bytes + size > limits.queue_bytes:
             raise Overloaded
         loop = asyncio.get_running_loop()
         waiting: _Waiting[Item, Answer] = _Waiting(item, size, loop)
-        patience = limits.patience
-        timer = None if patience is None else loop.call_later(patience, _settle, waiting, Unavailable())
+        until = until or self.patience_ends()
+        timer = None if until is None else loop.call_at(until, _settle, waiting, Unavailable())
         self._queue.append(waiting)
         self._rows += 1
         self._bytes += size
@@ -225,7 +232,6 @@ class Batching(Generic[Item, Answer]):
                         continue
                     self.connections += 1
                     CONNECTIONS.labels(self.name).set(self.connections)
-                    pauses = backoff()
                 batch = [waiting for waiting in batch if not waiting.answer.done()] or self._take()
                 if not batch:
                     if self.stopping:
@@ -239,12 +245,14 @@ class Batching(Generic[Item, Answer]):
                 verdict = await self._run(conn, batch)
                 if verdict is None:
                     batch = []
-                elif verdict is Verdict.CONNECTION_LOST:
+                    pauses = backoff()
+                    continue
+                if verdict is Verdict.CONNECTION_LOST:
                     self.connections -= 1
                     CONNECTIONS.labels(self.name).set(self.connections)
                     await database.close(conn)
                     conn = None
-                    await asyncio.sleep(next(pauses))
+                await asyncio.sleep(next(pauses))
         finally:
             if conn is not None:
                 self.connections -= 1
@@ -277,7 +285,7 @@ class Batching(Generic[Item, Answer]):
     async def _run_one_by_one(self, conn: AsyncConnection, batch: Iterable[_Waiting[Item, Answer]]) -> Verdict | None:
         """Find the guilty rows; the others are written. What a lost connection leaves is run again as a batch."""
         for waiting in batch:
-            if (verdict := await self._run(conn, [waiting])) is not None:
+            if not waiting.answer.done() and (verdict := await self._run(conn, [waiting])) is not None:
                 return verdict
         return None
 

@@ -8,6 +8,8 @@ from typing import Annotated, Literal, Self
 import msgspec
 from msgspec import Meta
 
+from orders.deadlines import PATIENCE_SECONDS
+
 DatabaseUrl = Annotated[
     str,
     Meta(pattern=r"^postgres(ql)?://", description="libpq URL of PostgreSQL; several hosts are tried in turn"),
@@ -83,7 +85,7 @@ class ApiSettings(Settings, frozen=True, kw_only=True):
     ] = 64 << 20
     orders_patience: Annotated[
         float, Meta(gt=0, le=60, description="seconds that a request waits for the database; then 503")
-    ] = 1.5
+    ] = PATIENCE_SECONDS
     orders_auth: Annotated[
         Literal["optional", "required"],
         Meta(description="`optional`: who has no API key is the anonymous client; `required`: 401"),
