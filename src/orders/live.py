@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 from uuid import UUID
 
 import msgspec
-from prometheus_client import Gauge
+from prometheus_client import Counter, Gauge
 from psycopg import AsyncConnection
 
 from orders import orders_table
@@ -22,6 +22,7 @@ HEARTBEAT_SECONDS = 10.0  # nginx and the proxies of others take a minute of sil
 MOST_WATCHERS = 10_000  # each is a task and an open connection
 
 WATCHERS = Gauge("orders_watchers", "Streams of events, and requests that wait for a change")
+TICKS = Counter("orders_watch_ticks_total", "Statements for the newest status of all that is watched")
 
 _encode = msgspec.json.Encoder().encode
 
@@ -47,6 +48,7 @@ class Live:
 
     async def tick(self, conn: AsyncConnection) -> None:
         """Ask once for all that are watched, and tell those who wait for what has changed."""
+        TICKS.inc()
         order_ids = list(self._waiting)
         versions = [min(self._waiting[order_id].values()) for order_id in order_ids]
         for now in await orders_table.changed(conn, order_ids, versions):

@@ -7,6 +7,7 @@ from uuid import UUID, uuid4
 
 import httpx
 import msgspec
+from prometheus_client import REGISTRY
 from psycopg import AsyncConnection
 
 from orders.claim_orders import Claimed, claim_orders
@@ -18,6 +19,15 @@ from tests.orders.test_cancel_orders import TRACE
 from tests.orders.work_samples import wanted_again
 
 Event = tuple[str, dict[str, Any]]
+
+# The tick that is under way at a commit may have looked too early, the next one sees it, and while its news travel
+# another one may begin.
+FOLLOWING = 3
+
+
+def ticks() -> float:
+    """How often the api has looked so far."""
+    return REGISTRY.get_sample_value("orders_watch_ticks_total") or 0
 
 
 async def claim(conn: AsyncConnection, order: dict[str, Any]) -> Claimed:
@@ -49,15 +59,19 @@ async def events_of(answer: httpx.Response) -> AsyncIterator[Event]:
 
 async def test_stream(api: Api, conn: AsyncConnection) -> None:
     """
-    A stream tells the status now, each change within 300 ms of its commit, and ends with the order.
+    A stream tells the status now, each change by the tick that follows its commit, and ends with the order.
     """
     order = await api.place()
     async with watching(api, order) as events:
         assert status_of(await anext(events)) == ("1", "placed")
         claimed = await claim(conn, order)
+        before = ticks()
         assert status_of(await anext(events)) == ("2", "processing")
+        assert ticks() - before <= FOLLOWING
         await finish(conn, claimed)
+        before = ticks()
         assert status_of(await anext(events)) == ("3", "done")
+        assert ticks() - before <= FOLLOWING
         assert [event async for event in events] == []
 
 
@@ -106,11 +120,10 @@ async def test_stop_ends_streams_and_waits_at_once(api: Api) -> None:
             api.client.get(f"/orders/{order['order_id']}", headers={"Prefer": "wait=30"}, timeout=30)
         )
         await eventually(lambda: api.live._watchers == 2)
-        stopped = time.monotonic()
         api.stop()
         assert [event async for event in events] == []
+        # A wait that the stop does not end would be cut off, unanswered, when the server's grace of 3 s is over.
         assert ((await waiting).status_code, (await waiting).json()["status"]) == (200, "placed")
-        assert time.monotonic() - stopped < 15, "the stop ended the wait, not its 30 s"
 
 
 async def test_wait(api: Api, conn: AsyncConnection) -> None:
@@ -123,8 +136,10 @@ async def test_wait(api: Api, conn: AsyncConnection) -> None:
     await eventually(api.live.is_watched)
     assert not waiting.done()
     await claim(conn, order)
+    before = ticks()
     answer = await waiting
 
+    assert ticks() - before <= FOLLOWING
     assert (answer.json()["status"], answer.headers["preference-applied"]) == ("processing", "wait=30")
 
 
