@@ -33,6 +33,7 @@ from orders.clients import CONFIRM_SECONDS, Clients
 from orders.clients_table import KeyId
 from orders.errors import OrdersError
 from orders.expire_keys import BUSY_SECONDS, ExpireKeys
+from orders.head import with_head
 from orders.live import TICK_SECONDS, Live
 from orders.orders_table import Walk, Wanted
 from orders.periodic import Job, Periodic
@@ -139,7 +140,7 @@ async def serve(settings: ApiSettings) -> None:
         outbox_table.COLUMNS_ARE_THERE,
     )
     live = Live()
-    app = request_id.named(create_app(settings, live))
+    app = request_id.named(with_head(create_app(settings, live)))
     server = serving.HttpServer(app, settings.orders_host, settings.orders_port, settings.orders_grace)
 
     def stop() -> None:

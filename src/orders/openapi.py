@@ -83,6 +83,7 @@ def document() -> _Json:
                 "Takes orders, and sees each of them through to its end.\n\n"
                 "Every error is a problem document (RFC 9457). Every answer carries `X-Request-ID`: the one that the "
                 "request had, if it is made of at most 128 letters, digits and `._~+/=:@-`, else a new one.\n\n"
+                "HEAD answers wherever GET does, without the body.\n\n"
                 "What nginx answers itself has the same form: 413, 414, 429 (with `Retry-After`), 431, 502, 504."
             ),
             "license": {"name": "MIT", "identifier": "MIT"},

@@ -12,6 +12,7 @@ from litestar.exceptions import HTTPException
 from prometheus_client import Counter
 
 from orders import errors
+from orders.head import allow
 from orders.request_id import REQUEST_ID
 
 log = logging.getLogger(__name__)
@@ -107,7 +108,8 @@ def of_litestar(request: Request[Any, Any, Any], error: HTTPException) -> Respon
     phrase = HTTPStatus(error.status_code).phrase
     details = {404: "There is nothing at this path.", 413: "The body is larger than 1 MiB."}
     detail = details.get(error.status_code) or error.detail or phrase
-    return answer(request, error.status_code, detail, headers=error.headers)
+    headers = {name: allow(value) if name == "allow" else value for name, value in (error.headers or {}).items()}
+    return answer(request, error.status_code, detail, headers=headers)
 
 
 def of_bug(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]:

@@ -9,6 +9,7 @@ import httpx
 import pytest
 
 from orders.app import create_app
+from orders.head import with_head
 from orders.live import Live
 from orders.request_id import named
 from orders.serving import HttpServer
@@ -53,7 +54,7 @@ async def running(database_url: str, **settings: str) -> AsyncIterator[Api]:
     port = free_port()
     read = ApiSettings.read({"DATABASE_URL": database_url, "ORDERS_PORT": str(port), **settings})
     live = Live()
-    server = HttpServer(named(create_app(read, live)), read.orders_host, port, 3)
+    server = HttpServer(named(with_head(create_app(read, live))), read.orders_host, port, 3)
     task = asyncio.create_task(server.serve(), name="api")
     async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=10) as client:
         api = Api(live, server, client)
