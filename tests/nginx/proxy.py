@@ -89,7 +89,7 @@ async def on_the_host(
 ) -> AsyncIterator[Proxy]:
     """nginx.conf as the sandbox fills it in; `extra` goes to the end of the server block."""
     port = ports.free_port()
-    settings = {"ORDERS_RATE_LIMIT": str(rate_limit)} if rate_limit else {}
+    settings = {"ORDERS_RATE_LIMIT": str(rate_limit)} if rate_limit is not None else {}
     main_file = nginx.render(folder, port, apis, folder / "access.log", settings)
     main_file.write_text(main_file.read_text().replace(str(nginx.RULES), str(folder)))
     copy_rules(folder, times, extra)

@@ -1,15 +1,24 @@
 """Requests per second and client."""
 
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from sandbox import nginx as sandbox_nginx
+from sandbox.process import StartError
 from tests.nginx.conftest import StartApi, StartNginx
 from tests.nginx.proxy import concurrently
 from tests.nginx.upstream import answer
 
 
-async def test_off(api: StartApi, nginx: StartNginx) -> None:
+@pytest.mark.parametrize("rate_limit", [None, 0])
+async def test_off(api: StartApi, nginx: StartNginx, rate_limit: int | None) -> None:
     """
-    Without the setting nobody is limited.
+    Without the setting, or with 0, nobody is limited.
     """
-    proxy = await nginx(await api(answer()))
+    proxy = await nginx(await api(answer()), rate_limit=rate_limit)
 
     answers = await concurrently(*(proxy.ask("GET", "/orders") for _ in range(200)))
 
@@ -62,3 +71,40 @@ async def test_each_client_has_its_own(api: StartApi, nginx: StartNginx) -> None
 
     assert (await proxy.ask("GET", "/orders", ["Authorization: Bearer modest"])).status == 200
     assert (await proxy.ask("GET", "/orders")).status == 200
+
+
+@pytest.mark.parametrize("wrong", ["-1", "1.5", "5r/s", "none", " 5"])
+def test_what_is_no_rate(tmp_path: Path, wrong: str) -> None:
+    """
+    A limit that is no whole number is refused in one line that names it, on the host and in the container.
+    """
+    with pytest.raises(StartError, match="ORDERS_RATE_LIMIT is wrong"):
+        sandbox_nginx.render(tmp_path, 1, [], tmp_path / "access.log", {"ORDERS_RATE_LIMIT": wrong})
+    refused = in_the_entrypoint(wrong)
+
+    assert refused.returncode == 1
+    assert refused.stdout == ""
+    assert refused.stderr.startswith("nginx: ORDERS_RATE_LIMIT is wrong: ")
+    assert refused.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("given", "limited", "rate"), [("", "", "1"), ("0", "", "1"), ("00", "", "1"), ("5", "on", "5")]
+)
+def test_the_container_knows_a_rate_of_zero(given: str, limited: str, rate: str) -> None:
+    """
+    In the container 0 is no limit too, though nginx knows no such rate.
+    """
+    assert in_the_entrypoint(given).stdout == f"{limited} {rate}\n"
+
+
+def in_the_entrypoint(given: str) -> subprocess.CompletedProcess[str]:
+    """What the image's entrypoint makes of a limit that compose.yml passes on."""
+    # As an `.envsh` is read; the image ignores one that may not be executed.
+    script = sandbox_nginx.RULES / "rate-limit.envsh"
+    assert os.access(script, os.X_OK)
+    return subprocess.run(
+        ["sh", "-c", f'. "{script}"; echo "$ORDERS_RATE_LIMITED $ORDERS_RATE_LIMIT"'],
+        env={"ORDERS_RATE_LIMIT": given, "ORDERS_RATE_LIMITED": "on"},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
