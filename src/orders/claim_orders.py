@@ -108,6 +108,40 @@ class Forged(msgspec.Struct, frozen=True):
 Claim = Claimed | Held | Postponed | Settled | Unknown | Forged
 
 
+class Orphaned(msgspec.Struct, frozen=True):
+    """It is being worked by nobody any more: to be taken over, if nobody else is faster."""
+
+    worker: int
+    attempts: int
+
+
+class Seen(msgspec.Struct, frozen=True):
+    """An order that could not be claimed, as LOOK finds it."""
+
+    status: Status
+    worker: int | None
+    attempts: int
+    event_id: UUID | None  # of the event that it waits for, unless that is as old as the column
+    version: int
+    redrives: int
+    is_worked: bool | None  # by a worker that is alive
+    is_postponed: bool
+
+
+def claim_of(seen: Seen, wanted: Wanted) -> Claim | Orphaned:
+    """Decide why an order could not be claimed for an event, and whether it is to be taken over."""
+    if seen.event_id is not None and seen.event_id != wanted.event_id:
+        # Only an order that was redriven has had another event; what is older than that is old news.
+        return Settled(seen.status) if seen.redrives and wanted.version < seen.version else Forged()
+    if seen.status not in {"placed", "processing"}:
+        return Settled(seen.status)
+    if seen.is_postponed:
+        return Postponed()
+    if seen.worker is None or seen.is_worked:
+        return Held()  # one without a worker was claimed a moment ago, and is `placed` again: the next claim finds it
+    return Orphaned(seen.worker, seen.attempts)
+
+
 async def claim_orders(conn: AsyncConnection, worker: int, batch: Sequence[Wanted]) -> list[Claim]:
     """Claim the orders of a batch for a worker; each order stands in it once."""
     columns = [[wanted.order_id for wanted in batch], [wanted.event_id for wanted in batch]]
@@ -117,35 +151,19 @@ async def claim_orders(conn: AsyncConnection, worker: int, batch: Sequence[Wante
     left = {wanted.order_id: wanted for wanted in batch if wanted.order_id not in claims}
     if left:
         cursor = await conn.execute(LOOK, [list(left)], prepare=True)
-        orphans = {}
-        for (
-            order_id,
-            status,
-            of,
-            attempts,
-            event_id,
-            version,
-            redrives,
-            is_worked,
-            is_postponed,
-        ) in await cursor.fetchall():
-            wanted = left[order_id]
-            if event_id is not None and event_id != wanted.event_id:
-                # Only an order that was redriven has had another event; what is older than that is old news.
-                claims[order_id] = Settled(status) if redrives and wanted.version < version else Forged()
-            elif status not in {"placed", "processing"}:
-                claims[order_id] = Settled(status)
-            elif is_postponed:
-                claims[order_id] = Postponed()
-            else:
-                claims[order_id] = Held()
-                if status == "processing" and not is_worked:
-                    orphans[order_id] = (of, attempts)
+        orphans: dict[UUID, Orphaned] = {}
+        for order_id, *found in await cursor.fetchall():
+            match claim_of(Seen(*found), left[order_id]):
+                case Orphaned() as orphan:
+                    orphans[order_id] = orphan
+                    claims[order_id] = Held()  # by whoever is faster than we are
+                case claim:
+                    claims[order_id] = claim
         if orphans:
-            columns_of_orphans = [list(column) for column in zip(*orphans.values(), strict=True)]
-            cursor = await conn.execute(TAKE_OVER, [list(orphans), *columns_of_orphans, worker], prepare=True)
+            of, attempts = [o.worker for o in orphans.values()], [o.attempts for o in orphans.values()]
+            cursor = await conn.execute(TAKE_OVER, [list(orphans), of, attempts, worker], prepare=True)
             for row in await cursor.fetchall():
-                claims[row[0]] = _claimed(row, suspect=orphans[row[0]][0] != NOBODY)
+                claims[row[0]] = _claimed(row, suspect=orphans[row[0]].worker != NOBODY)
     return [claims.get(wanted.order_id, Unknown()) for wanted in batch]
 
 

@@ -48,9 +48,9 @@ class Retries(Session):
         loop = asyncio.get_running_loop()
         swept_at = counted_at = float("-inf")
         while not self.stopping.is_set():
-            within = RECENT_SECONDS
-            if loop.time() - swept_at > SWEEP_SECONDS:
-                within, swept_at = ALL_SECONDS, loop.time()
+            within = window(loop.time() - swept_at)
+            if within == ALL_SECONDS:
+                swept_at = loop.time()
             sent = BATCH_ROWS
             while sent == BATCH_ROWS:
                 with database.deadline(conn, CALL_SECONDS):
@@ -63,3 +63,8 @@ class Retries(Session):
                     self.waiting = await count(conn)
                 WAITING.set(self.waiting)
             await self.pause(LOOK_SECONDS)
+
+
+def window(since_sweep: float) -> float:
+    """Decide how far back a look goes, so many seconds after the last one that went back to the beginning."""
+    return ALL_SECONDS if since_sweep > SWEEP_SECONDS else RECENT_SECONDS

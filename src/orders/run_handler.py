@@ -1,7 +1,9 @@
 """Run a handler once, and say in data what came of it."""
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable
+from enum import Enum
 from typing import cast
 
 import msgspec
@@ -12,6 +14,7 @@ from psycopg.pq import TransactionStatus
 from orders import database, outbox_table
 from orders.batching import Verdict, judge
 from orders.claim_orders import Claimed
+from orders.deadlines import STATEMENT_SECONDS
 from orders.errors import first_line
 from orders.finish_orders import Finished, finish_of, finish_orders
 from orders.handlers import Handler, PlainHandler, Refuse, Retry, TransactionalHandler, wants_connection
@@ -84,7 +87,7 @@ class Runner:
             async with asyncio.timeout(self.timeout):
                 await cast(PlainHandler, self.handler)(job.claimed.order)
         except Exception as error:  # whatever a handler raises is its own failure
-            return self._failure(error)
+            return outcome_of(error, self.timeout)
         return Done()
 
     def sever(self) -> None:
@@ -96,17 +99,6 @@ class Runner:
         """Close the connections that nobody uses."""
         while self._idle:
             await database.close(self._idle.pop())
-
-    def _failure(self, error: Exception) -> Outcome:
-        match error:
-            case Refuse():
-                return Never(str(error))
-            case Retry():
-                return Again(str(error), error.after)
-            case TimeoutError():
-                return Again(f"the handler took longer than {self.timeout:g} s")
-            case _:
-                return Again(f"{type(error).__name__}: {first_line(error)}")
 
     async def _run_in_transaction(self, job: Job) -> Outcome:
         try:
@@ -126,15 +118,17 @@ class Runner:
             async with asyncio.timeout(self.timeout + LAST_WORDS_SECONDS):
                 finished = await self._transaction(conn, job)
         except Exception as error:
-            if late:
-                raise TimeoutError from None
-            # Also where the handler made an error of its own out of it: the connection tells whose fault it was.
-            if conn.broken or is_weather(error):
-                return Weather(first_line(error))
-            if isinstance(error, psycopg.Error) and judge(error) is Verdict.PARTITION_MISSING:
-                await outbox_table.add_partitions(conn)
-                return Weather("the outbox had no partition for the next id")
-            raise
+            match fault_of(error, late=late, broken=conn.broken):
+                case Fault.LATE:
+                    raise TimeoutError from None
+                case Fault.WEATHER:
+                    return Weather(first_line(error))
+                case Fault.NO_PARTITION:
+                    with contextlib.suppress(psycopg.Error), database.deadline(conn, STATEMENT_SECONDS):
+                        await outbox_table.add_partitions(conn)  # if not now, then at the next run
+                    return Weather("the outbox had no partition for the next id")
+                case Fault.ITS_OWN:
+                    raise
         finally:
             timer.cancel()
             self._busy.discard(conn)
@@ -168,7 +162,37 @@ class Runner:
         )
 
 
-def is_weather(error: Exception) -> bool:
-    """Whether PostgreSQL says that it is the server's own trouble: demoted, out of resources, shut down, or I/O."""
+class Fault(Enum):
+    """Whose fault the end of a handler's transaction is."""
+
+    ITS_OWN = "the handler's own"
+    LATE = "it took too long, and was cut off"
+    WEATHER = "the server's: demoted, out of resources, shut down, or I/O"
+    NO_PARTITION = "nobody's: the outbox has no partition for the next id"
+
+
+def fault_of(error: Exception, *, late: bool, broken: bool) -> Fault:
+    """Decide why a transaction ended, from its error and from what became of its connection."""
+    if late:
+        return Fault.LATE
+    if broken:  # also where the handler made an error of its own out of it
+        return Fault.WEATHER
     state = (isinstance(error, psycopg.Error) and error.sqlstate) or ""
-    return state == "25006" or (state[:2] in {"08", "53", "57", "58"} and state != "57014")
+    if state == "25006" or (state[:2] in {"08", "53", "57", "58"} and state != "57014"):
+        return Fault.WEATHER
+    if state and judge(error) is Verdict.PARTITION_MISSING:
+        return Fault.NO_PARTITION
+    return Fault.ITS_OWN
+
+
+def outcome_of(error: Exception, timeout: float) -> Again | Never:
+    """Say what a handler's own failure means for its order."""
+    match error:
+        case Refuse():
+            return Never(str(error))
+        case Retry():
+            return Again(str(error), error.after)
+        case TimeoutError():
+            return Again(f"the handler took longer than {timeout:g} s")
+        case _:
+            return Again(f"{type(error).__name__}: {first_line(error)}")

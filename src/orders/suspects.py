@@ -11,11 +11,13 @@ import signal
 import sys
 from collections import deque
 from collections.abc import Sequence
+from typing import TypeVar
 
 import msgspec
 from prometheus_client import Counter
 
 from orders.backoff import backoff
+from orders.crash import stop_the_process_if_it_crashed
 from orders.run_handler import Died, Job, Outcome
 from orders.trial import LARGEST_LINE, READY, Answer, Question
 
@@ -28,6 +30,8 @@ GROUP = 500
 DEATHS_ALONE = 2  # once may have been somebody's kill -9
 START_SECONDS = 15.0
 SLACK_SECONDS = 5.0  # beyond WORK_TIMEOUT, after which a silent child is one whose loop a handler blocks
+
+Item = TypeVar("Item")
 
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder(Answer).decode
@@ -60,6 +64,8 @@ class Suspects:
 
     async def __aenter__(self) -> "Suspects":
         self._lanes = [asyncio.create_task(self._lane(), name=f"suspects-{number}") for number in range(LANES)]
+        for lane in self._lanes:
+            lane.add_done_callback(stop_the_process_if_it_crashed)
         return self
 
     async def __aexit__(self, *exc: object) -> None:
@@ -93,18 +99,13 @@ class Suspects:
             return
         CHILD_DEATHS.inc()
         log.warning("a child process %s with %s suspects in hand", end, len(left))
-        if len(left) > 1:
-            middle = len(left) // 2
-            await self._try(left[:middle])
-            await self._try(left[middle:])
-            return
-        [case] = left
         if len(group) == 1:
-            case.deaths += 1
-        if case.deaths < DEATHS_ALONE:
-            await self._try(left)
-        else:
-            case.settle(Died(f"the process that ran it alone {end}, {case.deaths} times"))
+            left[0].deaths += 1
+        if left[0].deaths >= DEATHS_ALONE:
+            left[0].settle(Died(f"the process that ran it alone {end}, {left[0].deaths} times"))
+            return
+        for part in halves(left):
+            await self._try(part)
 
     async def _run_together(self, group: Sequence[_Case]) -> str:
         """Settle what a fresh child answers; return how the child ended."""
@@ -133,10 +134,15 @@ class Suspects:
     async def _start(self) -> asyncio.subprocess.Process:
         """Start a child that has loaded its handler; one that dies before it got a job is nobody's failure."""
         for pause in backoff(first=0.2, most=5):
-            child = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "orders.trial",
-                stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, limit=LARGEST_LINE,
-            )  # fmt: skip
+            try:
+                child = await asyncio.create_subprocess_exec(
+                    sys.executable, "-m", "orders.trial",
+                    stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, limit=LARGEST_LINE,
+                )  # fmt: skip
+            except OSError as error:  # no memory, no process, no file left: weather
+                log.warning("a child process did not start: %s", error)
+                await asyncio.sleep(pause)
+                continue
             self._children.add(child)
             assert child.stdout is not None
             try:
@@ -164,6 +170,12 @@ class Suspects:
                 child.kill()
             await child.wait()
         self._children.discard(child)
+
+
+def halves(group: Sequence[Item]) -> list[Sequence[Item]]:
+    """Split those among whom the guilty one is; one alone cannot be split."""
+    middle = len(group) // 2
+    return [half for half in (group[:middle], group[middle:]) if half]
 
 
 def _end_of(returncode: int | None) -> str:

@@ -9,21 +9,20 @@ from uuid import UUID
 import msgspec
 from prometheus_client import Counter, Gauge, Histogram
 
+from orders import next_step
 from orders.backoff import backoff
 from orders.claim_orders import Claim, Claimed, Forged, Held, Postponed, Settled, Unknown, Wanted
 from orders.consumer import Delivery
 from orders.finish_orders import Finish, Finished, finish_of
 from orders.letters import Poison, Verdict, wanted_of
 from orders.postpone_orders import Postpone
-from orders.run_handler import Again, Committed, Died, Done, Job, Never, Outcome, Run, Weather
+from orders.run_handler import Job, Outcome, Run
 from orders.traceparent import continue_trace
 
 log = logging.getLogger(__name__)
 
 HELD_SECONDS = 1.0  # until we look again whether an order that another worker has is still being worked
 LAST_WORDS_SECONDS = 0.5  # for handlers that are cut off when the worker stops
-FIRST_RETRY_SECONDS = 0.2
-LONGEST_RETRY_SECONDS = 30.0
 
 SECONDS = [0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60]
 IN_HAND = Gauge("orders_worker_in_hand", "Orders in hand")
@@ -205,27 +204,22 @@ class Work:
         self, claim: Claimed, wanted: Wanted, delivery: Delivery, traceparent: str, outcome: Outcome
     ) -> bool:
         """Write down what came of a run; False if it has to be run again, because nobody knows."""
-        match outcome:
-            case Done():
-                self._count(await self.statements.finish(finish_of(claim, traceparent)))
-            case Committed(finished):
+        step = next_step.next_step(outcome, claim.failures, self.max_failures)
+        match step:
+            case next_step.Finish(reason, kind):
+                self._count(await self.statements.finish(finish_of(claim, traceparent, reason, kind)))
+            case next_step.HasFinished(finished):
                 self._count(finished)
-            case Never(reason):
-                self._count(await self.statements.finish(finish_of(claim, traceparent, reason, "refused")))
-            case Again(reason) if claim.failures + 1 >= self.max_failures:
-                reason = f"{reason} (attempt {claim.failures + 1} of {self.max_failures})"
-                self._count(await self.statements.finish(finish_of(claim, traceparent, reason, "exhausted")))
-            case Again(reason, after):
-                seconds = retry_seconds(claim.failures) if after is None else max(0.0, after)
+            case next_step.Postpone(seconds, reason):
                 log.info("order %s: again in %.1f s: %s", wanted.order_id, seconds, reason)
                 POSTPONED.inc()
                 self.counts.postponed += 1
                 await self.statements.postpone(Postpone(claim, wanted, seconds, delivery.body, traceparent))
-            case Weather(reason):
+            case next_step.RunAgain(reason):
                 log.warning("order %s: its transaction is lost: %s", wanted.order_id, reason)
                 WEATHER.inc()
                 return False
-            case Died(reason):
+            case next_step.Condemn(reason):
                 await self.statements.condemn(Verdict(wanted.event_id, reason))
                 raise Poison("deadly", reason)
         return True
@@ -239,9 +233,3 @@ class Work:
             self.counts.failed += 1
         FINISHED.labels(finished.status).inc()
         PLACED_TO_FINISHED.labels(finished.status).observe(finished.seconds)
-
-
-def retry_seconds(failures: int) -> float:
-    """Return how long an order waits after so many failures: doubled each time, up to half taken off at random."""
-    first = min(FIRST_RETRY_SECONDS * 2 ** min(failures, 20), LONGEST_RETRY_SECONDS)
-    return next(backoff(first, first))

@@ -1,8 +1,25 @@
 """An order is claimed for the event that it waits for, once at a time, and fenced by the attempt."""
 
+import msgspec
+import pytest
 from psycopg import AsyncConnection
 
-from orders.claim_orders import Claimed, Forged, Held, Postponed, Settled, Unknown, Wanted, claim_orders, hand_back
+from orders.claim_orders import (
+    NOBODY,
+    Claim,
+    Claimed,
+    Forged,
+    Held,
+    Orphaned,
+    Postponed,
+    Seen,
+    Settled,
+    Unknown,
+    Wanted,
+    claim_of,
+    claim_orders,
+    hand_back,
+)
 from orders.finish_orders import finish_of, finish_orders
 from orders.liveness import Liveness
 from orders.postpone_orders import Postpone, postpone_orders
@@ -118,3 +135,45 @@ async def test_order_from_before_the_event_was_kept_takes_any(conn: AsyncConnect
     [finished] = await finish_orders(conn, [finish_of(claimed, continue_trace(None))])
     assert finished is not None
     assert finished.seconds > 0
+
+
+OWN, OTHER = uuid7(), uuid7()
+WAITS = Seen(
+    status="processing", worker=7, attempts=2, event_id=OWN, version=2, redrives=0, is_worked=True, is_postponed=False
+)
+
+
+@pytest.mark.parametrize(
+    ("changes", "claim"),
+    [
+        ({}, Held()),
+        ({"is_worked": False}, Orphaned(7, 2)),
+        ({"is_worked": False, "worker": NOBODY}, Orphaned(NOBODY, 2)),
+        # Its worker is gone, but it is not to be worked now.
+        ({"is_worked": False, "worker": NOBODY, "is_postponed": True}, Postponed()),
+        ({"is_postponed": True}, Postponed()),
+        ({"status": "placed", "worker": None, "is_worked": None}, Held()),
+        ({"status": "done", "worker": None, "is_worked": None}, Settled("done")),
+        ({"status": "failed", "worker": None, "is_worked": None}, Settled("failed")),
+        ({"status": "cancelled", "worker": None, "is_worked": None}, Settled("cancelled")),
+        # An order from before events had ids takes any.
+        ({"event_id": None}, Held()),
+        ({"event_id": None, "is_worked": False}, Orphaned(7, 2)),
+        ({"event_id": None, "status": "done"}, Settled("done")),
+        # Another event than its own: old news after a redrive, else a forgery, whatever has become of the order.
+        ({"event_id": OTHER}, Forged()),
+        ({"event_id": OTHER, "status": "done"}, Forged()),
+        ({"event_id": OTHER, "is_worked": False}, Forged()),
+        ({"event_id": OTHER, "redrives": 1, "version": 5}, Settled("processing")),
+        ({"event_id": OTHER, "redrives": 1, "version": 5, "status": "done"}, Settled("done")),
+        ({"event_id": OTHER, "redrives": 1, "version": 1}, Forged()),
+        ({"event_id": OTHER, "redrives": 1, "version": 0}, Forged()),
+    ],
+)
+def test_why_an_order_could_not_be_claimed(changes: dict[str, object], claim: Claim | Orphaned) -> None:
+    """
+    What a look finds says whether an order is held, waits, is settled, is asked for by a forgery, or is nobody's.
+    """
+    seen = msgspec.structs.replace(WAITS, **changes)
+
+    assert claim_of(seen, Wanted(uuid7(), OWN, 1)) == claim

@@ -4,10 +4,10 @@ from psycopg import AsyncConnection
 
 from orders import postpone_orders
 from orders.claim_orders import Claimed, claim_orders
+from orders.next_step import LONGEST_RETRY_SECONDS, retry_seconds
 from orders.postpone_orders import Postpone
 from orders.topology import WORK_QUEUE
 from orders.traceparent import continue_trace
-from orders.work import LONGEST_RETRY_SECONDS, retry_seconds
 from tests.orders.work_samples import WORKER, claim, place, rows, wanted
 
 SENT = "SELECT event_id, key, exchange, routing_key, required, body FROM outbox WHERE exchange = ''"

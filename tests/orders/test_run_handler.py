@@ -3,11 +3,25 @@
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+import psycopg
 import pytest
 from psycopg import AsyncConnection
+from psycopg.errors import lookup
 
-from orders.handlers import Handler
-from orders.run_handler import Again, Committed, Done, Job, Never, Outcome, Runner, Weather
+from orders.handlers import Handler, Refuse, Retry
+from orders.run_handler import (
+    Again,
+    Committed,
+    Done,
+    Fault,
+    Job,
+    Never,
+    Outcome,
+    Runner,
+    Weather,
+    fault_of,
+    outcome_of,
+)
 from orders.traceparent import continue_trace
 from tests.orders.work_handlers import obey, obey_in_transaction
 from tests.orders.work_samples import STATUSES, claim, place, rows
@@ -115,3 +129,82 @@ async def test_overtaken_handler_writes_nothing(conn: AsyncConnection, database_
     """
     assert await run(conn, database_url, obey_in_transaction, "be overtaken") == Committed(None)
     assert (await rows(conn, EFFECTS), await rows(conn, STATUSES)) == ([(0,)], [("processing", 1)])
+
+
+@pytest.mark.parametrize(
+    ("error", "late", "broken", "fault"),
+    [
+        (KeyError("a bug"), False, False, Fault.ITS_OWN),
+        (KeyError("made of a lost connection"), False, True, Fault.WEATHER),
+        (TimeoutError(), True, False, Fault.LATE),
+        # A cut at the deadline breaks the connection, too.
+        (psycopg.OperationalError("the connection is lost"), True, True, Fault.LATE),
+        (psycopg.OperationalError("the connection is lost"), False, False, Fault.ITS_OWN),
+        (lookup("08006")("connection_failure"), False, False, Fault.WEATHER),
+        (lookup("25006")("read_only_sql_transaction"), False, False, Fault.WEATHER),
+        (lookup("25P02")("in_failed_sql_transaction"), False, False, Fault.ITS_OWN),
+        (lookup("53100")("disk_full"), False, False, Fault.WEATHER),
+        (lookup("57P01")("admin_shutdown"), False, False, Fault.WEATHER),
+        (lookup("57014")("query_canceled"), False, False, Fault.ITS_OWN),
+        (lookup("58030")("io_error"), False, False, Fault.WEATHER),
+        (lookup("23514")("check_violation of no constraint"), False, False, Fault.NO_PARTITION),
+        (lookup("23505")("unique_violation"), False, False, Fault.ITS_OWN),
+        (lookup("40001")("serialization_failure"), False, False, Fault.ITS_OWN),
+        (lookup("42P01")("undefined_table"), False, False, Fault.ITS_OWN),
+    ],
+)
+def test_whose_fault(error: Exception, late: bool, broken: bool, fault: Fault) -> None:
+    """
+    What ended a transaction is the server's trouble, nobody's, or the handler's own.
+    """
+    assert fault_of(error, late=late, broken=broken) is fault
+
+
+@pytest.mark.parametrize(
+    ("error", "outcome"),
+    [
+        (Refuse("no stock"), Never("no stock")),
+        (Retry("busy"), Again("busy")),
+        (Retry("busy", after=7), Again("busy", 7)),
+        (TimeoutError(), Again("the handler took longer than 0.5 s")),
+        (ValueError("one\ntwo"), Again("ValueError: one")),
+        (ValueError(), Again("ValueError: ValueError")),
+    ],
+)
+def test_a_handlers_own_failure(error: Exception, outcome: Outcome) -> None:
+    """
+    A refusal is final, and everything else may be tried again, with its reason in one line.
+    """
+    assert outcome_of(error, 0.5) == outcome
+
+
+async def test_the_outbox_has_no_partition(conn: AsyncConnection, database_url: str, effects: None) -> None:
+    """
+    The partition that is missing for the order's event is made, and no failure is counted: the next run gets through.
+    """
+    [claimed] = await claim(conn, await place(conn))
+    await conn.execute("SELECT setval('outbox_id_seq', 20000000)")
+    async with running(obey_in_transaction, database_url) as runner:
+        job = Job(claimed, continue_trace(None))
+
+        assert isinstance(await runner(job), Weather)
+        assert isinstance(await runner(job), Committed)
+    assert (await rows(conn, EFFECTS), await rows(conn, STATUSES)) == ([(1,)], [("done", 1)])
+
+
+async def test_a_connection_that_was_lost_while_idle(conn: AsyncConnection, database_url: str, effects: None) -> None:
+    """
+    A connection that is kept for the next run, and lost meanwhile, is replaced; a good one is used again.
+    """
+    backends = "SELECT pid FROM pg_stat_activity WHERE application_name = 'orders-handler'"
+    first, second, third = await claim(conn, await place(conn, 3))
+    async with running(obey_in_transaction, database_url) as runner:
+        assert isinstance(await runner(Job(first, continue_trace(None))), Committed)
+        [pid] = await rows(conn, backends)
+        assert isinstance(await runner(Job(second, continue_trace(None))), Committed)
+        assert await rows(conn, backends) == [pid]
+        await conn.execute("SELECT pg_terminate_backend(%s)", pid)
+        lost = await runner(Job(third, continue_trace(None)))
+        assert isinstance(lost, Weather), "nobody knew that it was lost"
+        assert isinstance(await runner(Job(third, continue_trace(None))), Committed)
+        assert await rows(conn, backends) != [pid]

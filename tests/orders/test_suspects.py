@@ -1,12 +1,13 @@
 """Suspects run in a child process, and only what dies alone is poison."""
 
 import asyncio
+from typing import Any
 
 import pytest
 from psycopg import AsyncConnection
 
 from orders.run_handler import Again, Died, Done, Job, Never, Outcome
-from orders.suspects import Suspects
+from orders.suspects import Suspects, halves
 from orders.traceparent import continue_trace
 from tests.orders.work_samples import claim, place
 
@@ -67,3 +68,32 @@ async def test_innocent_suspect(conn: AsyncConnection, child_settings: None) -> 
     An order that was only near when a worker died is done.
     """
     assert await outcomes(conn, ["good"]) == [Done()]
+
+
+@pytest.mark.parametrize(
+    ("group", "parts"), [("a", ["a"]), ("ab", ["a", "b"]), ("abc", ["a", "bc"]), ("abcdef", ["abc", "def"])]
+)
+def test_the_guilty_one_is_in_one_of_the_halves(group: str, parts: list[str]) -> None:
+    """
+    A group is halved, each of it is in one part, and who is alone stays alone.
+    """
+    assert halves(group) == parts
+
+
+async def test_no_child_can_be_started(
+    conn: AsyncConnection, child_settings: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """
+    A machine that has no process left to give is weather: the suspects wait until there is one.
+    """
+    start, refusals = asyncio.create_subprocess_exec, iter([BlockingIOError("no more processes")])
+
+    async def start_later(*command: str, **how: Any) -> asyncio.subprocess.Process:
+        for refusal in refusals:
+            raise refusal
+        return await start(*command, **how)
+
+    monkeypatch.setattr(asyncio, "create_subprocess_exec", start_later)
+
+    assert await outcomes(conn, ["good"]) == [Done()]
+    assert list(refusals) == []
