@@ -15,8 +15,8 @@ demo: $(VENV)/.made ## replay the bundled real orders through the whole system, 
 test: $(VENV)/.made ## run every test on real servers (ARGS=... for pytest)
 	@$(BIN)/python -m pytest $(ARGS)
 
-fuzz: $(VENV)/.made ## send more than 20,000 requests made from the OpenAPI document to a running service
-	@FUZZ_EXAMPLES=$${FUZZ_EXAMPLES:-5000} $(BIN)/python -m pytest -s tests/orders/test_openapi.py $(ARGS)
+fuzz: $(VENV)/.made ## send 20,000 requests and more made from the OpenAPI document to a running service
+	@FUZZ_CASES=$${FUZZ_CASES:-20000} FUZZ_EXAMPLES=$${FUZZ_EXAMPLES:-500} $(BIN)/python -m pytest -s tests/orders/test_openapi.py $(ARGS)
 
 bench: $(VENV)/.made ## measure (ONLY=relay is one of them; FULL=1 is the long form)
 	@$(BIN)/python -m bench $(ONLY)
