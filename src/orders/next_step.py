@@ -1,5 +1,7 @@
 """What becomes of an order after a run of its handler: decided here in data, done in work.py."""
 
+from typing import assert_never
+
 import msgspec
 
 from orders.backoff import backoff
@@ -62,7 +64,8 @@ def next_step(outcome: Outcome, failures: int, max_failures: int) -> NextStep:
             return RunAgain(reason)
         case Died(reason):
             return Condemn(reason)
-    raise AssertionError("no outcome is left")  # pragma: no cover
+        case _:
+            assert_never(outcome)
 
 
 def retry_seconds(failures: int) -> float:
