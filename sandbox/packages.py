@@ -20,13 +20,15 @@ MARK = "# orders sandbox"
 # Another apt may be at work: wait for it instead of failing.
 APT_GET = ("apt-get", "-o", "DPkg::Lock::Timeout=300", "-o", "Dpkg::Use-Pty=0", "-qq", "-y")
 
-# Each program, and the Debian package that brings it.
+# Each program, and the Debian packages that bring it.
 PACKAGES = {
     "postgres": "postgresql",
     "rabbitmq-server": "rabbitmq-server",
     "nginx": "nginx",
     "psql": "postgresql-client",
     "wrk": "wrk",
+    "spin": "spin",
+    "gcc": "gcc libc6-dev",
 }
 
 
@@ -45,6 +47,8 @@ def find(program: str) -> str | None:
         # Debian's own command changes user and folders by itself; this is the program it calls.
         for script in Path("/usr/lib/rabbitmq/lib").glob("rabbitmq_server-*/sbin/rabbitmq-server"):
             return str(script)
+    if program == "gcc" and not Path("/usr/include/stdio.h").exists():
+        return None  # a compiler without a C library's headers compiles nothing
     return shutil.which(program, path=os.environ.get("PATH", "") + ":/usr/sbin:/sbin:/usr/local/sbin")
 
 
@@ -65,7 +69,7 @@ def ensure(programs: Iterable[str]) -> None:
     missing = absent(programs)
     if not missing:
         return
-    packages = [PACKAGES[program] for program in missing]
+    packages = " ".join(PACKAGES[program] for program in missing).split()
     advice = f"{', '.join(missing)} not installed; on Debian or Ubuntu: sudo apt-get install {' '.join(packages)}"
     if shutil.which("apt-get") is None or os.geteuid() != 0:
         raise MissingProgramError(advice)
