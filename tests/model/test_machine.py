@@ -1,0 +1,174 @@
+"""An adversarial scheduler over the decisions that the product runs on; what it must find is planted, too."""
+
+from collections.abc import Callable
+
+import pytest
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_state_machine_as_test
+
+from relay.mark import LowWaterMark
+from relay.message import Answer, Message, Reply, Route
+from relay.verdict import Sent, Verdict, judge
+from relay.waves import Waves
+from tests.model.relay_world import Broken, Decisions, Mood, World
+
+KEYS = ["a", "b"]
+ROUTES = ["order.placed", "order.redriven"]
+RELAYS = st.sampled_from(["one", "two"])
+MOODS: list[Mood] = ["confirm", "confirm", "confirm", "nack", "return", "refuse", "silence", "given up"]
+
+
+class RelayMachine(RuleBasedStateMachine):
+    """Writers, two relays and a broker, each of which takes its next step when it suits the adversary."""
+
+    decide = Decisions()
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.world = World(self.decide)
+
+    @precondition(lambda self: len(self.world.rows) < 12)
+    @rule(key=st.sampled_from(KEYS), route=st.sampled_from(ROUTES), required=st.booleans(), commits=st.booleans())
+    def write(self, key: str, route: str, required: bool, commits: bool) -> None:
+        self.world.draw(key, route, required)
+        if commits:
+            self.world.end(key, "pending")
+
+    @precondition(lambda self: self.world.open)
+    @rule(at=st.integers(0, 1), state=st.sampled_from(["pending", "pending", "rolled back"]))
+    def end(self, at: int, state: str) -> None:
+        keys = sorted(self.world.open)
+        self.world.end(keys[at % len(keys)], state)
+
+    @rule(name=RELAYS, keys=st.sampled_from([["a", "b"], ["a"], ["b"]]), most=st.integers(1, 4), late=st.booleans())
+    def go_on(self, name: str, keys: list[str], most: int, late: bool) -> None:
+        self.world.go_on(self.world.relays[name], keys, most, late)
+
+    @precondition(lambda self: any(relay.socket for relay in self.world.relays.values()))
+    @rule(name=RELAYS, mood=st.sampled_from(MOODS))
+    def answer(self, name: str, mood: Mood) -> None:
+        relay = self.world.relays[name]
+        if not relay.socket:
+            relay = next(other for other in self.world.relays.values() if other.socket)
+        self.world.answer(relay, mood)
+
+    @precondition(lambda self: self.world.late)
+    @rule(at=st.integers(0, 5))
+    def come_late(self, at: int) -> None:
+        self.world.come_late(at % len(self.world.late))
+
+    @rule(name=RELAYS, what=st.sampled_from(["mark", "mark", "mark", "time", "time", "session ends", "begins again"]))
+    def elsewhere(self, name: str, what: str) -> None:
+        """One rule for what matters less often, or hardly any claim would come to its end."""
+        relay = self.world.relays[name]
+        match what:
+            case "mark":
+                self.world.move_mark(relay)
+            case "time":
+                self.world.now += 1.0
+            case "session ends":
+                self.world.end_session(relay)
+            case "begins again":
+                self.world.begin_again(relay)
+
+    def teardown(self) -> None:
+        self.world.settle()
+
+
+def settings_of(examples: int, steps: int) -> settings:
+    """The same examples each time: what is found today is found tomorrow."""
+    return settings(
+        max_examples=examples,
+        stateful_step_count=steps,
+        derandomize=True,
+        database=None,
+        deadline=None,
+        phases=[Phase.generate],
+        print_blob=False,
+        report_multiple_bugs=False,
+        suppress_health_check=list(HealthCheck),
+    )
+
+
+def test_the_relay_keeps_its_promises() -> None:
+    """
+    P3 and P4, and that nothing waits for good, under every schedule that was tried.
+    """
+    run_state_machine_as_test(RelayMachine, settings=settings_of(200, 40))
+
+
+class NoWaves(Waves):
+    """All messages of a key at once."""
+
+    def next(self) -> list[Message]:
+        return [message for queue in self._queues.values() for message in reversed(queue)]
+
+    def passed(self, message: Message) -> None:
+        self._queues[message.key].remove(message)
+        if not self._queues[message.key]:
+            del self._queues[message.key]
+
+    def stopped(self, message: Message) -> list[Message]:
+        return self._queues.pop(message.key, [])[::-1]
+
+
+class NothingIsLeft(Waves):
+    """What stays pending keeps nobody behind it."""
+
+    def left(self) -> set[str]:
+        return set()
+
+
+class StopsAlone(Waves):
+    """A message that has to wait does not keep those behind it."""
+
+    def stopped(self, message: Message) -> list[Message]:
+        self.passed(message)
+        return [message]
+
+
+class TimedMark(LowWaterMark):
+    """After a while, everybody will have committed."""
+
+    def observe(self, last_value: int, holders: object) -> None:
+        super().observe(last_value, ())
+
+
+def trusting_judge(message: Message, reply: Reply) -> Verdict:
+    """No answer is a good answer."""
+    return Sent() if reply.answer is Answer.UNANSWERED else judge(message, reply)
+
+
+def rash_judge(message: Message, reply: Reply) -> Verdict:
+    """Whatever came back from the broker has been there."""
+    return Sent() if reply.answer is Answer.RETURNED else judge(message, reply)
+
+
+def hasty_sort_out(messages: list[Message], is_open: Callable[[Route], bool]) -> tuple[list[Message], list[Message]]:
+    """Nobody waits for the earlier rows of a key."""
+    return [message for message in messages if is_open(message.route)], [m for m in messages if not is_open(m.route)]
+
+
+PLANTED = {
+    "no waves": Decisions(waves=NoWaves),
+    "parked behind what stays pending": Decisions(waves=NothingIsLeft),
+    "what waits keeps nobody": Decisions(waves=StopsAlone),
+    "timed mark": Decisions(mark=TimedMark),
+    "silence is a confirm": Decisions(judge=trusting_judge),
+    "a return is a confirm": Decisions(judge=rash_judge),
+    "a waiting key is overtaken": Decisions(sort_out=hasty_sort_out),
+}
+
+
+@pytest.mark.parametrize("bug", PLANTED)
+def test_the_machine_finds_a_planted_bug(bug: str) -> None:
+    """
+    A protocol with a bug breaks a promise within 1,000 examples.
+    """
+
+    class Planted(RelayMachine):
+        decide = PLANTED[bug]
+
+    with pytest.raises(Broken):
+        run_state_machine_as_test(Planted, settings=settings_of(1000, 40))
