@@ -4,10 +4,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test fuzz bench up down lint chaos
+.PHONY: help demo test fuzz bench up down lint chaos sabotage
 
 help:
-	@sed -n 's/^\([a-z]*\):.*## /\1	/p' $(MAKEFILE_LIST) | while IFS='	' read -r name does; do printf 'make %-6s %s\n' "$$name" "$$does"; done
+	@sed -n 's/^\([a-z]*\):.*## /\1	/p' $(MAKEFILE_LIST) | while IFS='	' read -r name does; do printf 'make %-8s %s\n' "$$name" "$$does"; done
 
 demo: $(VENV)/.made ## replay the bundled real orders through the whole system, from nginx to done
 	@$(BIN)/python -m sandbox.demo
@@ -29,6 +29,9 @@ down: $(VENV)/.made ## end what `make up` started
 
 chaos: $(VENV)/.made ## break the whole system by the schedule of a seed, and check what is left (ARGS="--seed 1-12 --minutes 5")
 	@$(BIN)/python -m chaos $(ARGS)
+
+sabotage: $(VENV)/.made ## plant known bugs in copies of the tree, and see that a test catches each (ARGS="S1 S5", ARGS=--list)
+	@$(BIN)/python -m sabotage $(ARGS)
 
 lint: $(VENV)/.made ## ruff and mypy --strict
 	@$(BIN)/ruff check .

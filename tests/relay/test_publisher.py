@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator
 
+import aiormq
 import pytest
 
 from relay.frames import FRAME_OVERHEAD, Encoder
@@ -98,6 +99,30 @@ async def test_nobody_there() -> None:
         await publisher.connect()
 
     assert str(error.value).count("127.0.0.1") >= 2
+
+
+async def test_a_lost_heartbeat_is_a_lost_broker(monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    aiormq lets a lost heartbeat surface as a cancellation that nobody asked for: that is weather, and no end of ours.
+    One that somebody asked for stays what it is.
+    """
+    publisher = Publisher([f"amqp://127.0.0.1:{free_port()}/"], confirm_seconds=5.0)
+    asked_for = False
+
+    async def cancelled(_connection: aiormq.Connection) -> None:
+        if asked_for:
+            task = asyncio.current_task()
+            assert task is not None
+            task.cancel()
+        raise asyncio.CancelledError
+
+    monkeypatch.setattr(aiormq.Connection, "connect", cancelled)
+    with pytest.raises(BrokerLost, match="no heartbeat"):
+        await publisher.connect()
+
+    asked_for = True
+    with pytest.raises(asyncio.CancelledError):
+        await asyncio.create_task(publisher.connect(), name="connecting")
 
 
 async def test_a_cancelled_wave_gives_up_its_channel(publisher: Publisher) -> None:

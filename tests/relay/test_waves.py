@@ -1,5 +1,6 @@
 """Which messages of a claim go when."""
 
+import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -66,6 +67,17 @@ def test_what_is_left_keeps_its_followers() -> None:
     waves.stopped(letter(3, "c"))
 
     assert waves.left() == {"a", "b"}
+
+
+def test_the_order_is_that_of_ids() -> None:
+    """
+    Clocks say nothing: of two rows of a key the lower id goes first, however the hosts' times stand.
+    """
+    early, late = letter(1, "a"), letter(2, "a")
+    late = msgspec.structs.replace(late, created=early.created - 3600)
+
+    assert ids(Waves([early, late]).next()) == [1]
+    assert ids(Waves([late, early]).next()) == [1]
 
 
 @given(
