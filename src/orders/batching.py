@@ -2,12 +2,16 @@
 
 No timer: a lone caller waits for nobody, and under load the batches grow by themselves. A batch runs in a task of its
 own, on a connection of its own, so that a caller who goes away cancels nobody else's work.
+
+One writer is at work at a time, as long as it is quick: two would halve the batches, and most of what a batch costs
+does not depend on its size. Another one helps when a full batch is waiting, or the statement in flight is slow.
 """
 
 import asyncio
+import contextlib
 import logging
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from enum import Enum
 from typing import Generic, TypeVar
 
@@ -22,6 +26,8 @@ from orders.crash import stop_the_process_if_it_crashed
 from orders.errors import OrdersError, Overloaded, Refused, Unavailable, first_line
 
 log = logging.getLogger(__name__)
+
+SLOW_SECONDS = 0.02  # a statement that takes longer is waited for by nobody but its own callers
 
 Item = TypeVar("Item")
 Answer = TypeVar("Answer")
@@ -131,6 +137,8 @@ class Batching(Generic[Item, Answer]):
         self._queue: deque[_Waiting[Item, Answer]] = deque()
         self._rows = 0  # waiting or in flight
         self._bytes = 0
+        self._running = 0  # statements in flight
+        self._slow = 0  # those of them that take long
         self._idle: list[asyncio.Future[None]] = []
         self._tasks: list[asyncio.Task[None]] = []
         self._batch_rows = BATCH_ROWS.labels(name)
@@ -176,7 +184,8 @@ class Batching(Generic[Item, Answer]):
         self._queue.append(waiting)
         self._rows += 1
         self._bytes += size
-        self._wake()
+        if self._running == self._slow or len(self._queue) >= limits.batch_rows:
+            self._wake()
         try:
             return await waiting.answer
         finally:
@@ -242,7 +251,11 @@ class Batching(Generic[Item, Answer]):
                     continue
                 self._batch_rows.observe(len(batch))
                 self._queue_seconds.observe(loop.time() - batch[0].since)
-                verdict = await self._run(conn, batch)
+                with self._in_flight():
+                    verdict = await self._run(conn, batch)
+                    # Twice around the loop: what has come meanwhile, and is read only now, belongs to the next batch.
+                    await asyncio.sleep(0)
+                    await asyncio.sleep(0)
                 if verdict is None:
                     batch = []
                     pauses = backoff()
@@ -252,11 +265,34 @@ class Batching(Generic[Item, Answer]):
                     CONNECTIONS.labels(self.name).set(self.connections)
                     await database.close(conn)
                     conn = None
+                if self._queue:
+                    self._wake()
                 await asyncio.sleep(next(pauses))
         finally:
             if conn is not None:
                 self.connections -= 1
                 await database.close(conn)
+
+    @contextlib.contextmanager
+    def _in_flight(self) -> Iterator[None]:
+        """Have another writer take over what waits, should the block take long."""
+        is_slow = False
+
+        def slow() -> None:
+            nonlocal is_slow
+            is_slow = True
+            self._slow += 1
+            if self._queue:
+                self._wake()
+
+        self._running += 1
+        timer = asyncio.get_running_loop().call_later(SLOW_SECONDS, slow)
+        try:
+            yield
+        finally:
+            timer.cancel()
+            self._running -= 1
+            self._slow -= is_slow
 
     async def _run(self, conn: AsyncConnection, batch: list[_Waiting[Item, Answer]]) -> Verdict | None:
         """Run a batch and answer its callers; return None when it is done with, else what to do before another go."""

@@ -9,6 +9,7 @@ import pytest
 from psycopg import AsyncConnection
 from psycopg.errors import lookup
 
+from orders import batching as module
 from orders.batching import Batching, Limits, Verdict, judge
 from orders.errors import KeyReused, Overloaded, Refused, Unavailable
 from orders.place_orders import Placed, Placement, place_orders
@@ -465,3 +466,71 @@ async def test_a_bug_ends_the_process(database_url: str) -> None:
             await batching.__aexit__()
     finally:
         asyncio.get_running_loop().remove_signal_handler(signal.SIGTERM)
+
+
+class Statements:
+    """Statements, the first of which takes as long as the test wants; their items are their answers."""
+
+    def __init__(self) -> None:
+        self.batches: list[Sequence[str]] = []
+        self.end = asyncio.Event()
+
+    async def run(self, conn: AsyncConnection, batch: Sequence[str]) -> Sequence[str]:
+        self.batches.append(batch)
+        if "first" in batch:
+            await self.end.wait()
+        return batch
+
+
+async def test_a_quick_statement_is_waited_for(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    What comes while a quick statement is in flight is one batch, though another writer is idle.
+    """
+    monkeypatch.setattr(module, "SLOW_SECONDS", 60)
+    statements = Statements()
+    async with Batching("test", database_url, statements.run, Limits(writers=2, statement_seconds=60)) as ask:
+        await eventually(lambda: ask.connections == 2)
+        first = asyncio.create_task(ask("first"))
+        await eventually(lambda: statements.batches)
+        others = [asyncio.create_task(ask(f"{number}")) for number in range(10)]
+        await asyncio.sleep(0)
+        statements.end.set()
+        answers = await asyncio.gather(first, *others)
+
+    assert answers == ["first", *(f"{number}" for number in range(10))]
+    assert [len(batch) for batch in statements.batches] == [1, 10]
+
+
+async def test_a_full_batch_waits_for_nobody(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    While a quick statement is in flight another writer takes a batch that is full.
+    """
+    monkeypatch.setattr(module, "SLOW_SECONDS", 60)
+    statements = Statements()
+    limits = Limits(writers=2, batch_rows=5, statement_seconds=60)
+    async with Batching("test", database_url, statements.run, limits) as ask:
+        await eventually(lambda: ask.connections == 2)
+        first = asyncio.create_task(ask("first"))
+        await eventually(lambda: statements.batches)
+        await asyncio.gather(*(ask(f"{number}") for number in range(5)))
+        statements.end.set()
+        await first
+
+    assert [len(batch) for batch in statements.batches] == [1, 5]
+
+
+async def test_a_slow_statement_holds_up_nobody(database_url: str) -> None:
+    """
+    What waits behind a slow statement is taken by another writer, also what came while it still seemed quick.
+    """
+    statements = Statements()
+    async with Batching("test", database_url, statements.run, Limits(writers=2, statement_seconds=60)) as ask:
+        await eventually(lambda: ask.connections == 2)
+        first = asyncio.create_task(ask("first"))
+        await eventually(lambda: statements.batches)
+        for number in range(3):
+            await ask(f"{number}")
+        statements.end.set()
+        await first
+
+    assert [len(batch) for batch in statements.batches] == [1, 1, 1, 1]
