@@ -37,6 +37,7 @@ LAYERS: Mapping[str, Sequence[tuple[str, set[str]]]] = {
             "tables, and what runs beside the requests",
             {
                 "batching",
+                "columns",
                 "clients_table",
                 "consumer",
                 "dead_letters_table",

@@ -111,7 +111,9 @@ def create_app(settings: ApiSettings, live: Live) -> Litestar:
                 Job(run=expire.run, every=BUSY_SECONDS, wanted=expire.is_due),
             ]
             async with (
-                Batching[Write, Written]("write", url, write, writing, mend=outbox_table.add_partitions) as writers,
+                Batching[Write, Written](
+                    "write", url, write, writing, mend=outbox_table.add_partitions, session=place_orders.PLANNED_ONCE
+                ) as writers,
                 Batching[Read, Found]("read", url, read, reading, session=orders_table.BY_INDEX) as reader,
                 Periodic("watch", url, jobs, **orders_table.BY_INDEX),
             ):

@@ -14,4 +14,5 @@ def continue_trace(received: str | None) -> str:
     """Return what was received if it is valid, else the start of a new, unsampled trace."""
     if received is not None and _VALID(received):
         return received
-    return f"00-{random_bytes(16).hex()}-{random_bytes(8).hex()}-00"
+    new = random_bytes(24).hex()
+    return f"00-{new[:32]}-{new[32:]}-00"

@@ -180,7 +180,7 @@ async def test_answer_to_the_commit_is_lost(conn: AsyncConnection, database_url:
     async with Placing("test", wire.url(database_url), place_orders, Limits()) as placing:
         await placing(placement())  # so that the statement is prepared, and its next answer is the commit's
         for asked in (with_key, without):
-            wire.swallow(b"SELECT 1\0")
+            wire.swallow(b"SELECT 0\0")  # nothing was left out
             assert await placing(asked, 1) == Placed(asked.order.order_id, asked.answer)
 
     assert wire.swallowed == 2

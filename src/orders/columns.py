@@ -1,0 +1,117 @@
+"""The columns of a batch as arrays in PostgreSQL's own binary form: psycopg's lists cost 5 to 10 us a row, these 2.
+
+And a column has one type, whatever is in it: a list of nothing but NULLs has another for psycopg, and each mixture of
+types is another prepared statement.
+"""
+
+import struct
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import ClassVar
+from uuid import UUID
+
+import psycopg
+from psycopg.abc import Buffer
+from psycopg.adapt import Dumper
+from psycopg.pq import Format
+
+# How many dimensions, whether there is a NULL (nobody reads it), the elements' type and number, the first one's index.
+_HEAD = struct.Struct("!iiIii").pack
+_LENGTH = struct.Struct("!i").pack
+_NULL = _LENGTH(-1)
+_EPOCH = datetime(2000, 1, 1, tzinfo=UTC)
+_MICROSECOND = timedelta(microseconds=1)
+
+
+class Column(bytes):
+    """An array, sealed; psycopg tells its type by its class."""
+
+    element: ClassVar[int]  # the type's oid, which is the same in every PostgreSQL
+    array: ClassVar[int]
+
+
+class Uuids(Column):
+    """A uuid[]."""
+
+    element, array = 2950, 2951
+
+
+class Texts(Column):
+    """A text[]."""
+
+    element, array = 25, 1009
+
+
+class Blobs(Column):
+    """A bytea[]."""
+
+    element, array = 17, 1001
+
+
+class Jsons(Column):
+    """A json[]."""
+
+    element, array = 114, 199
+
+
+class Bigints(Column):
+    """A bigint[]."""
+
+    element, array = 20, 1016
+
+
+class Times(Column):
+    """A timestamptz[]."""
+
+    element, array = 1184, 1185
+
+
+class _AsItIs(Dumper):
+    format = Format.BINARY
+
+    def dump(self, obj: Buffer) -> Buffer:
+        return obj
+
+
+for _type in (Uuids, Texts, Blobs, Jsons, Bigints, Times):
+    psycopg.adapters.register_dumper(_type, type(f"{_type.__name__}AsTheyAre", (_AsItIs,), {"oid": _type.array}))
+
+
+def uuids(values: Iterable[UUID]) -> Uuids:
+    """Make a uuid[]."""
+    return Uuids(_sealed(Uuids, [value.bytes for value in values]))
+
+
+def texts(values: Iterable[str | None]) -> Texts:
+    """Make a text[]; raise UnicodeEncodeError for what is no text."""
+    return Texts(_sealed(Texts, [None if value is None else value.encode() for value in values]))
+
+
+def blobs(values: Iterable[bytes | None]) -> Blobs:
+    """Make a bytea[]."""
+    return Blobs(_sealed(Blobs, list(values)))
+
+
+def jsons(values: Iterable[bytes | None]) -> Jsons:
+    """Make a json[] of what is JSON already."""
+    return Jsons(_sealed(Jsons, list(values)))
+
+
+def bigints(values: Iterable[int | None]) -> Bigints:
+    """Make a bigint[]; raise OverflowError for a number that does not fit."""
+    return Bigints(_sealed(Bigints, [None if value is None else value.to_bytes(8, signed=True) for value in values]))
+
+
+def times(values: Iterable[datetime]) -> Times:
+    """Make a timestamptz[]."""
+    return Times(_sealed(Times, [((value - _EPOCH) // _MICROSECOND).to_bytes(8, signed=True) for value in values]))
+
+
+def _sealed(type_: type[Column], elements: Sequence[bytes | None]) -> bytes:
+    parts = [_HEAD(1, 1, type_.element, len(elements), 1)]
+    for element in elements:
+        if element is None:
+            parts.append(_NULL)
+        else:
+            parts += (_LENGTH(len(element)), element)
+    return b"".join(parts)
