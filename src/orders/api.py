@@ -5,7 +5,8 @@ from typing import Any, Literal, cast
 from uuid import UUID
 
 import msgspec
-from litestar import HttpMethod, Request, Response, get, post, route
+from litestar import HttpMethod, Litestar, Request, Response, get, post, route
+from litestar.exceptions.http_exceptions import RequestEntityTooLarge
 from litestar.params import FromPath
 from litestar.response import Stream
 from litestar.types import ASGIApp, Receive, Scope, Send
@@ -27,6 +28,8 @@ from orders.traceparent import continue_trace
 
 # What a step down a list counts for in a batch of reads: so that few of them stand together in front of a GET.
 WALK_SIZE = 1 << 20
+
+MOST_BODY_BYTES = 1 << 20
 
 Req = Request[Any, Any, Any]
 
@@ -92,7 +95,7 @@ async def place_order(request: Req) -> ASGIApp:
     if not _JSON(given.get(b"content-type", "")):
         raise BadRequest(415, "The body must be JSON: send Content-Type: application/json.", Accept="application/json")
     key = idempotency_key(request, given)
-    new = problems.decode(_new_order, await request.body())
+    new = problems.decode(_new_order, await body_of(request))
     placed = await _place(request, given, caller, new, key)
     return created(placed)
 
@@ -241,6 +244,27 @@ async def ready(request: Req) -> Response[bytes]:
     return Response(_encode({"ready": is_ready}), media_type="application/json", status_code=200 if is_ready else 503)
 
 
+class Api(Litestar):
+    """Litestar, but that a placement goes straight to its handler.
+
+    Litestar's way there (its router, the handler's signature, its own answer) costs 40 us of CPU: as much as all that
+    we do with a placement before it is written. Errors are answered by the same table on both ways.
+    """
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """Serve one request."""
+        if scope["type"] != "http" or scope["path"] != "/orders" or scope["method"] != "POST":
+            await super().__call__(scope, receive, send)
+            return
+        scope["app"] = scope["litestar_app"] = self
+        request: Req = Request(scope, receive, send)
+        try:
+            answer = await place_order.fn(request)
+        except Exception as error:
+            answer = problems.answer_to(request, error)
+        await answer(scope, receive, send)
+
+
 HANDLERS = [
     orders_options,  # before the others on its path, or Litestar makes one of its own
     place_order, list_orders, get_order, cancel_order, watch_order, place_tutorial_order, get_tutorial_order, health,
@@ -254,6 +278,23 @@ def headers_of(request: Req) -> dict[bytes, str]:
     Litestar's own mapping costs a tenth of a placement, since it is made for every case there is.
     """
     return {name: value.decode("latin-1") for name, value in request.scope["headers"]}
+
+
+async def body_of(request: Req) -> bytes:
+    """Return the body, which Litestar's own way reads only after it has made its mapping of the headers."""
+    pieces: list[bytes] = []
+    size = 0
+    while True:
+        message = await request.receive()
+        if message["type"] != "http.request":  # then the client is gone
+            raise BadRequest(400, "The body ended before it was whole.")
+        piece = message.get("body", b"")
+        pieces.append(piece)
+        size += len(piece)
+        if size > MOST_BODY_BYTES:
+            raise RequestEntityTooLarge
+        if not message.get("more_body"):
+            return b"".join(pieces)
 
 
 def idempotency_key(request: Req, given: dict[bytes, str]) -> str | None:

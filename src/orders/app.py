@@ -25,7 +25,7 @@ from orders import (
     serving,
     startup,
 )
-from orders.api import Found, Read, Write, Written
+from orders.api import Api, Found, Read, Write, Written
 from orders.back_pressure import LOOK_SECONDS, BackPressure
 from orders.batching import Batching, Limits
 from orders.cancel_orders import Cancellation
@@ -79,7 +79,7 @@ async def read(conn: AsyncConnection, batch: Sequence[Read]) -> Sequence[Found |
     return answers
 
 
-def create_app(settings: ApiSettings, live: Live) -> Litestar:
+def create_app(settings: ApiSettings, live: Live) -> Api:
     """Build the application; its lifespan opens the writers' connections, and one each to read, watch and notify."""
 
     @contextlib.asynccontextmanager
@@ -122,7 +122,7 @@ def create_app(settings: ApiSettings, live: Live) -> Litestar:
                 )
                 yield
 
-    return Litestar(
+    return Api(
         [*api.HANDLERS, *openapi.HANDLERS, metrics],
         lifespan=[lifespan],
         exception_handlers=problems.HANDLERS,

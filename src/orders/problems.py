@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 from litestar import Request, Response
 from litestar.exceptions import HTTPException
+from litestar.types import ASGIApp
 from prometheus_client import Counter
 
 from orders import errors
@@ -124,6 +125,14 @@ HANDLERS: Any = {
     HTTPException: of_litestar,
     Exception: of_bug,
 }
+
+
+def answer_to(request: Request[Any, Any, Any], error: Exception) -> ASGIApp:
+    """Answer an error by the table, ready to be sent."""
+    handler = next(HANDLERS[kind] for kind in type(error).__mro__ if kind in HANDLERS)
+    response: Response[bytes] = handler(request, error)
+    return response.to_asgi_response(None, request)
+
 
 _AT = re.compile(r"(?P<what>.*?)(?: - at `(?P<path>[^`]*)`)?", re.DOTALL).fullmatch
 _NAMED = re.compile(r"Object (?P<how>missing required|contains unknown) field `(?P<name>.*)`", re.DOTALL).fullmatch

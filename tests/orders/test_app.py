@@ -60,3 +60,21 @@ async def test_a_connection_that_is_lost_comes_back(api: Api, conn: AsyncConnect
     assert (await api.client.post(f"/orders/{order['order_id']}/cancel")).status_code == 200
     with psycopg.connect(conn.info.dsn + f" password={conn.info.password}") as other:
         assert other.execute("SELECT count(*) FROM orders").fetchone() == (2,)
+
+
+async def test_both_ways_to_a_placement(api: Api) -> None:
+    """
+    The straight way of a placement and Litestar's own, which another spelling of the path takes, answer alike.
+    """
+    for content, type_ in ((b"{}", "application/json"), (b"{", "application/json"), (b"x", "text/plain"),
+                           (b" " * ((1 << 20) + 1), "application/json")):  # fmt: skip
+        answers = [
+            await api.client.post(path, content=content, headers={"Content-Type": type_, "X-Request-ID": "same"})
+            for path in ("/orders", "/orders/")
+        ]
+        assert answers[0].status_code == answers[1].status_code >= 400
+        assert answers[0].content == answers[1].content
+        assert {**answers[0].headers, "date": ""} == {**answers[1].headers, "date": ""}
+    placed = [await api.client.post(path, json=NEW) for path in ("/orders", "/orders/")]
+    assert [each.status_code for each in placed] == [201, 201]
+    assert [list(each.headers) for each in placed] == [list(placed[0].headers)] * 2
