@@ -36,6 +36,7 @@ async def serve() -> None:
     )
     server = serving.HttpServer(request_id.named(app), settings.orders_host, settings.orders_port, 1)
     serving.on_stop_signals(server.stop)
+    serving.spare_the_collector()
     await server.serve()
 
 

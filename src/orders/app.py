@@ -150,6 +150,7 @@ async def serve(settings: ApiSettings) -> None:
         server.stop()
 
     serving.on_stop_signals(stop)
+    serving.spare_the_collector()
     log.info("api %s listens on %s:%s", os.getpid(), settings.orders_host, settings.orders_port)
     await server.serve()
     log.info("api %s has stopped", os.getpid())

@@ -13,7 +13,8 @@ from orders import database
 from orders.session import Session
 
 NOTIFY: LiteralString = "NOTIFY outbox"
-APART_SECONDS = 0.005  # under load one hint serves all the commits of this time
+# Under load one hint serves all the commits of this time. The first one leaves at once.
+APART_SECONDS = 0.04
 CALL_SECONDS = 1.0
 
 
