@@ -2,10 +2,14 @@
 
 placing    orders a second through nginx: the tutorial's design, ours, and our stack with a handler that does nothing
 relay      the relay's rate, its latency, what does not change them, and what a relay costs that has nothing to do
+streams    a thousand live streams on one api: what they cost, how soon a change is seen, how soon they end
+away       how soon placements say so when the database goes away, and how soon they are taken again when it is back
 listing    what listing orders by status costs, and what it would cost the placements
 
 measurement  runs the sides of a comparison in turn, and prints medians with minima and maxima
 record       the JSON under `.run/bench/`: each run as it ends, the machine, the versions, the settings
+processes    what a process costs
+cpu          what each program spends meanwhile
 plot, draw   the same as SVG
 baseline     the tutorial's design, written from its description; its packages are an extra of their own
 

@@ -1,8 +1,12 @@
 """Orders placed a second through nginx and three apis: `make bench ONLY=placing`.
 
 Three contenders, one after the other, again and again, with wrk and 100 connections: the tutorial's design (baseline),
-ours, and our stack with a handler that does nothing. Relay and worker are stopped; ours and the baseline run once more
-with them. SECONDS and ROUNDS change how long and how often.
+ours, and our stack with a handler that does nothing. Relay and worker are stopped; ours and the baseline run again with
+them. Then ours at the highest rate that the baseline reached, for what a client waits there; and, in the long form, the
+tutorial's own load: 100 requests a second more each second, until they are no longer answered.
+
+Beside each rate stands the CPU time of an order in each program. On a machine where all of them share the cores, that
+is the limit: cores / CPU time.
 """
 
 import contextlib
@@ -18,8 +22,9 @@ from string import Template
 
 import msgspec
 
-from bench import environment
+from bench import cpu, environment
 from bench.measurement import Bench
+from bench.record import Figures
 from sandbox import nginx, packages
 from sandbox.ports import free_port
 from sandbox.process import ROOT, Process, Spec, wait_until, write_atomically
@@ -29,18 +34,7 @@ from tests import places
 
 APIS = 3
 CONNECTIONS = 100
-SECONDS = int(os.environ.get("SECONDS", "10"))
-ROUNDS = int(os.environ.get("ROUNDS", "5"))
-
-
-class Run(msgspec.Struct, frozen=True):
-    """One run of wrk; latencies are milliseconds."""
-
-    per_second: float
-    refused: int
-    errors: int
-    p50: float
-    p99: float
+MOST_ASKED = 20_000  # requests a second
 
 
 class Contender(msgspec.Struct, frozen=True):
@@ -51,18 +45,31 @@ class Contender(msgspec.Struct, frozen=True):
     with_body: bool
 
 
-def drive(contender: Contender, seconds: int) -> Run:
-    """Let wrk place orders for some seconds."""
+def drive(contender: Contender, seconds: int, rate: float | None = None) -> Figures:
+    """Let wrk place orders for some seconds: as many as it can, or so many a second."""
+    pause = 0.0 if rate is None else CONNECTIONS / rate * 1e3
+    clock = cpu.Clock()
     done = subprocess.run(
         [
             "wrk", "-t2", f"-c{CONNECTIONS}", f"-d{seconds}s", "-s", str(ROOT / "bench" / "wrk.lua"), contender.url,
-            "--", "with-body" if contender.with_body else "without-body",
+            "--", "with-body" if contender.with_body else "without-body", str(pause),
         ],
         check=True, stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
+    spent = clock.spent()
     line = next(line for line in done.stdout.splitlines() if line.startswith("RESULT"))
     good, bad, errors, microseconds, p50, p99 = map(int, line.split()[1:])
-    return Run(good / microseconds * 1e6, bad, errors, p50 / 1e3, p99 / 1e3)
+    each = {name: seconds / max(1, good) * 1e6 for name, seconds in spent.items()}
+    return {
+        "per_second": good / microseconds * 1e6,
+        "p50_ms": p50 / 1e3,
+        "p99_ms": p99 / 1e3,
+        "refused": bad,
+        "errors": errors,
+        "cpu_us": sum(each.values()),
+        **{f"cpu_us_{name}": spent for name, spent in each.items() if spent >= 1},
+        "generator_cpu": spent.get("wrk", 0.0) / microseconds * 1e6,
+    }
 
 
 @contextlib.contextmanager
@@ -156,13 +163,15 @@ def running(specs: list[Spec], folder: Path, port: int, nginx_file: Path) -> Ite
 
 
 def measure(bench: Bench) -> None:
-    """The three side by side, then ours and the baseline with all that follows a placement."""
+    """Measure, and compare."""
     packages.ensure(["nginx", "wrk"])
-    bench.settings(seconds=SECONDS, connections=CONNECTIONS, apis=APIS)
+    seconds = int(os.environ.get("SECONDS", "10" if bench.full else "6"))
+    rounds = int(os.environ.get("ROUNDS", "7" if bench.full else "4"))
+    bench.settings(seconds=seconds, rounds=rounds, connections=CONNECTIONS, apis=APIS)
+    its = bench.servers
     with tempfile.TemporaryDirectory(prefix="placing-", ignore_cleanup_errors=True) as name:
         folder = Path(name)
         folder.chmod(0o711)
-        its = bench.servers
         with (
             baseline(its, folder / "baseline") as theirs,
             ours(its, folder / "ours") as mine,
@@ -171,18 +180,39 @@ def measure(bench: Bench) -> None:
             contenders = (theirs, mine, least)
             for contender in contenders:
                 drive(contender, 2)  # warm
-            sides = {each.name: partial(measured, each) for each in contenders}
-            bench.compare("placing alone", sides, ROUNDS)
-        with ours(its, folder / "ours-working", relays=1, workers=1) as mine:
-            bench.compare("with relay and worker", {mine.name: partial(measured, mine)}, ROUNDS)
+            bench.compare("placing", {each.name: partial(drive, each, seconds) for each in contenders}, rounds)
+            at_most = bench.median("placing", "baseline", "per_second")
+            bench.compare(
+                "at the baseline's highest rate", {"ours": lambda: drive(mine, seconds, at_most)}, max(1, rounds // 2)
+            )
+            if bench.full:
+                bench.compare("ramp", {each.name: partial(ramp, each) for each in (theirs, mine)}, 1)
+        # One after the other: their consumers still work when the placing has ended.
         with baseline(its, folder / "baseline-working", consumers=1) as theirs:
-            bench.compare("with its consumer", {theirs.name: partial(measured, theirs)}, ROUNDS)
-    bench.ratio("ours / baseline", "placing alone", "per_second", "ours", "baseline", "at least 20")
-    bench.ratio(
-        "ours / do-nothing handler", "placing alone", "per_second", "ours", "do-nothing handler", "at least 0.7"
+            bench.compare("with relay and worker", {theirs.name: partial(drive, theirs, seconds)}, max(1, rounds // 2))
+        with ours(its, folder / "ours-working", relays=1, workers=1) as mine:
+            bench.compare("with relay and worker", {mine.name: partial(drive, mine, seconds)}, max(1, rounds // 2))
+    rate = "per_second"
+    bench.ratio("ours / baseline", "placing", rate, "ours", "baseline", "at least 20")
+    bench.ratio("ours / do-nothing handler", "placing", rate, "ours", "do-nothing handler", "at least 0.7")
+    p99 = bench.median("at the baseline's highest rate", "ours", "p99_ms")
+    bench.note(
+        f"p99 at the baseline's highest rate, {at_most:,.0f} orders/s: ours {p99:.1f} ms, "
+        f"the baseline {bench.median('placing', 'baseline', 'p99_ms'):.0f} ms (target: a tenth)"
     )
 
 
-def measured(contender: Contender) -> dict[str, float]:
-    """Return one run as the record keeps it."""
-    return msgspec.structs.asdict(drive(contender, SECONDS))
+def ramp(contender: Contender) -> Figures:
+    """Ask for 100 more each second, until less than 95 % is answered three times in a row; tell the most that was."""
+    rates: list[tuple[float, float]] = []
+    failures = 0
+    for asked in range(100, MOST_ASKED, 100):
+        answered = drive(contender, 1, asked)["per_second"]
+        assert isinstance(answered, float)
+        rates.append((asked, answered))
+        failures = failures + 1 if answered < 0.95 * asked else 0
+        if failures == 3:
+            break
+    return {"most_per_second": max((asked for asked, answered in rates if answered >= 0.95 * asked), default=0)} | {
+        "answered_by_asked": rates
+    }

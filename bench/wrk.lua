@@ -1,4 +1,5 @@
--- One small order after another. wrk prints no statuses: count them, and print them at the end.
+-- One small order after another, on each connection; with a pause, so many milliseconds from one to the next on average.
+-- wrk prints no statuses: count them, and print them at the end.
 wrk.method = "POST"
 local threads = {}
 
@@ -12,6 +13,16 @@ function init(args)
     wrk.body = '{"customer_id":"17850","currency":"GBP","reference":"536365","lines":[' ..
       '{"sku":"85123A","description":"WHITE HANGING HEART T-LIGHT HOLDER","quantity":6,"unit_price_minor":255},' ..
       '{"sku":"71053","description":"WHITE METAL LANTERN","quantity":6,"unit_price_minor":339}]}'
+  end
+  if tonumber(args[2]) > 0 then
+    pace(tonumber(args[2]))
+  end
+end
+
+function pace(milliseconds)
+  -- A pause of its own length each time, or all connections would ask at once.
+  function delay()
+    return math.random() * 2 * milliseconds
   end
 end
 
