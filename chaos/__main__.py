@@ -46,7 +46,7 @@ def main(
     faults and invariants are, .run/chaos/report.html shows what happened, .run/chaos/seed-N/ keeps every log.
 
     \b
-    make chaos ARGS="--seed 1 --minutes 2 --rate 40"  the short run
+    make chaos ARGS="--seed 1 --minutes 2 --rate 40"  the short run, as in CI
     make chaos ARGS="--seed 1-12"                     a dozen long ones; cut off, it goes on where it was
     make chaos ARGS="--seed 7 --plan"                 what a seed would do
     make chaos ARGS="--faults list"                   what there is
