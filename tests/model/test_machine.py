@@ -2,15 +2,20 @@
 
 from collections.abc import Callable
 
+import msgspec
 import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_state_machine_as_test
 
+from orders.claim_orders import Claim, Held, Orphaned, Seen, Settled, Wanted, claim_of
+from orders.next_step import NextStep, next_step
+from orders.run_handler import Again, Outcome, Weather
 from relay.mark import LowWaterMark
 from relay.message import Answer, Message, Reply, Route
 from relay.verdict import Sent, Verdict, judge
 from relay.waves import Waves
+from tests.model import orders_world
 from tests.model.relay_world import Broken, Decisions, Mood, World
 
 KEYS = ["a", "b"]
@@ -76,6 +81,62 @@ class RelayMachine(RuleBasedStateMachine):
         self.world.settle()
 
 
+WORKERS = st.integers(0, 1)
+
+
+class WorkerMachine(RuleBasedStateMachine):
+    """A client, two workers and a queue, each of which does what it does when it suits the adversary."""
+
+    decide = orders_world.Decisions()
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.world = orders_world.World(self.decide)
+
+    @rule(at=WORKERS)
+    def deliver(self, at: int) -> None:
+        self.world.deliver(at)
+
+    @precondition(lambda self: any(self.world.jobs))
+    @rule(at=WORKERS, which=st.integers(0, 2), outcome=st.sampled_from(sorted(orders_world.OUTCOMES)))
+    def go_on(self, at: int, which: int, outcome: str) -> None:
+        self.world.go_on(at if self.world.jobs[at] else 1 - at, which, outcome)
+
+    @precondition(lambda self: any(self.world.jobs))
+    @rule(at=WORKERS, outcome=st.sampled_from(["done", "again", "weather"]))
+    def go_on_as_usual(self, at: int, outcome: str) -> None:
+        self.world.go_on(at if self.world.jobs[at] else 1 - at, 0, outcome)
+
+    @rule(at=WORKERS, what=st.sampled_from(["dies", "loses its lock", "takes its lock", "takes its lock"]))
+    def worker_fails(self, at: int, what: str) -> None:
+        match what:
+            case "dies":
+                self.world.dies(at)
+            case "loses its lock":
+                self.world.loses_its_lock(at)
+            case "takes its lock":
+                self.world.takes_its_lock(at)
+
+    @rule(what=st.sampled_from(["repeat", "forge", "forge old", "cancel", "redrive", "retry", "retry"]))
+    def elsewhere(self, what: str) -> None:
+        match what:
+            case "repeat":
+                self.world.repeat()
+            case "forge":
+                self.world.forge(version=99)
+            case "forge old":
+                self.world.forge(version=0)
+            case "cancel":
+                self.world.cancel()
+            case "redrive":
+                self.world.redrive()
+            case "retry":
+                self.world.retry_is_due()
+
+    def teardown(self) -> None:
+        self.world.settle()
+
+
 def settings_of(examples: int, steps: int) -> settings:
     """The same examples each time: what is found today is found tomorrow."""
     return settings(
@@ -96,6 +157,13 @@ def test_the_relay_keeps_its_promises() -> None:
     P3 and P4, and that nothing waits for good, under every schedule that was tried.
     """
     run_state_machine_as_test(RelayMachine, settings=settings_of(200, 40))
+
+
+def test_the_worker_keeps_its_promises() -> None:
+    """
+    P5, P6 and P7 under every schedule that was tried: one end, under its own attempt, for its own failures alone.
+    """
+    run_state_machine_as_test(WorkerMachine, settings=settings_of(200, 40))
 
 
 class NoWaves(Waves):
@@ -161,8 +229,63 @@ PLANTED = {
 }
 
 
+def greedy_claim_of(seen: Seen, wanted: Wanted) -> Claim | Orphaned:
+    """Whoever has the order has had it long enough."""
+    found = claim_of(seen, wanted)
+    return Orphaned(seen.worker, seen.attempts) if isinstance(found, Held) and seen.worker is not None else found
+
+
+def credulous_claim_of(seen: Seen, wanted: Wanted) -> Claim | Orphaned:
+    """A message about an order is a message about an order."""
+    return claim_of(msgspec.structs.replace(seen, event_id=wanted.event_id), wanted)
+
+
+def impatient_claim_of(seen: Seen, wanted: Wanted) -> Claim | Orphaned:
+    """Who waits for a retry may as well have it now."""
+    return claim_of(msgspec.structs.replace(seen, is_postponed=False), wanted)
+
+
+def careless_claim_of(seen: Seen, wanted: Wanted) -> Claim | Orphaned:
+    """An order that is being worked needs no second message."""
+    found = claim_of(seen, wanted)
+    return Settled(seen.status) if isinstance(found, Orphaned | Held) else found
+
+
+def strict_next_step(outcome: Outcome, failures: int, max_failures: int) -> NextStep:
+    """A failure is a failure, whoever's it is."""
+    return next_step(Again(outcome.reason) if isinstance(outcome, Weather) else outcome, failures, max_failures)
+
+
+def short_next_step(outcome: Outcome, failures: int, max_failures: int) -> NextStep:
+    """The budget is one less than was said."""
+    return next_step(outcome, failures + 1, max_failures)
+
+
+PLANTED_IN_ORDERS = {
+    "taken from a living worker": orders_world.Decisions(claim_of=greedy_claim_of),
+    "any event will do": orders_world.Decisions(claim_of=credulous_claim_of),
+    "a retry is not waited for": orders_world.Decisions(claim_of=impatient_claim_of),
+    "acked while another works it": orders_world.Decisions(claim_of=careless_claim_of),
+    "weather spends the budget": orders_world.Decisions(next_step=strict_next_step),
+    "the budget ends early": orders_world.Decisions(next_step=short_next_step),
+}
+
+
+@pytest.mark.parametrize("bug", PLANTED_IN_ORDERS)
+def test_the_machine_finds_a_bug_planted_in_the_worker(bug: str) -> None:
+    """
+    A decision that is wrong breaks a promise within 1,000 examples.
+    """
+
+    class Planted(WorkerMachine):
+        decide = PLANTED_IN_ORDERS[bug]
+
+    with pytest.raises(Broken):
+        run_state_machine_as_test(Planted, settings=settings_of(1000, 40))
+
+
 @pytest.mark.parametrize("bug", PLANTED)
-def test_the_machine_finds_a_planted_bug(bug: str) -> None:
+def test_the_machine_finds_a_bug_planted_in_the_relay(bug: str) -> None:
     """
     A protocol with a bug breaks a promise within 1,000 examples.
     """
