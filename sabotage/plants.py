@@ -61,7 +61,7 @@ _ALL = (
     _plant(
         "S4",
         "a classic queue is good enough for the relay",
-        "tests/relay/test_guard.py::test_only_a_quorum_queue_is_enough",
+        "tests/relay/test_topology.py::test_shapes",
         ("relay/topology.py", '    if "x-queue-type" in shape:\n', '    if "x-queue-type" in shape and not shape:\n'),
     ),
     _plant(
@@ -148,7 +148,7 @@ _ALL = (
     _plant(
         "S11",
         "the low-water mark follows the last id, and waits for no writer",
-        "tests/relay/test_forward.py::test_a_slow_commit_of_another_key_is_not_overtaken_for_good",
+        "tests/relay/test_mark.py::test_a_writer_holds_it_until_it_ends",
         ("relay/mark.py", "        if seen:\n", "        if seen and last_value < 0:\n"),
     ),
     _plant(
@@ -180,17 +180,17 @@ _ALL = (
     _plant(
         "S14",
         "a database that goes away spends the order's retries",
-        "tests/orders/test_run_handler.py::test_lost_database_is_weather",
+        "tests/orders/test_run_handler.py::test_whose_fault",
         (
             "src/orders/run_handler.py",
-            "                case Fault.WEATHER:\n                    return Weather(first_line(error))\n",
-            "                case Fault.WEATHER:\n                    return Again(first_line(error))\n",
+            '"57", "58"} and state != "57014"):\n        return Fault.WEATHER\n',
+            '"57", "58"} and state != "57014"):\n        return Fault.ITS_OWN\n',
         ),
     ),
     _plant(
         "S14b",
         "a queue that is full blocks the keys of what it refused",
-        "tests/relay/test_forward.py::test_a_full_queue_is_weather",
+        "tests/relay/test_verdict.py::test_weather",
         (
             "relay/verdict.py",
             "        case Answer.CLOSED_ALONE | Answer.UNENCODABLE:\n",
@@ -205,7 +205,7 @@ _ALL = (
     _plant(
         "S15",
         "an order whose COMMIT was not answered is refused",
-        "tests/orders/test_place_orders.py::test_answer_to_the_commit_is_lost",
+        "tests/orders/test_batching.py::test_what_never_reached_the_server",
         (
             "src/orders/batching.py",
             (
@@ -331,13 +331,13 @@ _ALL = (
     _plant(
         "O3",
         "an order is taken over from a worker that is alive",
-        "tests/orders/test_claim_orders.py::test_order_of_a_living_worker_is_held",
+        "tests/orders/test_claim_orders.py::test_why_an_order_could_not_be_claimed",
         ("src/orders/claim_orders.py", "if seen.worker is None or seen.is_worked:", "if seen.worker is None:"),
     ),
     _plant(
         "O4",
         "a required message that came back counts as unrouted",
-        "tests/relay/test_forward.py::test_a_returned_row_waits_for_its_binding",
+        "tests/relay/test_verdict.py::test_returns",
         ("relay/verdict.py", "case Answer.RETURNED if not message.required:", "case Answer.RETURNED:"),
     ),
     _plant(
@@ -364,7 +364,7 @@ _ALL = (
     _plant(
         "O7",
         "one range is acked up to the highest delivery that is done, also over those in hand",
-        "tests/orders/test_consumer.py::test_hanging_delivery_holds_no_ack",
+        "tests/orders/test_consumer.py::test_answers_are_ranges",
         (
             "src/orders/consumer.py",
             (
