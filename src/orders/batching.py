@@ -59,6 +59,7 @@ class Verdict(Enum):
     PARTITION_MISSING = "the outbox has no partition for the next id: make one and run the batch again"
     RUN_AGAIN = "nobody's fault, the connection is good: run the batch again"
     CONNECTION_LOST = "nobody's fault, the outcome may be unknown: run the batch again on another connection"
+    TOO_SLOW = "cut off at its deadline, the outcome unknown: run half of it again on another connection"
 
 
 def judge(error: Exception) -> Verdict:
@@ -80,6 +81,17 @@ def judge(error: Exception) -> Verdict:
     if state[:2] in {"40", "55"} and state != "55P04":
         return Verdict.RUN_AGAIN
     return Verdict.CONNECTION_LOST
+
+
+def most_rows(verdict: Verdict | None, ran: int, before: int, limit: int) -> int:
+    """Decide how many rows the next run may have, after one of so many when so many were allowed.
+
+    A batch that is too much for its deadline would be so again: it is halved until it gets through, and what comes
+    after it may be larger each time.
+    """
+    if verdict is Verdict.TOO_SLOW:
+        return max(1, ran // 2)
+    return min(limit, 2 * before) if verdict is None else before
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
@@ -202,11 +214,11 @@ class Batching(Generic[Item, Answer]):
                 if not all_of_them:
                     return
 
-    def _take(self) -> list[_Waiting[Item, Answer]]:
+    def _take(self, most: int) -> list[_Waiting[Item, Answer]]:
         """Take from the queue what fits one batch, leaving out those whose callers have gone."""
         batch: list[_Waiting[Item, Answer]] = []
         size = 0
-        while self._queue and len(batch) < self.limits.batch_rows:
+        while self._queue and len(batch) < most:
             if batch and size + self._queue[0].size > self.limits.batch_bytes:
                 break
             waiting = self._queue.popleft()
@@ -223,6 +235,7 @@ class Batching(Generic[Item, Answer]):
         conn: AsyncConnection | None = None
         pauses = backoff()
         batch: list[_Waiting[Item, Answer]] = []
+        most = self.limits.batch_rows
         try:
             while True:
                 if conn is None:
@@ -241,7 +254,7 @@ class Batching(Generic[Item, Answer]):
                         continue
                     self.connections += 1
                     CONNECTIONS.labels(self.name).set(self.connections)
-                batch = [waiting for waiting in batch if not waiting.answer.done()] or self._take()
+                batch = [waiting for waiting in batch if not waiting.answer.done()] or self._take(most)
                 if not batch:
                     if self.stopping:
                         return
@@ -249,6 +262,9 @@ class Batching(Generic[Item, Answer]):
                     self._idle.append(idle)
                     await idle
                     continue
+                if len(batch) > most:
+                    self._queue.extendleft(reversed(batch[most:]))
+                    del batch[most:]
                 self._batch_rows.observe(len(batch))
                 self._queue_seconds.observe(loop.time() - batch[0].since)
                 with self._in_flight():
@@ -256,11 +272,12 @@ class Batching(Generic[Item, Answer]):
                     # Twice around the loop: what has come meanwhile, and is read only now, belongs to the next batch.
                     await asyncio.sleep(0)
                     await asyncio.sleep(0)
+                most = most_rows(verdict, len(batch), most, self.limits.batch_rows)
                 if verdict is None:
                     batch = []
                     pauses = backoff()
                     continue
-                if verdict is Verdict.CONNECTION_LOST:
+                if verdict in {Verdict.CONNECTION_LOST, Verdict.TOO_SLOW}:
                     self.connections -= 1
                     CONNECTIONS.labels(self.name).set(self.connections)
                     await database.close(conn)
@@ -296,12 +313,15 @@ class Batching(Generic[Item, Answer]):
 
     async def _run(self, conn: AsyncConnection, batch: list[_Waiting[Item, Answer]]) -> Verdict | None:
         """Run a batch and answer its callers; return None when it is done with, else what to do before another go."""
-        started = asyncio.get_running_loop().time()
+        loop = asyncio.get_running_loop()
+        started = loop.time()
         try:
             with database.deadline(conn, self.limits.statement_seconds):
                 answers = await self.run(conn, [waiting.item for waiting in batch])
         except (psycopg.Error, ValueError, OverflowError) as error:
             verdict = judge(error)
+            if verdict is Verdict.CONNECTION_LOST and loop.time() >= started + self.limits.statement_seconds:
+                verdict = Verdict.TOO_SLOW
             RERUNS.labels(self.name, verdict.name.lower()).inc()
             if verdict is Verdict.ONE_IS_GUILTY:
                 if len(batch) > 1:
@@ -313,7 +333,7 @@ class Batching(Generic[Item, Answer]):
             if verdict is Verdict.PARTITION_MISSING:
                 return await self._mend(conn)
             return verdict
-        self._statement_seconds.observe(asyncio.get_running_loop().time() - started)
+        self._statement_seconds.observe(loop.time() - started)
         for waiting, answer in zip(batch, answers, strict=True):
             _settle(waiting, answer)
         return None

@@ -10,7 +10,7 @@ from psycopg import AsyncConnection
 from psycopg.errors import lookup
 
 from orders import batching as module
-from orders.batching import Batching, Limits, Verdict, judge
+from orders.batching import Batching, Limits, Verdict, judge, most_rows
 from orders.errors import KeyReused, Overloaded, Refused, Unavailable
 from orders.place_orders import Placed, Placement, place_orders
 from sandbox.wire import Wire
@@ -379,6 +379,45 @@ async def test_a_partition_is_missing(
         assert await outcomes(asked) == [7]
     assert len(set(seen)) >= backends
     assert (len(set(seen)) == 1) == (mend is make_one)
+
+
+@pytest.mark.parametrize(
+    ("verdict", "ran", "before", "most"),
+    [
+        (Verdict.TOO_SLOW, 64, 64, 32),
+        (Verdict.TOO_SLOW, 5, 64, 2),
+        (Verdict.TOO_SLOW, 1, 64, 1),
+        (None, 5, 16, 32),
+        (None, 64, 64, 64),
+        (None, 40, 40, 64),
+        (Verdict.CONNECTION_LOST, 64, 64, 64),
+        (Verdict.RUN_AGAIN, 3, 16, 16),
+        (Verdict.PARTITION_MISSING, 3, 16, 16),
+    ],
+)
+def test_how_large_the_next_run_may_be(verdict: Verdict | None, ran: int, before: int, most: int) -> None:
+    """
+    What was too slow is halved, what got through may double, and nothing else changes it.
+    """
+    assert most_rows(verdict, ran, before, 64) == most
+
+
+async def test_a_batch_that_is_too_much_for_its_deadline(database_url: str) -> None:
+    """
+    A server that is too slow for a whole batch still gets through with it, part by part; nobody is left out.
+    """
+    runs: list[list[int]] = []
+
+    async def run(conn: AsyncConnection, batch: Sequence[int]) -> list[int]:
+        runs.append(list(batch))
+        await conn.execute("SELECT pg_sleep(%s)", [60 if len(batch) > 3 else 0])
+        return list(batch)
+
+    items = list(range(16))
+    async with Batching("test", database_url, run, Limits(statement_seconds=0.3)) as batching:
+        assert await outcomes(together(batching, items)) == items
+    assert [len(batch) for batch in runs[:3]] == [16, 8, 4]
+    assert runs[3] == [0, 1], "those who came first are served first"
 
 
 async def test_the_database_is_back(bakery: Bakery, database_url: str, wire: Wire) -> None:

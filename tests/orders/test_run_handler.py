@@ -169,6 +169,7 @@ def test_whose_fault(error: Exception, late: bool, broken: bool, fault: Fault) -
         (TimeoutError(), Again("the handler took longer than 0.5 s")),
         (ValueError("one\ntwo"), Again("ValueError: one")),
         (ValueError(), Again("ValueError: ValueError")),
+        (ConnectionResetError("gone"), Again("ConnectionResetError: gone")),
     ],
 )
 def test_a_handlers_own_failure(error: Exception, outcome: Outcome) -> None:
