@@ -60,4 +60,5 @@ def what_failed(output: str) -> str:
     """Return the first line of pytest's that says what was wrong, or its last one."""
     lines = output.splitlines()
     errors = [line[1:].strip() for line in lines if line.startswith("E  ")]
+    errors += [line for line in lines if line.startswith("FAILED ")]
     return next((line for line in errors if line), lines[-1] if lines else "")[:200]
