@@ -9,6 +9,7 @@ look-up for the broker, and nothing for the queue. Relays share it, by `outbox_w
 Bindings AMQP does not show at all. The management interface does, and is asked at the same moment.
 """
 
+import contextlib
 import uuid
 from collections.abc import Iterable
 from typing import Any
@@ -50,7 +51,10 @@ class Guard:
             if queue not in self._witnesses:
                 try:
                     self._witnesses[queue] = await self._find_or_make(conn, queue)
-                except (Denied, TopologyWrong) as error:
+                except Denied as error:
+                    self._trouble = f"queue {queue!r} cannot be given a witness: {error}"
+                    break
+                except TopologyWrong as error:
                     self._trouble = str(error)
                     break
         return self._trouble
@@ -113,7 +117,8 @@ class Guard:
             await self._publisher.ask(declare)
         except Denied:
             # Deleted just now, or not ours to bind: an exchange that was never bound would stay for ever.
-            await self._publisher.ask(lambda channel: channel.exchange_delete(witness))
+            with contextlib.suppress(Denied):
+                await self._publisher.ask(lambda channel: channel.exchange_delete(witness))
             raise
 
     async def _is_there(self, witness: str) -> bool:

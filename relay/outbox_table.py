@@ -159,10 +159,12 @@ PARK: LiteralString = """
         INSERT INTO outbox_parked (id, shard, key, exchange, routing_key)
         SELECT id, shard, key, exchange, routing_key FROM parked
     )
-    INSERT INTO outbox_waiting (key, shard, head, exchange, routing_key, blocked, reason)
+    INSERT INTO outbox_waiting AS w (key, shard, head, exchange, routing_key, blocked, reason)
     SELECT DISTINCT ON (key) key, shard, id, exchange, routing_key, false, %(reason)s
     FROM parked ORDER BY key, id
-    ON CONFLICT (key) DO NOTHING
+    ON CONFLICT (key) DO UPDATE
+        SET head = excluded.head, exchange = excluded.exchange, routing_key = excluded.routing_key
+        WHERE excluded.head < w.head
 """
 
 BLOCK: LiteralString = """

@@ -42,16 +42,11 @@ class Outcome(msgspec.Struct):
         go on by itself up to there.
         """
         doubtful = [message for message in self.sent if message.required and message.route in unproven]
-        if not doubtful:
-            return
         gone = {message.id for message in doubtful}
         self.sent = [message for message in self.sent if message.id not in gone]
-        others, self.park = self.park, {}  # parked first, since the first to be parked is its key's head
         for message in doubtful:
             self._park(unproven[message.route], [message])
             self.block.pop(message.key, None)
-        for reason, messages in others.items():
-            self._park(reason, messages)
 
     def _park(self, reason: str, messages: list[Message]) -> None:
         fresh = [message for message in messages if not message.parked]
