@@ -104,7 +104,15 @@ def run(console: Console) -> int:
     with servers(choice, logs=LOGS.resolve()) as its:
         console.print(f"PostgreSQL and RabbitMQ are ready after {time.monotonic() - began:.1f} s", highlight=False)
         counts = Counts.read(os.environ)
-        with System(its.database_url, its.amqp_url, LOGS.resolve(), counts, settings=WORK) as system:
+        system = System(
+            its.database_url,
+            its.amqp_url,
+            LOGS.resolve(),
+            counts,
+            settings=WORK,
+            management_url=its.own_management_url,
+        )
+        with system:
             started = time.monotonic() - began
             console.print(
                 f"migrated; nginx, {counts.apis} api, {counts.relays} relay, {counts.workers} worker are ready "

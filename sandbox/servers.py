@@ -90,6 +90,11 @@ class Servers(msgspec.Struct, frozen=True, kw_only=True):
     management_url: str | None
 
     @property
+    def own_management_url(self) -> str | None:
+        """The management interface of a broker that is ours; that of another's may not be there."""
+        return None if self.kind == "env" else self.management_url
+
+    @property
     def kind(self) -> Kind:
         return self.choice.kind
 

@@ -58,7 +58,14 @@ class Supervisor:
             opened = self._servers = self._stack.enter_context(
                 servers(choice, environ=environ, logs=RUN.resolve(), folder=data_folder(choice), restart=True)
             )
-            self._system = System(opened.database_url, opened.amqp_url, RUN.resolve(), counts, environ=environ)
+            self._system = System(
+                opened.database_url,
+                opened.amqp_url,
+                RUN.resolve(),
+                counts,
+                environ=environ,
+                management_url=opened.own_management_url,
+            )
             self._stack.callback(self._system.close)
         else:
             same_servers(self._servers, environ)

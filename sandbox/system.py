@@ -34,6 +34,7 @@ SETTINGS: dict[Role, tuple[str, ...]] = {
     "relay": ("RELAY_", "LOG_LEVEL", "DATABASE_URL", "AMQP_URL"),
     "worker": ("WORKER_", "WORK_", "ORDERS_", "LOG_LEVEL", "DATABASE_URL", "AMQP_URL"),
 }
+REQUIRED_ROUTES = "orders/order.placed,orders/order.redriven"
 DEFAULTS = {"RELAY_REQUIRED_QUEUES": "orders.work", "RELAY_EXCHANGES": "orders", "PYTHONUNBUFFERED": "1"}
 
 
@@ -71,12 +72,14 @@ class System:
         *,
         settings: Mapping[str, str] | None = None,
         environ: Mapping[str, str] = os.environ,
+        management_url: str | None = None,
         with_nginx: bool = True,
         own_settings: Callable[[str], Mapping[str, str]] = lambda name: {},
         way_to: Callable[[str, int], int] = lambda name, port: port,
     ) -> None:
         """Logs and pid files go to `folder`; `settings` win over the environment's.
 
+        With `management_url` the relay sees to it that the work queue is bound.
         `own_settings` are those of one process, by its name; they win over all. `way_to` is the port by which nginx
         reaches the api of this name that listens on this port: another one, where a wire lies between.
         """
@@ -87,6 +90,7 @@ class System:
         self._with_nginx = with_nginx
         self._own_settings = own_settings
         self._way_to = way_to
+        self._management_url = management_url
         self._processes: dict[str, Process] = {}
         self._ports = self._earlier_ports()
         self._environ = self._child_environ(environ, settings or {})
@@ -248,7 +252,10 @@ class System:
     def _child_environ(self, environ: Mapping[str, str], settings: Mapping[str, str]) -> dict[str, str]:
         passed = {name: value for name, value in environ.items() if not name.startswith(NOT_SETTINGS)}
         urls = {"DATABASE_URL": self.database_url, "AMQP_URL": self.amqp_url}
-        return DEFAULTS | passed | dict(settings) | urls
+        given = DEFAULTS | passed | dict(settings) | urls
+        if self._management_url and given["RELAY_REQUIRED_QUEUES"] == DEFAULTS["RELAY_REQUIRED_QUEUES"]:
+            return {"RELAY_MANAGEMENT_URL": self._management_url, "RELAY_REQUIRED_ROUTES": REQUIRED_ROUTES} | given
+        return given
 
     def _port(self, name: str) -> int:
         if name not in self._ports:
