@@ -19,7 +19,7 @@ from sandbox.servers import Servers
 from sandbox.system import upgrade
 from tests.eventually import eventually
 from tests.relay.conftest import StartRelay
-from tests.relay.service import RelayProcess, all_settled, append_many, becomes, states
+from tests.relay.service import RelayProcess, all_settled, append, append_many, becomes, states
 from tests.relay.wire import Wire
 
 USER = "failover"
@@ -110,6 +110,28 @@ async def test_25006_is_a_lost_database(database_url: str) -> None:
     assert isinstance(error.value.__cause__, psycopg.errors.ReadOnlySqlTransaction)
 
 
+async def test_the_next_broker_is_taken(
+    conn: AsyncConnection, database_url: str, topology: str, tmp_path: Path
+) -> None:
+    """
+    When the broker's address is gone for good, the next one of AMQP_URL is taken.
+    """
+    async with Wire(topology).open() as second, contextlib.AsyncExitStack() as stack:
+        first = await stack.enter_async_context(Wire(topology).open())
+        relay = RelayProcess(database_url, f"{first.url},{second.url}", tmp_path).start()
+        try:
+            await append(conn)
+            await becomes({"sent": 1}, lambda: states(conn), 20)
+            assert first.connected
+            assert not second.connected
+            await stack.aclose()
+            await append(conn)
+            await becomes({"sent": 2}, lambda: states(conn), 20)
+            assert second.connected
+        finally:
+            relay.kill()
+
+
 async def waits_for_confirms(conn: AsyncConnection, pid: int) -> bool:
     """Whether this relay's session holds shards while it only proves that its claim stands."""
     row = await (
@@ -129,6 +151,7 @@ Fault = Callable[[RelayProcess, Wire], None]
 FAULTS: dict[str, Fault] = {
     "killed": lambda relay, database: relay.kill(),
     "stopped": lambda relay, database: relay.signal(signal.SIGSTOP),
+    "cut off": lambda relay, database: database.hold(),
 }
 
 
@@ -143,7 +166,7 @@ async def test_shards_move_by_themselves(
     record_property: Callable[[str, object], None],
 ) -> None:
     """
-    A relay that is killed or stopped in the middle of a claim loses its shards, and another sends the rows.
+    A relay that is killed, stopped or cut off in the middle of a claim loses its shards, and another sends the rows.
     """
     async with Wire(database_url).open() as database, Wire(topology).open() as broker:
         victim = RelayProcess(database.url, broker.url, tmp_path).start()

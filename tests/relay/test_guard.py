@@ -3,11 +3,13 @@
 import asyncio
 import signal
 from pathlib import Path
+from urllib.parse import quote, urlsplit
 
 import aiormq
 import aiormq.exceptions
+import httpx
 import pytest
-from aiormq.abc import AbstractChannel
+from aiormq.abc import AbstractChannel, FieldTable
 from psycopg import AsyncConnection
 
 from relay.database import connect
@@ -296,3 +298,67 @@ async def test_a_classic_queue_in_its_place_is_not_enough(
 
 async def _says_no_quorum(relay: RelayProcess) -> bool:
     return "no quorum queue" in str(await relay.says("closed_routes"))
+
+
+async def put_policy(servers: Servers, amqp_url: str, queue: str, definition: dict[str, object]) -> None:
+    """Have this queue follow a policy, and wait until it does."""
+    url = urlsplit(servers.management_url or "")
+    vhost = quote(urlsplit(amqp_url).path[1:], safe="")
+    async with httpx.AsyncClient(
+        base_url=f"http://{url.hostname}:{url.port}/api",
+        auth=(url.username or "", url.password or ""),
+        trust_env=False,
+    ) as client:
+        policy = {"pattern": f"^{queue}$", "definition": definition, "apply-to": "queues"}
+        (await client.put(f"/policies/{vhost}/test", json=policy)).raise_for_status()
+
+        async def is_followed() -> bool:
+            found = (await client.get(f"/queues/{vhost}/{queue}")).raise_for_status().json()
+            return bool(found.get("effective_policy_definition") == definition)
+
+        await eventually(is_followed, 20)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "line"),
+    [
+        ("unbind", "relay: queue 'orders.work' is bound to none of orders"),
+        ("unbind one", "relay: no binding leads from orders/order.placed to 'orders.work'"),
+        ("drop", "relay: queue 'orders.spare' has max-length without overflow=reject-publish"),
+        ("expire", "relay: queue 'orders.spare' drops messages after message-ttl"),
+    ],
+)
+async def test_management_shows_what_amqp_does_not(
+    spoil: str, line: str, database_url: str, topology: str, servers: Servers, tmp_path: Path
+) -> None:
+    """
+    With the management interface the relay refuses a required queue that gets nothing, or drops what it confirmed.
+    """
+    queues = "orders.work"
+    async with broker(topology) as channel:
+        if spoil in ("unbind", "unbind one"):
+            await channel.queue_unbind("orders.work", "orders", "order.placed")
+        if spoil == "unbind":
+            await channel.queue_unbind("orders.work", "orders", "order.redriven")
+        if spoil in ("drop", "expire"):
+            queues = "orders.spare"
+            arguments: FieldTable = {"x-queue-type": "quorum"} | ({"x-message-ttl": 1000} if spoil == "expire" else {})
+            await channel.queue_declare(queues, durable=True, arguments=arguments)
+            await channel.queue_bind(queues, "orders", "order.placed")
+    if spoil == "drop":
+        await put_policy(servers, topology, queues, {"max-length": 10})
+    relay = RelayProcess(
+        database_url,
+        topology,
+        tmp_path,
+        required_queues=queues,
+        required_routes="orders/order.placed",
+        management_url=servers.management_url,
+    ).start()
+    try:
+        assert await asyncio.to_thread(relay.wait) == 1
+    finally:
+        relay.kill()
+
+    assert relay.log.read_text().startswith(line)
+    assert relay.log.read_text().count("\n") == 1

@@ -20,6 +20,11 @@ class Wire:
         self.url = url
         self.cuts = 0
 
+    @property
+    def connected(self) -> bool:
+        """Whether anybody is connected through it."""
+        return bool(self._pairs)
+
     def cut(self) -> None:
         """Reset every connection there is."""
         self.cuts += 1
