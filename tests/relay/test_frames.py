@@ -3,13 +3,16 @@
 import datetime
 
 import msgspec
+import pamqp.decode
 import pamqp.frame
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from pamqp.body import ContentBody
 from pamqp.commands import Basic
 from pamqp.header import ContentHeader
 
-from relay.frames import METHODS_KEPT, Encoder, Unencodable
+from relay.frames import METHODS_KEPT, Encoder, Unencodable, header_table
 from relay.message import Message
 from tests.relay.letters import letter
 
@@ -77,6 +80,8 @@ def test_bodies_are_split_over_frames(size: int) -> None:
     [
         letter(1, headers='{"big": 99999999999999999999999}'),
         letter(1, headers="[1]"),
+        letter(1, headers='{"a": '),
+        letter(1, headers='{"%s": "v"}' % ("k" * 129)),
         letter(1, headers='{"%s": 1}' % ("k" * 129)),
         letter(1, headers='{"a": [{"%s": 1}]}' % ("k" * 129)),
         letter(1, headers='{"long": "%s"}' % ("v" * 200_000)),
@@ -103,6 +108,16 @@ def test_headers_may_be_nested() -> None:
 
     assert isinstance(header, ContentHeader)
     assert header.properties.headers == headers
+
+
+@given(st.dictionaries(st.text(max_size=32), st.text(max_size=300), max_size=5))
+def test_headers_of_strings_are_read_by_pamqp(headers: dict[str, str]) -> None:
+    """
+    What is encoded by hand is read as it was written, and nothing is left over.
+    """
+    table = header_table(msgspec.json.encode(headers).decode())
+
+    assert pamqp.decode.field_table(table) == (len(table), headers)
 
 
 def test_cached_addresses_are_bounded() -> None:
