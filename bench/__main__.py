@@ -10,8 +10,8 @@ from bench.measurement import Bench, SharedServers
 from bench.record import Form
 
 # The main ones take less than ten minutes together; all of them, in the long form, less than sixty.
-MAIN = ("placing", "relay")
-NAMES = (*MAIN, "streams", "away")
+MAIN = ("placing", "relay", "end_to_end")
+NAMES = (*MAIN, "footprint", "streams", "away")
 
 
 def main() -> None:

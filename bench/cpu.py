@@ -33,10 +33,10 @@ def _children() -> float:
 
 
 def _now() -> dict[int, tuple[str, float]]:
-    return {pid: (_name(pid), cpu_seconds(pid)) for pid in family(os.getpid())[1:]}
+    return {pid: (name_of(pid), cpu_seconds(pid)) for pid in family(os.getpid())[1:]}
 
 
-def _name(pid: int) -> str:
+def name_of(pid: int) -> str:
     """Return a program's name: of Python's its module, of the others the file's."""
     try:
         words = Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ").split()

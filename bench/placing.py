@@ -43,6 +43,7 @@ class Contender(msgspec.Struct, frozen=True):
     name: str
     url: str
     with_body: bool
+    database_url: str = ""
 
 
 def drive(contender: Contender, seconds: int, rate: float | None = None) -> Figures:
@@ -107,7 +108,7 @@ def nothing(folder: Path) -> Iterator[Contender]:
 
 
 @contextlib.contextmanager
-def baseline(its: Servers, folder: Path, *, consumers: int = 0) -> Iterator[Contender]:
+def baseline(its: Servers, folder: Path, *, consumers: int = 0, work_seconds: str = "0.01") -> Iterator[Contender]:
     """The tutorial's design."""
     folder.mkdir()
     python = str(environment.ensure())
@@ -115,7 +116,7 @@ def baseline(its: Servers, folder: Path, *, consumers: int = 0) -> Iterator[Cont
     port = free_port()
     with places.database(its) as database, places.vhost(its) as vhost:
         urls = {"DATABASE_URL": database, "AMQP_URL": vhost, "PYTHONPATH": str(ROOT)}
-        environ = os.environ | urls | {"WORK_MIN_SECONDS": "0.01", "WORK_MAX_SECONDS": "0.01"}
+        environ = os.environ | urls | {"WORK_MIN_SECONDS": work_seconds, "WORK_MAX_SECONDS": work_seconds}
         specs = [
             Spec(
                 name=f"baseline-{number}",
@@ -135,7 +136,7 @@ def baseline(its: Servers, folder: Path, *, consumers: int = 0) -> Iterator[Cont
         )
         write_atomically(folder / "nginx.conf", text)
         with running(specs, folder, port, folder / "nginx.conf"):
-            yield Contender("baseline", f"http://127.0.0.1:{port}/order/place", with_body=False)
+            yield Contender("baseline", f"http://127.0.0.1:{port}/order/place", with_body=False, database_url=database)
 
 
 @contextlib.contextmanager

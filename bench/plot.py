@@ -1,10 +1,11 @@
 """Plots as SVG: bars with their spread, and lines over time. What a page needs, and no more."""
 
+import statistics
 from collections.abc import Mapping, Sequence
 from html import escape
 
 WIDTH = 720
-LEFT, RIGHT, TOP, BOTTOM = 210, 90, 40, 44
+LEFT, RIGHT, TOP, BOTTOM = 180, 150, 40, 44
 COLOURS = ("#2563eb", "#d97706", "#059669", "#9333ea", "#dc2626", "#475569")
 STYLE = "font-family:system-ui,sans-serif;font-size:13px;fill:#334155"
 
@@ -17,7 +18,7 @@ def bars(title: str, unit: str, sides: Mapping[str, Sequence[float]]) -> str:
     scale = (WIDTH - LEFT - RIGHT) / largest
     parts = []
     for place, (side, values) in enumerate(sides.items()):
-        middle = sorted(values)[len(values) // 2]
+        middle = statistics.median(values)
         y = TOP + place * row
         parts += [
             f'<text x="{LEFT - 10}" y="{y + 17}" text-anchor="end">{escape(side)}</text>',
