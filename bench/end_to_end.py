@@ -162,7 +162,7 @@ def at_rate(side: Side, seconds: int, rate: float) -> Figures:
 def measure(bench: Bench) -> None:
     """All of it."""
     packages.ensure(["nginx", "wrk"])
-    seconds = 20 if bench.full else 8
+    seconds = 20 if bench.full else 6
     bench.settings(seconds=seconds, connections=placing.CONNECTIONS, apis=placing.APIS, handler="does nothing")
     its = bench.servers
     with tempfile.TemporaryDirectory(prefix="bench-end-", ignore_cleanup_errors=True) as name:
@@ -185,7 +185,7 @@ def _highest(bench: Bench, its: Servers, folder: Path, seconds: int) -> None:
             "ours": partial(all_of_it, mine, seconds),
             "baseline": partial(all_of_it, theirs, seconds),
         }
-        bench.compare("highest", sides, 3)
+        bench.compare("highest", sides, 3 if bench.full else 2)
 
 
 def _sustained(bench: Bench, its: Servers, folder: Path) -> None:
