@@ -86,17 +86,17 @@ def with_relays(_: str) -> tuple[str, ...]:
     return ("rabbitmq", *RELAYS)
 
 
-@kind("M8", "the binding is removed: messages come back", RABBITMQ, seconds=(1.0, 4.0), keeps=with_relays)
+@kind("M8", "the bindings are removed: messages come back", RABBITMQ, seconds=(1.0, 4.0), keeps=with_relays)
 async def unbind(act: Act) -> None:
     """Until somebody binds it. A message that reaches another queue does not come back, so ours is unbound too."""
     async with relays_held(act), channel_of(act) as channel:
-        await hear(channel, wanted=False)
-        await channel.queue_unbind(WORK_QUEUE, events.EXCHANGE, "order.placed")
+        await bind(channel, WORK_QUEUE, wanted=False)
+        await bind(channel, QUEUE, wanted=False)
     act.fired(f"{act.seconds:.1f} s")
     await asyncio.sleep(act.seconds)
     async with relays_held(act), channel_of(act) as channel:
-        await channel.queue_bind(WORK_QUEUE, events.EXCHANGE, "order.placed")
-        await hear(channel, wanted=True)
+        await bind(channel, WORK_QUEUE, wanted=True)
+        await bind(channel, QUEUE, wanted=True)
     act.healed()
 
 
@@ -113,14 +113,14 @@ async def delete_empty_queue(act: Act) -> None:
     async with relays_held(act):
         await empty(act)
         async with channel_of(act) as channel:
-            await hear(channel, wanted=False)
+            await bind(channel, QUEUE, wanted=False)
             await channel.queue_delete(WORK_QUEUE)
     act.fired(f"{act.seconds:.1f} s")
     await asyncio.sleep(act.seconds)
     async with relays_held(act):
         await topology(act)
         async with channel_of(act) as channel:
-            await hear(channel, wanted=True)
+            await bind(channel, QUEUE, wanted=True)
     act.healed()
 
 
@@ -136,10 +136,10 @@ async def relays_held(act: Act) -> AsyncIterator[None]:
         await asyncio.gather(*(asyncio.to_thread(relay.resume) for relay in relays))
 
 
-async def hear(channel: AbstractChannel, *, wanted: bool) -> None:
-    """Have our recorder's queue bound to the events that have to reach a queue, or not."""
+async def bind(channel: AbstractChannel, queue: str, *, wanted: bool) -> None:
+    """Have a queue bound to all events that have to reach one, or to none: what one queue has, another may miss."""
     for event_type in sorted(events.REQUIRED):
-        await (channel.queue_bind if wanted else channel.queue_unbind)(QUEUE, events.EXCHANGE, event_type)
+        await (channel.queue_bind if wanted else channel.queue_unbind)(queue, events.EXCHANGE, event_type)
 
 
 @kind(
