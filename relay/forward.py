@@ -214,6 +214,10 @@ class Forwarder:
         else:
             self._looks_in_vain = 0
             self._tell_backlog(full=False)
+        if now >= self._save_at:
+            # Also when there is nothing to do: the mark's last move may be what lets the keeper drop a partition.
+            self._save_at = now + SAVE_SECONDS
+            await self._save_mark()
         return pause
 
     def _tell_backlog(self, full: bool) -> None:
@@ -421,9 +425,6 @@ class Forwarder:
             if mark.settled > mark.mark:
                 mark.advance(await outbox_table.lowest_pending(conn, mark.mark, mark.settled))
         self._tell_mark()
-        if now >= self._save_at:
-            self._save_at = now + SAVE_SECONDS
-            await self._save_mark()
 
     async def _save_mark(self) -> None:
         """Persist the mark, rarely: each UPDATE of one small row leaves a dead version behind."""
