@@ -21,6 +21,7 @@ import msgspec
 from aiormq.abc import AbstractChannel, DeliveredMessage
 from psycopg import AsyncConnection
 
+from tests.eventually import eventually
 from tests.relay.service import RelayProcess, append, states
 from tests.relay.wire import Wire
 
@@ -30,6 +31,7 @@ KEYS = 200
 WRITERS = 8
 ROOM = 150  # messages in the queue, beyond which the broker nacks
 SETTLE_SECONDS = 120.0
+EFFECT_SECONDS = 20.0  # that a fault of the queue may take to show, where writers are slow
 WRONG_KEPT = 5
 
 
@@ -55,6 +57,14 @@ class Result(msgspec.Struct, kw_only=True):
     def is_vacuous(self) -> bool:
         """Whether a fault that was meant to happen did not."""
         return not (self.kills and self.stops and self.cuts and self.nacks_seen and self.returns_seen and self.repeats)
+
+
+Relays = list[tuple[RelayProcess, Wire, Wire]]
+
+
+def _told_of(answer: str, relays: Relays) -> bool:
+    """Say whether a relay has logged such an answer of the broker."""
+    return any(answer in relay.log.read_text() for relay, _, _ in relays)
 
 
 class Run:
@@ -98,8 +108,8 @@ class Run:
             await self._break_things(relays, control, writing)
             await writing
             await self._settle(conn)
-            self.result.nacks_seen = any("nacked" in relay.log.read_text() for relay, _, _ in relays)
-            self.result.returns_seen = any("returned" in relay.log.read_text() for relay, _, _ in relays)
+            self.result.nacks_seen = _told_of("nacked", relays)
+            self.result.returns_seen = _told_of("returned", relays)
             self.result.cuts = sum(wire.cuts for _, *wires in relays for wire in wires)
         self.result.seconds = round(time.monotonic() - began, 1)
         return self.result
@@ -178,9 +188,7 @@ class Run:
                     await conn.commit()
                     self.result.events += written
 
-    async def _break_things(
-        self, relays: list[tuple[RelayProcess, Wire, Wire]], control: AbstractChannel, writing: "asyncio.Future[Any]"
-    ) -> None:
+    async def _break_things(self, relays: Relays, control: AbstractChannel, writing: "asyncio.Future[Any]") -> None:
         """One fault after the other, some overlapping, until the writers are done and each kind has been."""
         healing: list[asyncio.Task[None]] = []
         kinds = ["kill", "stop", "cut", "cut", "hold", "full", "unbind"]
@@ -206,7 +214,7 @@ class Run:
         self,
         kind: str,
         at: int,
-        relays: list[tuple[RelayProcess, Wire, Wire]],
+        relays: Relays,
         control: AbstractChannel,
         seconds: float,
         busy: set[int],
@@ -239,10 +247,12 @@ class Run:
             case "full":
                 self._unpaused.clear()
                 await asyncio.sleep(seconds)
+                await eventually(lambda: _told_of("nacked", relays), within=EFFECT_SECONDS)
                 self._unpaused.set()
             case "unbind":
                 await control.queue_unbind(QUEUE, "orders", TOGGLED)
                 await asyncio.sleep(seconds)
+                await eventually(lambda: _told_of("returned", relays), within=EFFECT_SECONDS)
                 await control.queue_bind(QUEUE, "orders", TOGGLED)
 
     async def _settle(self, conn: AsyncConnection[Any]) -> None:
