@@ -148,8 +148,13 @@ class World:
 
     # A relay, step by step, as in forward.py
 
-    def go_on(self, relay: Relay, keys: Iterable[str], most: int, out_of_time: bool) -> None:
-        """Do the relay's next step, if there is one: claim, or sort out what was answered, or record."""
+    def go_on(
+        self, relay: Relay, keys: Iterable[str], most: int, *, out_of_time: bool, unproven: str | None = None
+    ) -> None:
+        """Do the relay's next step, if there is one: claim, or sort out what was answered, or record.
+
+        `unproven` is a routing key whose required queue was not seen to be there for the confirms.
+        """
         claim = relay.claim
         if claim is None:
             if relay.stands:
@@ -159,6 +164,7 @@ class World:
         elif len(claim.replies) == len(claim.going):
             self._sort_out_answers(relay, claim)
             if out_of_time or not self._publish(relay, claim):
+                self._withdraw(relay, claim, unproven)
                 self._record(relay, claim)
 
     def _claim(self, relay: Relay, keys: Iterable[str], most: int) -> None:
@@ -219,6 +225,13 @@ class World:
             relay.weather.passed(route)
         claim.wave, claim.going, claim.replies = [], [], {}
 
+    def _withdraw(self, relay: Relay, claim: Claim, unproven: str | None) -> None:
+        routes = {message.route for message in claim.outcome.sent if message.required}
+        reasons = {route: "unproven" for route in routes if route.routing_key == unproven}
+        claim.outcome.withdraw(reasons)
+        for route, reason in reasons.items():
+            relay.weather.failed(route, self.now, reason)
+
     def _record(self, relay: Relay, claim: Claim) -> None:
         if not relay.stands:
             relay.connect()  # the statement fails, and all is as it was
@@ -228,15 +241,15 @@ class World:
         parked += [message for message in claim.park if message.key not in left]
         for message in parked:
             self.rows[message.id].state = "parked"
-        for key in claim.outcome.block:
-            head = min(row.id for row in self.rows.values() if row.key == key and row.state == "parked")
-            self._promise(head in self.refused, f"key {key!r} is blocked by row {head}, which nobody has refused")
-            self.blocked[key] = head
         for state, messages in (("sent", claim.outcome.sent), ("unrouted", claim.outcome.unrouted)):
             for message in messages:
                 self._promise(message.id in self.arrived, f"row {message.id} is called {state}, and has not arrived")
                 self._promise(state == "sent" or not message.required, f"row {message.id} is required, and {state}")
                 self.rows[message.id].state = state
+        for key in claim.outcome.block:
+            head = min(row.id for row in self.rows.values() if row.key == key and row.state == "parked")
+            self._promise(head in self.refused, f"key {key!r} is blocked by row {head}, which nobody has refused")
+            self.blocked[key] = head
         self._let_go(relay)
         relay.claim = None
 

@@ -21,6 +21,7 @@ from tests.model.relay_world import Broken, Decisions, Mood, World
 KEYS = ["a", "b"]
 ROUTES = ["order.placed", "order.redriven"]
 RELAYS = st.sampled_from(["one", "two"])
+OFTEN = st.sampled_from([True, True, False])
 MOODS: list[Mood] = ["confirm", "confirm", "confirm", "nack", "return", "refuse", "silence", "given up"]
 
 
@@ -34,7 +35,7 @@ class RelayMachine(RuleBasedStateMachine):
         self.world = World(self.decide)
 
     @precondition(lambda self: len(self.world.rows) < 12)
-    @rule(key=st.sampled_from(KEYS), route=st.sampled_from(ROUTES), required=st.booleans(), commits=st.booleans())
+    @rule(key=st.sampled_from(KEYS), route=st.sampled_from(ROUTES), required=st.booleans(), commits=OFTEN)
     def write(self, key: str, route: str, required: bool, commits: bool) -> None:
         self.world.draw(key, route, required)
         if commits:
@@ -46,9 +47,15 @@ class RelayMachine(RuleBasedStateMachine):
         keys = sorted(self.world.open)
         self.world.end(keys[at % len(keys)], state)
 
-    @rule(name=RELAYS, keys=st.sampled_from([["a", "b"], ["a"], ["b"]]), most=st.integers(1, 4), late=st.booleans())
-    def go_on(self, name: str, keys: list[str], most: int, late: bool) -> None:
-        self.world.go_on(self.world.relays[name], keys, most, late)
+    @rule(
+        name=RELAYS,
+        keys=st.sampled_from([["a", "b"], ["a", "b"], ["a"], ["b"]]),
+        most=st.sampled_from([1, 2, 9, 9]),
+        late=st.sampled_from([False, False, False, True]),
+        unproven=st.sampled_from([*[None] * 8, *ROUTES]),
+    )
+    def go_on(self, name: str, keys: list[str], most: int, late: bool, unproven: str | None) -> None:
+        self.world.go_on(self.world.relays[name], keys, most, out_of_time=late, unproven=unproven)
 
     @precondition(lambda self: any(relay.socket for relay in self.world.relays.values()))
     @rule(name=RELAYS, mood=st.sampled_from(MOODS))
@@ -63,13 +70,16 @@ class RelayMachine(RuleBasedStateMachine):
     def come_late(self, at: int) -> None:
         self.world.come_late(at % len(self.world.late))
 
-    @rule(name=RELAYS, what=st.sampled_from(["mark", "mark", "mark", "time", "time", "session ends", "begins again"]))
+    @rule(name=RELAYS, statements=st.integers(1, 6))
+    def move_mark(self, name: str, statements: int) -> None:
+        for _ in range(statements):
+            self.world.move_mark(self.world.relays[name])
+
+    @rule(name=RELAYS, what=st.sampled_from(["time", "session ends", "begins again"]))
     def elsewhere(self, name: str, what: str) -> None:
         """One rule for what matters less often, or hardly any claim would come to its end."""
         relay = self.world.relays[name]
         match what:
-            case "mark":
-                self.world.move_mark(relay)
             case "time":
                 self.world.now += 1.0
             case "session ends":
@@ -173,12 +183,15 @@ class NoWaves(Waves):
         return [message for queue in self._queues.values() for message in reversed(queue)]
 
     def passed(self, message: Message) -> None:
-        self._queues[message.key].remove(message)
-        if not self._queues[message.key]:
-            del self._queues[message.key]
+        left = [other for other in self._queues.pop(message.key, []) if other != message]
+        if left:
+            self._queues[message.key] = left
 
     def stopped(self, message: Message) -> list[Message]:
         return self._queues.pop(message.key, [])[::-1]
+
+    def put_off(self, message: Message) -> None:
+        self.stopped(message)
 
 
 class NothingIsLeft(Waves):
