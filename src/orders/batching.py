@@ -234,6 +234,7 @@ class Batching(Generic[Item, Answer]):
         loop = asyncio.get_running_loop()
         conn: AsyncConnection | None = None
         pauses = backoff()
+        told = ""
         batch: list[_Waiting[Item, Answer]] = []
         most = self.limits.batch_rows
         try:
@@ -244,7 +245,9 @@ class Batching(Generic[Item, Answer]):
                     try:
                         conn = await database.connect(self.url, f"orders-{self.name}", **self.session)
                     except psycopg.Error as error:
-                        log.warning("%s: no connection: %s", self.name, first_line(error))
+                        if (why := first_line(error)) != told:  # once for each trouble, not for each try
+                            log.warning("%s: no connection: %s", self.name, why)
+                        told = why
                         if self.stopping:  # nobody can be helped any more
                             for waiting in (*batch, *self._queue):
                                 _settle(waiting, Unavailable())
@@ -252,6 +255,7 @@ class Batching(Generic[Item, Answer]):
                         self._queue = deque(waiting for waiting in self._queue if not waiting.answer.done())
                         await asyncio.sleep(next(pauses))
                         continue
+                    told = ""
                     self.connections += 1
                     CONNECTIONS.labels(self.name).set(self.connections)
                 batch = [waiting for waiting in batch if not waiting.answer.done()] or self._take(most)

@@ -60,17 +60,21 @@ class Session:
     async def _run(self) -> None:
         loop = asyncio.get_running_loop()
         pauses = backoff()
+        told = ""
         while not self.stopping.is_set():
-            since = loop.time()
+            since: float | None = None
             try:
                 self._conn = await database.connect(self.url, f"orders-{self.name}", **self.settings)
+                since = loop.time()
                 await self.work(self._conn)
             except psycopg.Error as error:
-                if not self.stopping.is_set():
-                    log.warning("%s: %s", self.name, first_line(error))
+                if (why := first_line(error)) != told and not self.stopping.is_set():
+                    log.warning("%s: %s", self.name, why)  # once for each trouble, not for each try
+                told = why
             finally:
                 await database.close(self._conn)
                 self._conn = None
-            if loop.time() - since > SOUND_SECONDS:
+            if since is not None and loop.time() - since > SOUND_SECONDS:
                 pauses = backoff()
+                told = ""
             await self.pause(next(pauses))
