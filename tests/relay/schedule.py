@@ -80,6 +80,7 @@ class Run:
         self._consumer: AbstractChannel | None = None
         self._unpaused = asyncio.Event()
         self._unpaused.set()
+        self._delivered = asyncio.Event()
         self.result = Result(seed=seed, relays=self._random.randint(2, 5))
 
     async def run(self) -> Result:
@@ -147,6 +148,7 @@ class Run:
         # Recorded before anything is awaited: deliveries start in order, and need not go on in it.
         key, _, number = message.body.decode().partition(" ")
         self.result.delivered += 1
+        self._delivered.set()
         numbers = self._seen.setdefault(key, [])
         if int(number) in numbers:
             self.result.repeats += 1
@@ -160,7 +162,8 @@ class Run:
     async def _write(self, dice: random.Random) -> None:
         """Write transactions over a few keys each until there are enough events."""
         async with await AsyncConnection.connect(self._database_url) as conn:
-            while self.result.events < self._wanted:
+            # A run without any repeat shows nothing of what a crash costs, so it goes on for a while.
+            while self.result.events < (self._wanted if self.result.repeats else 3 * self._wanted):
                 keys = sorted({f"thing-{dice.randrange(KEYS)}" for _ in range(dice.randint(1, 6))})
                 written = 0
                 for key in keys:
@@ -226,6 +229,11 @@ class Run:
             case "kill":
                 busy.add(at)
                 self.result.kills += 1
+                # Where a message has just come through, its row is most likely not recorded yet: that makes a repeat.
+                self._delivered.clear()
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(seconds):
+                        await self._delivered.wait()
                 relay.kill()
                 await asyncio.sleep(seconds / 2)
                 relay.start()
