@@ -64,6 +64,15 @@ def send(pid: int, number: int) -> None:
         os.kill(pid, number)
 
 
+def is_stopped(pid: int) -> bool:
+    """Say whether no thread of it runs any more: a signal reaches each of them when it next gets a processor."""
+    for stat in Path("/proc", str(pid), "task").glob("*/stat"):
+        with suppress(OSError):
+            if stat.read_bytes().rpartition(b")")[2].split()[0] not in (b"T", b"t", b"Z", b"X"):
+                return False
+    return True
+
+
 def become(user: str) -> None:
     entry = pwd.getpwnam(user)
     os.setgid(entry.pw_gid)

@@ -18,6 +18,7 @@ from sandbox import keeper
 
 ROOT = Path(__file__).resolve().parent.parent
 STOP_SECONDS = 30.0  # between the polite signal and SIGKILL, as in compose.yml
+STANDSTILL_SECONDS = 5.0  # within which every thread of a process that is paused gets its signal
 FIRST_BACKOFF_SECONDS = 0.1
 LONGEST_BACKOFF_SECONDS = 2.0
 STEADY_SECONDS = 5.0  # a process that lived so long was started well
@@ -116,7 +117,10 @@ class Process:
             self._signal_main(signal.SIGHUP)
 
     def pause(self) -> None:
-        """SIGSTOP to every process of it. A stopped server keeps its connections and its locks."""
+        """SIGSTOP to every process of it, and wait until they stand still.
+
+        A stopped server keeps its connections and its locks.
+        """
         stopped: set[int] = set()
         with self._changed:
             self._signal_main(signal.SIGSTOP)
@@ -124,6 +128,9 @@ class Process:
                 for pid in new:
                     keeper.send(pid, signal.SIGSTOP)
                 stopped |= new
+        until = time.monotonic() + STANDSTILL_SECONDS
+        while not all(map(keeper.is_stopped, stopped)) and time.monotonic() < until:
+            time.sleep(0.001)
 
     def resume(self) -> None:
         with self._changed:

@@ -17,12 +17,16 @@ ORDERS = 30
 
 @asynccontextmanager
 async def marks_held_back(database_url: str) -> AsyncIterator[psycopg.AsyncConnection]:
-    """While it is open, rows of the outbox can be claimed but not changed."""
-    async with await psycopg.AsyncConnection.connect(database_url) as conn:
+    """While it is open, rows of the outbox can be claimed but not changed; yields a connection to look on."""
+    async with (
+        await psycopg.AsyncConnection.connect(database_url) as holding,
+        # Of its own: within one transaction pg_stat_activity goes on showing what it showed first.
+        await psycopg.AsyncConnection.connect(database_url, autocommit=True) as looking,
+    ):
         # SHARE lets SELECT FOR UPDATE pass (ROW SHARE) and holds an UPDATE back (ROW EXCLUSIVE).
-        await conn.execute("LOCK TABLE outbox IN SHARE MODE")
-        yield conn
-        await conn.rollback()
+        await holding.execute("LOCK TABLE outbox IN SHARE MODE")
+        yield looking
+        await holding.rollback()
 
 
 async def test_relay_is_killed_between_publish_and_mark(start_system: StartSystem, trace: Trace) -> None:
