@@ -72,7 +72,7 @@ from orders.wake_up import APART_SECONDS, WakeUp
 async def hint(url):
     async with WakeUp(url) as wake_up:
         while True:
-            wake_up.soon()
+            wake_up.soon(100)
             await asyncio.sleep(APART_SECONDS)
 async def main(url, hints):
     hinting = asyncio.create_task(hint(url)) if hints else None

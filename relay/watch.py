@@ -11,7 +11,7 @@ from relay.metrics import Vitals
 
 log = logging.getLogger("relay")
 
-WATCH_SECONDS = 0.5
+WATCH_SECONDS = 1.0
 DEADLINE_SECONDS = 3.0
 COUNTED = 20_000  # exact up to here: counting more would cost more than it tells
 

@@ -89,7 +89,7 @@ def create_app(settings: ApiSettings, live: Live) -> Api:
 
             async def write(conn: AsyncConnection, batch: Sequence[Write]) -> Sequence[Written | OrdersError]:
                 answers = await place_or_cancel(conn, batch)
-                wake_up.soon()
+                wake_up.soon(len(batch))
                 return answers
 
             writing = Limits(
@@ -115,8 +115,9 @@ def create_app(settings: ApiSettings, live: Live) -> Api:
                     "write", url, write, writing, mend=outbox_table.add_partitions, session=place_orders.PLANNED_ONCE
                 ) as writers,
                 Batching[Read, Found]("read", url, read, reading, session=orders_table.BY_INDEX) as reader,
-                Periodic("watch", url, jobs, **orders_table.BY_INDEX),
+                Periodic("watch", url, jobs, **orders_table.BY_INDEX) as periodic,
             ):
+                live.begun = periodic.soon
                 app.state["services"] = api.Services(
                     write=writers, read=reader, live=live, clients=clients, back_pressure=back_pressure
                 )

@@ -5,7 +5,7 @@ newest above it. So changes between two ticks coalesce, and none is missed.
 """
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from uuid import UUID
 
 import msgspec
@@ -32,6 +32,7 @@ class Live:
 
     def __init__(self) -> None:
         self.closed = False
+        self.begun: Callable[[], object] = lambda: None  # called when the first begins to watch
         self._waiting: dict[UUID, dict[asyncio.Future[StatusNow | None], int]] = {}
         self._watchers = 0
 
@@ -68,6 +69,8 @@ class Live:
         self._watchers += 1
         WATCHERS.set(self._watchers)
         future: asyncio.Future[StatusNow | None] = asyncio.get_running_loop().create_future()
+        if not self._waiting:
+            self.begun()
         self._waiting.setdefault(order_id, {})[future] = seen
         timer = asyncio.get_running_loop().call_later(seconds, _settle, future, None)
         try:

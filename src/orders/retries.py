@@ -15,7 +15,7 @@ from orders.topology import WORK_QUEUE
 
 WAITING = Gauge("orders_worker_retries_waiting", "Orders that wait for their retry, of all workers")
 
-LOOK_SECONDS = 0.1
+LOOK_SECONDS = 0.25
 BATCH_ROWS = 200
 CALL_SECONDS = 1.2
 

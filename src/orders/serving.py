@@ -14,7 +14,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 # While it drains, the server answers on the connections that are open and asks for each to be closed after its answer.
 # A proxy that is just about to send on an idle one would else find it closed, and could not know what became of a POST.
 DRAIN_SECONDS = 1.0
-
+DATE_SECONDS = 1.0
 
 NOT_HTTP = (
     b"HTTP/1.1 400 Bad Request\r\ncontent-type: application/problem+json\r\ncontent-length: %d\r\n"
@@ -79,6 +79,7 @@ class HttpServer(uvicorn.Server):
     """uvicorn, whose owner handles the signals."""
 
     def __init__(self, app: Any, host: str, port: int, grace_seconds: float) -> None:
+        self._stopping = asyncio.Event()
         super().__init__(
             uvicorn.Config(
                 app,
@@ -105,7 +106,15 @@ class HttpServer(uvicorn.Server):
 
     def stop(self) -> None:
         """Ask the server to drain and end."""
-        self.should_exit = True
+        self._stopping.set()
+
+    async def main_loop(self) -> None:
+        """Keep the Date header right until told to stop; uvicorn's own looks ten times a second whether it is."""
+        while not self._stopping.is_set():
+            await self.on_tick(0)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(DATE_SECONDS):
+                    await self._stopping.wait()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Refuse new connections, let the open ones run dry, then end."""

@@ -159,12 +159,12 @@ async def serve(settings: WorkerSettings, handler: Handler) -> None:
 
         async def finish(conn: AsyncConnection, batch: Sequence[Finish]) -> Sequence[Finished | None]:
             answers = await finish_orders.finish_orders(conn, batch)
-            wake_up.soon()
+            wake_up.soon(len(batch))
             return answers
 
         async def bury(conn: AsyncConnection, batch: Sequence[Verdict | Letter]) -> Sequence[None]:
             answers = await letters.bury(conn, batch)
-            wake_up.soon()
+            wake_up.soon(len(batch))
             return answers
 
         async with (
