@@ -19,7 +19,6 @@ from relay.publisher import BrokerLost, Publisher
 from relay.settings import BadSetting, Settings
 from relay.topology import TopologyWrong, verify
 from relay.upkeep import keep
-from relay.wake import Listener
 from relay.watch import watch
 
 log = logging.getLogger("relay")
@@ -57,10 +56,8 @@ async def forward_until_stopped(settings: Settings) -> None:
                 host, port = server.sockets[0].getsockname()[:2]
                 log.info("started: health on %s:%s, batches of %d rows", host, port, settings.batch_rows)
                 async with asyncio.TaskGroup() as tasks:
-                    tasks.create_task(watch(settings.database_url, vitals, stop), name="relay-watch")
+                    tasks.create_task(watch(settings.database_url, vitals, wake, stop), name="relay-watch")
                     tasks.create_task(keep(settings, vitals, stop), name="relay-upkeep")
-                    listener = Listener(settings.database_url, vitals, wake)
-                    tasks.create_task(listener.run(stop), name="relay-wake")
                     lanes = Lanes(settings)
                     for number, (publisher, guard) in enumerate(zip(publishers, guards, strict=True), 1):
                         forwarder = Forwarder(settings, publisher, guard, vitals, wake, lanes, is_first=number == 1)

@@ -1,17 +1,24 @@
-"""Count the backlog from a connection of its own, so that it is known while the broker is away too."""
+"""Hear what writers have committed, and count the backlog, on a connection beside the claims.
+
+Writers notify from a connection of their own, after the commit and debounced, so that an idle relay sees an event
+within milliseconds. A notification that is lost costs the poll interval and nothing else. The backlog is counted here
+so that it is known while the broker is away too.
+"""
 
 import asyncio
 import contextlib
 import logging
+import time
 from typing import LiteralString
 
 from relay import outbox_table
-from relay.database import Connection, DatabaseLost, ask_for_writes, close, connect, deadline
+from relay.backoff import backoff_seconds
+from relay.database import Connection, DatabaseLost, ask_for_writes, close, connect, deadline, translated
 from relay.metrics import Vitals
 
 log = logging.getLogger("relay")
 
-WATCH_SECONDS = 1.0
+COUNT_SECONDS = 1.0
 DEADLINE_SECONDS = 3.0
 COUNTED = 20_000  # exact up to here: counting more would cost more than it tells
 
@@ -21,31 +28,45 @@ SESSION: LiteralString = """
     SET plan_cache_mode = force_custom_plan;
     SET enable_seqscan = off;
     SET enable_bitmapscan = off;
-    SET jit = off
+    SET jit = off;
+    LISTEN outbox
 """
 
 
-async def watch(url: str, vitals: Vitals, stop: asyncio.Event) -> None:
-    """Keep the vitals' counts up to date until told to stop."""
-    conn: Connection | None = None
+async def watch(url: str, vitals: Vitals, wake: asyncio.Event, stop: asyncio.Event) -> None:
+    """Set `wake` whenever a writer has committed, and keep the vitals' counts up to date, until told to stop."""
+    failures = 0
     while not stop.is_set():
+        conn: Connection | None = None
         try:
-            if conn is None:
-                conn = await connect(url, "relay-watch", SESSION)
-            with deadline(conn, DEADLINE_SECONDS):
-                await _count(conn, vitals)
-            vitals.database = "connected"
+            conn = await connect(url, "relay-watch", SESSION)
+            failures = 0
+            wake.set()  # what was said while nobody listened
+            while not stop.is_set():
+                with deadline(conn, DEADLINE_SECONDS):
+                    await _count(conn, vitals)
+                vitals.database = "connected"
+                await _listen(conn, vitals, wake)
         except DatabaseLost as lost:
+            failures += 1
             if vitals.database != "disconnected":
                 log.warning("database lost: %s", lost)
             vitals.database = "disconnected"
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(stop.wait(), backoff_seconds(failures, 0.1, 1.0))
+        finally:
             if conn is not None:
                 await close(conn)
-                conn = None
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(stop.wait(), WATCH_SECONDS)
-    if conn is not None:
-        await close(conn)
+
+
+async def _listen(conn: Connection, vitals: Vitals, wake: asyncio.Event) -> None:
+    """Pass on what writers say, until it is time to count again."""
+    until = time.monotonic() + COUNT_SECONDS
+    with translated():
+        while (left := until - time.monotonic()) > 0:
+            async for _ in conn.notifies(timeout=left, stop_after=1):
+                vitals.woken.inc()
+                wake.set()
 
 
 async def _count(conn: Connection, vitals: Vitals) -> None:

@@ -146,6 +146,7 @@ class Batching(Generic[Item, Answer]):
         self.session = session or {}  # settings of its connections
         self.connections = 0  # how many writers have one at this moment
         self.stopping = False
+        self._alive = limits.writers
         self._queue: deque[_Waiting[Item, Answer]] = deque()
         self._rows = 0  # waiting or in flight
         self._bytes = 0
@@ -290,9 +291,20 @@ class Batching(Generic[Item, Answer]):
                     self._wake()
                 await asyncio.sleep(next(pauses))
         finally:
+            self._alive -= 1
+            self._let_go_of(batch)
             if conn is not None:
                 self.connections -= 1
                 await database.close(conn)
+
+    def _let_go_of(self, batch: Iterable[_Waiting[Item, Answer]]) -> None:
+        """Answer those whom a crash, which ends the process, leaves without a writer; without one there is nobody."""
+        for waiting in batch:
+            _settle(waiting, Unavailable())
+        if not self._alive:
+            self.stopping = True
+            for waiting in self._queue:
+                _settle(waiting, Unavailable())
 
     @contextlib.contextmanager
     def _in_flight(self) -> Iterator[None]:

@@ -143,7 +143,7 @@ class Work:
             self._claimed.discard(order_id)
             IN_HAND.set(len(self._tasks))
             if not task.cancelled() and (error := task.exception()) is not None:
-                self._crash = error
+                self._crash = self._crash or error
                 self.crashed.set()
                 return
             for repeat in self._repeats.pop(order_id, ()):

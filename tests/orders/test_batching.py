@@ -489,7 +489,8 @@ async def test_the_end_without_a_database(bakery: Bakery, database_url: str, wir
 
 async def test_a_bug_ends_the_process(database_url: str) -> None:
     """
-    What no error of the database explains is a bug: the process stops as at SIGTERM, instead of serving on deaf.
+    What no error of the database explains is a bug: the process stops as at SIGTERM, instead of serving on deaf, and
+    nobody waits for the end of its grace: not those in the batch, nor those behind them, nor who comes later.
     """
     stopped = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopped.set)
@@ -497,14 +498,16 @@ async def test_a_bug_ends_the_process(database_url: str) -> None:
     async def run(conn: AsyncConnection, batch: Sequence[int]) -> list[int]:
         raise KeyError(batch[0])
 
-    batching = await Batching("test", database_url, run, Limits()).__aenter__()
-    asked = together(batching, [1])
+    batching = await Batching("test", database_url, run, Limits(batch_rows=2)).__aenter__()
+    asked = together(batching, [1, 2, 3])
     try:
         await eventually(stopped.is_set)
+        assert await outcomes(asked) == [Unavailable, Unavailable, Unavailable]
+        with pytest.raises(Overloaded):
+            await batching(4)
         with pytest.raises(KeyError):
             await batching.__aexit__()
     finally:
-        asked[0].cancel()
         asyncio.get_running_loop().remove_signal_handler(signal.SIGTERM)
 
 
