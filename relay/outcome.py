@@ -38,15 +38,25 @@ class Outcome(msgspec.Struct):
     def withdraw(self, unproven: Mapping[Route, str]) -> None:
         """Take back the required messages that went to these routes: they were confirmed, but not by their queue.
 
-        They wait, each for its route's reason. What was refused behind one of them is not blocked yet: the key has to
-        go on by itself up to there.
+        They wait, each for its route's reason, and with them all that went behind them, also what no queue has to get:
+        once they go again, it comes after them again. What was refused behind one of them is not blocked yet: the key
+        has to go on by itself up to there.
         """
-        doubtful = [message for message in self.sent if message.required and message.route in unproven]
-        gone = {message.id for message in doubtful}
-        self.sent = [message for message in self.sent if message.id not in gone]
-        for message in doubtful:
-            self._park(unproven[message.route], [message])
-            self.block.pop(message.key, None)
+        heads: dict[str, Message] = {}
+        for message in self.sent:
+            if message.required and message.route in unproven:
+                heads.setdefault(message.key, message)
+
+        def is_doubtful(message: Message) -> bool:
+            head = heads.get(message.key)
+            return head is not None and head.id <= message.id
+
+        for message in filter(is_doubtful, (*self.sent, *self.unrouted)):
+            self._park(unproven[heads[message.key].route], [message])
+        self.sent = [message for message in self.sent if not is_doubtful(message)]
+        self.unrouted = [message for message in self.unrouted if not is_doubtful(message)]
+        for key in heads:
+            self.block.pop(key, None)
 
     def _park(self, reason: str, messages: list[Message]) -> None:
         fresh = [message for message in messages if not message.parked]

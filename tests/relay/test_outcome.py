@@ -57,6 +57,23 @@ def test_what_is_taken_back_has_to_go_first() -> None:
     assert outcome.block == {"b": "no"}
 
 
+def test_what_went_behind_it_is_taken_back_too() -> None:
+    """
+    What followed a row that is taken back follows it again: else it would be settled before it, and whoever misses the
+    first would hear the second first. What went before it stays sent, as do other keys.
+    """
+    before, head = letter(1, "a", required=False), letter(2, "a")
+    behind, unheard = letter(3, "a", required=False), letter(5, "a", required=False)
+    other = letter(4, "b", required=False)
+    outcome = Outcome(sent=[before, head, behind, other], unrouted=[unheard])
+
+    outcome.withdraw({PLACED: "queue gone"})
+
+    assert outcome.sent == [before, other]
+    assert outcome.unrouted == []
+    assert outcome.park == {"queue gone": [head, behind, unheard]}
+
+
 def test_nothing_doubtful_changes_nothing() -> None:
     """
     A route that nothing required took leaves all as it is.
