@@ -3,6 +3,9 @@
 import os
 from pathlib import Path
 
+from sandbox.process import Process
+from sandbox.servers import Servers
+
 TICKS = os.sysconf("SC_CLK_TCK")
 
 
@@ -40,3 +43,18 @@ def memory_mib(pid: int) -> float:
     except (FileNotFoundError, ProcessLookupError, PermissionError):
         return 0.0
     return sum(int(line.split()[1]) for line in lines if line.startswith("Pss:")) / 1024
+
+
+def peak_memory_mib(pid: int) -> float:
+    """Return the most memory that a process has had at any moment (VmHWM)."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except (FileNotFoundError, ProcessLookupError):
+        return 0.0
+    return sum(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) / 1024
+
+
+def its_family(its: Servers, name: str) -> list[int]:
+    """Return the processes of a server of ours; of another's we know none."""
+    process: Process | None = getattr(getattr(its, name), "process", None)
+    return [] if process is None or process.pid is None else [process.pid]

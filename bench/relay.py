@@ -1,6 +1,7 @@
 """What the relay carries, and what that costs: `make bench ONLY=relay`.
 
 drain           a backlog to a quorum queue: this relay, and the same with aiormq's own publishing
+backlog         in the long form: the same drain with a million rows, and the relay's memory at its most
 publishing      the same two ways to publish, without a database: what the broker and the client leave
 held horizon    the same drain while a transaction elsewhere holds the xmin horizon
 sent rows       the time of a claim with many sent rows, and with none
@@ -27,35 +28,24 @@ import httpx
 import msgspec
 import psycopg
 
+from bench import pgbench
 from bench.measurement import Bench
-from bench.processes import cpu_seconds, family_cpu_seconds
+from bench.outbox import BODY_BYTES, FILL, FILL_SENT, holding, template
+from bench.processes import cpu_seconds, family_cpu_seconds, its_family, peak_memory_mib
 from orders.wake_up import WakeUp
 from sandbox import packages
 from sandbox.ports import free_port
 from sandbox.process import Process, Spec, StartError, wait_until
 from sandbox.servers import Servers
-from sandbox.system import declare_topology, upgrade
+from sandbox.system import declare_topology
 from tests import places
 
-BODY_BYTES = 440  # with its other columns a row then has about 600 bytes, as one of ours
 RELAY_SETTINGS = {"RELAY_EXCHANGES": "orders", "RELAY_REQUIRED_QUEUES": "orders.work"}
 LOOK_SECONDS = 0.1
+BACKLOGS = (60_000, 1_000_000)
+PUBLISHED = 200_000  # messages at most, where there is no database
 PATIENCE_SECONDS = 600.0
 
-# Rows as orders writes them: a key of its own each, a traceparent, and a body of JSON.
-FILL: LiteralString = """
-    INSERT INTO outbox (event_id, key, exchange, routing_key, required, content_type, headers, body)
-    SELECT gen_random_uuid(), gen_random_uuid()::text, 'orders', 'order.placed', true,
-           'application/cloudevents+json',
-           jsonb_build_object('traceparent', '00-' || md5(n::text) || '-00f067aa0ba902b7-01'),
-           convert_to('{"data":"' || repeat('x', %(body)s) || '"}', 'UTF8')
-    FROM generate_series(1, %(rows)s) AS n
-"""
-FILL_SENT: LiteralString = """
-    INSERT INTO outbox (event_id, key, exchange, routing_key, required, content_type, body, state, settled_at)
-    SELECT gen_random_uuid(), 'key', 'orders', 'order.placed', true, 'application/json', '{}', 'sent', now()
-    FROM generate_series(1, %(rows)s)
-"""
 ONE: LiteralString = """
     INSERT INTO outbox (event_id, key, exchange, routing_key, required, content_type, headers, body)
     VALUES (%s, %s, 'orders', 'order.placed', true, 'application/cloudevents+json',
@@ -98,21 +88,6 @@ def place(its: Servers, folder: Path, template: str) -> Iterator[Place]:
     with places.database(its, template) as database_url, places.vhost(its) as amqp_url:
         declare_topology(amqp_url)
         yield Place(database_url, amqp_url, folder)
-
-
-@contextlib.contextmanager
-def template(its: Servers, statement: LiteralString = "SELECT", **values: object) -> Iterator[str]:
-    """A database to be copied, with what the statement writes into its outbox; its name."""
-    with places.database(its) as url:
-        upgrade(url)
-        with psycopg.connect(url, autocommit=True) as conn:
-            rows = values.get("rows")
-            if isinstance(rows, int) and rows > 1_000_000:
-                conn.execute("SELECT outbox_add_partitions(%s)", (rows // 1_000_000 + 2,))
-            conn.execute(statement, values)
-            conn.execute("VACUUM ANALYZE outbox")
-            conn.execute("CHECKPOINT")
-        yield url.rpartition("/")[2]
 
 
 class Relay:
@@ -176,7 +151,9 @@ def measure(bench: Bench) -> None:
         folder = Path(name)
         with template(its, FILL, rows=rows, body=BODY_BYTES) as full:
             _drain(bench, its, folder, full, rows, rounds)
-        _publishing(bench, its, rows, rounds)
+        if bench.full:
+            _backlog(bench, its, folder)
+        _publishing(bench, its, min(rows, PUBLISHED), rounds)
         with template(its) as empty:
             _latency(bench, its, folder, empty, rounds)
             _idle(bench, its, folder, empty)
@@ -216,6 +193,7 @@ def drain_once(its: Servers, where: Place, rows: int, *words: str) -> dict[str, 
             claims.append(relay.metrics())
         ended = time.monotonic()
         spent = {name: family_cpu_seconds(each) - cpu[name] for name, each in pids.items()}
+        memory = peak_memory_mib(relay.pid)
     moved = rows - first
     fifths = [claims[round(part * (len(claims) - 1) / 5)] for part in range(6)]
     return {
@@ -223,31 +201,33 @@ def drain_once(its: Servers, where: Place, rows: int, *words: str) -> dict[str, 
         "relay_us_per_message": spent["relay"] / moved * 1e6,
         "postgres_us_per_message": spent["postgres"] / moved * 1e6,
         "rabbitmq_us_per_message": spent["rabbitmq"] / moved * 1e6,
+        "relay_memory_mib_at_most": memory,
         "wave_ms": relay.meter["wave_seconds"] / relay.meter["waves"] * 1e3,
         **{f"claim_ms_in_fifth_{part + 1}": claim_ms(*fifths[part : part + 2]) for part in range(5)},
     }
+
+
+def _backlog(bench: Bench, its: Servers, folder: Path) -> None:
+    """A relay that has been away for long: what it carries, and what it takes for itself meanwhile."""
+
+    def run(name: str, rows: int) -> dict[str, float]:
+        with place(its, folder, name) as where:
+            return drain_once(its, where, rows)
+
+    with (
+        template(its, FILL, rows=BACKLOGS[0], body=BODY_BYTES) as small,
+        template(its, FILL, rows=BACKLOGS[1], body=BODY_BYTES) as large,
+    ):
+        few, many = (f"{rows:,}" for rows in BACKLOGS)
+        bench.compare("backlog", {few: partial(run, small, BACKLOGS[0]), many: partial(run, large, BACKLOGS[1])}, 2)
+    bench.ratio(f"rate: backlog of {many} / {few}", "backlog", "messages_per_second", many, few, "at least 0.9")
+    bench.ratio(f"memory: backlog of {many} / {few}", "backlog", "relay_memory_mib_at_most", many, few, "flat")
 
 
 def claim_ms(before: dict[str, float], after: dict[str, float]) -> float:
     """Return the mean time of a claim between two looks at the metrics."""
     count = after["relay_poll_seconds_count"] - before["relay_poll_seconds_count"]
     return (after["relay_poll_seconds_sum"] - before["relay_poll_seconds_sum"]) / count * 1e3 if count else 0.0
-
-
-def its_family(its: Servers, name: str) -> list[int]:
-    """Return the processes of a server of ours; of another's we know none."""
-    process: Process | None = getattr(getattr(its, name), "process", None)
-    return [] if process is None or process.pid is None else [process.pid]
-
-
-@contextlib.contextmanager
-def holding(database_url: str) -> Iterator[None]:
-    """Hold the xmin horizon, as a report does that somebody forgot."""
-    with psycopg.connect(database_url) as conn:
-        conn.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
-        conn.execute("SELECT count(*) FROM outbox_mark")
-        yield
-        conn.rollback()
 
 
 def _publishing(bench: Bench, its: Servers, rows: int, rounds: int) -> None:
@@ -319,7 +299,7 @@ def _writer(bench: Bench, its: Servers, folder: Path, empty: str, rounds: int) -
 
     def run(how: str) -> dict[str, float]:
         with place(its, folder, empty) as where:
-            return pgbench(where, how)
+            return write_with_pgbench(where, how)
 
     ways = ("no hint", "hint after the commit", "NOTIFY in the transaction")
     bench.compare("writer", {how: partial(run, how) for how in ways}, rounds)
@@ -366,18 +346,13 @@ def transactions(database_url: str) -> float:
     return float(row[0])
 
 
-def pgbench(where: Place, how: str) -> dict[str, float]:
+def write_with_pgbench(where: Place, how: str) -> dict[str, float]:
     """Sixteen writers that commit a row each, again and again, while somebody listens as a relay does."""
-    program = Path(packages.find("postgres") or "").resolve().parent / "pgbench"
     script = where.folder / "writer.sql"
     script.write_text(f"BEGIN;\n{WRITE}NOTIFY outbox;\nCOMMIT;\n" if "NOTIFY" in how else WRITE)
     with listening(where.database_url, hints="hint after" in how):
-        done = subprocess.run(
-            [program, "-n", "-c16", "-j2", "-T4", "-Mprepared", f"-f{script}", where.database_url],
-            check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
-        )  # fmt: skip
-    told = {line.split(" = ")[0]: line.split(" = ")[1].split()[0] for line in done.stdout.splitlines() if " = " in line}
-    return {"commits_per_second": float(told["tps"]), "commit_ms": float(told["latency average"])}
+        rate, milliseconds = pgbench.run(where.database_url, script, clients=16, seconds=4)
+    return {"commits_per_second": rate, "commit_ms": milliseconds}
 
 
 @contextlib.contextmanager
