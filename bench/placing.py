@@ -5,6 +5,9 @@ ours, and our stack with a handler that does nothing. Relay and worker are stopp
 them. Then ours at the highest rate that the baseline reached, for what a client waits there; and, in the long form, the
 tutorial's own load: 100 requests a second more each second, until they are no longer answered.
 
+Then, with a relay at work, what must not change ours: an outbox full of sent rows, and a transaction elsewhere that
+holds the xmin horizon.
+
 Beside each rate stands the CPU time of an order in each program. On a machine where all of them share the cores, that
 is the limit: cores / CPU time.
 """
@@ -19,10 +22,12 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from string import Template
+from typing import LiteralString
 
 import msgspec
+import psycopg
 
-from bench import cpu, environment
+from bench import cpu, environment, outbox
 from bench.measurement import Bench
 from bench.record import Figures
 from sandbox import nginx, packages
@@ -34,7 +39,9 @@ from tests import places
 
 APIS = 3
 CONNECTIONS = 100
+THREADS = 2  # of wrk
 MOST_ASKED = 20_000  # requests a second
+PENDING: LiteralString = "SELECT FROM outbox WHERE state = 'pending' LIMIT 1"
 
 
 class Contender(msgspec.Struct, frozen=True):
@@ -48,12 +55,12 @@ class Contender(msgspec.Struct, frozen=True):
 
 def drive(contender: Contender, seconds: int, rate: float | None = None) -> Figures:
     """Let wrk place orders for some seconds: as many as it can, or so many a second."""
-    pause = 0.0 if rate is None else CONNECTIONS / rate * 1e3
+    pause = 0.0 if rate is None else THREADS / rate * 1e3
     clock = cpu.Clock()
     done = subprocess.run(
         [
-            "wrk", "-t2", f"-c{CONNECTIONS}", f"-d{seconds}s", "-s", str(ROOT / "bench" / "wrk.lua"), contender.url,
-            "--", "with-body" if contender.with_body else "without-body", str(pause),
+            "wrk", f"-t{THREADS}", f"-c{CONNECTIONS}", f"-d{seconds}s", "-s", str(ROOT / "bench" / "wrk.lua"),
+            contender.url, "--", "with-body" if contender.with_body else "without-body", str(pause),
         ],
         check=True, stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
@@ -74,17 +81,19 @@ def drive(contender: Contender, seconds: int, rate: float | None = None) -> Figu
 
 
 @contextlib.contextmanager
-def ours(its: Servers, folder: Path, *, relays: int = 0, workers: int = 0) -> Iterator[Contender]:
-    """The system as `make up` starts it."""
+def ours(
+    its: Servers, folder: Path, *, relays: int = 0, workers: int = 0, template: str | None = None
+) -> Iterator[Contender]:
+    """The system as `make up` starts it, on a new database or a copy of the template."""
     folder.mkdir()
     counts = Counts(apis=APIS, relays=relays, workers=workers)
     settings = {"WORK_MIN_SECONDS": "0.01", "WORK_MAX_SECONDS": "0.01"}
     with (
-        places.database(its) as database,
+        places.database(its, template) as database,
         places.vhost(its) as vhost,
         System(database, vhost, folder, counts, settings=settings) as system,
     ):
-        yield Contender("ours", f"{system.base_url}/orders", with_body=True)
+        yield Contender("ours", f"{system.base_url}/orders", with_body=True, database_url=database)
 
 
 @contextlib.contextmanager
@@ -193,6 +202,7 @@ def measure(bench: Bench) -> None:
             bench.compare("with relay and worker", {theirs.name: partial(drive, theirs, seconds)}, max(1, rounds // 2))
         with ours(its, folder / "ours-working", relays=1, workers=1) as mine:
             bench.compare("with relay and worker", {mine.name: partial(drive, mine, seconds)}, max(1, rounds // 2))
+        _flat(bench, its, folder)
     rate = "per_second"
     bench.ratio("ours / baseline", "placing", rate, "ours", "baseline", "at least 20")
     bench.ratio("ours / do-nothing handler", "placing", rate, "ours", "do-nothing handler", "at least 0.7")
@@ -201,6 +211,38 @@ def measure(bench: Bench) -> None:
         f"p99 at the baseline's highest rate, {at_most:,.0f} orders/s: ours {p99:.1f} ms, "
         f"the baseline {bench.median('placing', 'baseline', 'p99_ms'):.0f} ms (target: a tenth)"
     )
+
+
+def _flat(bench: Bench, its: Servers, folder: Path) -> None:
+    """What lies about in the database does not make a placement dearer."""
+    rows, seconds, rounds = (5_000_000, 10, 3) if bench.full else (500_000, 4, 2)
+
+    def run(contender: Contender, *, held: bool = False) -> Figures:
+        with outbox.holding(contender.database_url) if held else contextlib.nullcontext():
+            figures = drive(contender, seconds)
+        carried(contender)
+        return figures
+
+    with (
+        outbox.template(its, outbox.FILL_SENT, rows=rows) as template,
+        ours(its, folder / "flat-none", relays=1) as none,
+        ours(its, folder / "flat-many", relays=1, template=template) as many,
+    ):
+        for contender in (none, many):
+            drive(contender, 2)  # warm
+            carried(contender)
+        sides = {"none": partial(run, none), f"{rows:,}": partial(run, many)}
+        bench.compare("sent rows", sides, rounds)
+        bench.compare("held horizon", {"free": partial(run, none), "held": partial(run, none, held=True)}, rounds)
+    rate = "per_second"
+    bench.ratio(f"orders/s: {rows:,} sent rows / none", "sent rows", rate, f"{rows:,}", "none", "at least 0.9")
+    bench.ratio("orders/s: horizon held / free", "held horizon", rate, "held", "free", "at least 0.9")
+
+
+def carried(contender: Contender) -> None:
+    """Wait until the relay has carried every event, so that the next run has the machine for itself."""
+    with psycopg.connect(contender.database_url, autocommit=True) as conn:
+        wait_until(lambda: conn.execute(PENDING).fetchone() is None, 60, lambda: "the relay is not done")
 
 
 def ramp(contender: Contender) -> Figures:

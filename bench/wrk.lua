@@ -1,4 +1,5 @@
--- One small order after another, on each connection; with a pause, so many milliseconds from one to the next on average.
+-- One small order after another, on each connection; or, with a pause, so many milliseconds from one to the next of
+-- a thread, whatever the answers take, as long as a connection is free.
 -- wrk prints no statuses: count them, and print them at the end.
 wrk.method = "POST"
 local threads = {}
@@ -20,9 +21,18 @@ function init(args)
 end
 
 function pace(milliseconds)
-  -- A pause of its own length each time, or all connections would ask at once.
+  local ffi = require("ffi")
+  ffi.cdef("typedef struct { long seconds, nanoseconds; } moment; int clock_gettime(int, moment *);")
+  local moment = ffi.new("moment[1]")
+  local function now()
+    ffi.C.clock_gettime(1, moment)
+    return tonumber(moment[0].seconds) * 1e3 + tonumber(moment[0].nanoseconds) / 1e6
+  end
+  local turn
+  -- A connection that is free takes the next turn, somewhere in it; after a stall the turns that were missed go at once.
   function delay()
-    return math.random() * 2 * milliseconds
+    turn = turn and turn + milliseconds or now()
+    return math.max(0, turn + math.random() * milliseconds - now())
   end
 end
 
