@@ -15,7 +15,7 @@ from typing import LiteralString
 import psycopg
 
 from bench import cpu, placing
-from bench.end_to_end import NOTHING_TO_DO, Side, counts, ours, work_off
+from bench.end_to_end import NOTHING_TO_DO, Side, counts, ours, warm, work_off
 from bench.measurement import Bench
 from bench.processes import family, memory_mib
 from bench.record import Figures
@@ -47,9 +47,7 @@ def measure(bench: Bench) -> None:
         folder.chmod(0o711)
         bench.compare("start", {"seconds until ready": partial(start, its, folder)}, 3)
         with ours(its, folder / "ours") as mine:
-            placing.drive(mine.contender, 2)  # an api that was never asked has not made its statements yet
-            with psycopg.connect(mine.database_url, autocommit=True) as conn:
-                work_off(conn, mine)
+            warm(mine)  # an api that was never asked has not made its statements yet
             time.sleep(5)
             bench.compare("idle", {"ours": partial(idle, mine, 30 if bench.full else 10)}, 2)
             bench.compare("orders", {"ours": partial(an_order, mine, 20 if bench.full else 8)}, 2)
