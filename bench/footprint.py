@@ -3,6 +3,7 @@
 start     from a process's start until it is ready, for each, with the servers there
 idle      connections, memory, and CPU of each process, with nothing to do
 orders    what an order costs: WAL bytes, transactions, and the CPU time of each program, at a steady 500 a second
+          and, in a run of its own, the SQL statements that each kind of process sends
 """
 
 import os
@@ -14,8 +15,8 @@ from typing import LiteralString
 
 import psycopg
 
-from bench import cpu, placing
-from bench.end_to_end import NOTHING_TO_DO, Side, counts, ours, warm, work_off
+from bench import cpu, placing, statements
+from bench.end_to_end import COUNT_OURS, NOTHING_TO_DO, Side, counts, ours, warm, work_off
 from bench.measurement import Bench
 from bench.processes import family, memory_mib
 from bench.record import Figures
@@ -51,6 +52,37 @@ def measure(bench: Bench) -> None:
             time.sleep(5)
             bench.compare("idle", {"ours": partial(idle, mine, 30 if bench.full else 10)}, 2)
             bench.compare("orders", {"ours": partial(an_order, mine, 20 if bench.full else 8)}, 2)
+        with statements.counting(its) as counter:
+            if counter is None:
+                bench.note("SQL statements are not counted: the server is not ours, or has no pg_stat_statements")
+                return
+            bench.compare("statements", {"ours": partial(its_statements, its, folder, counter, bench.full)}, 1)
+
+
+def its_statements(its: Servers, folder: Path, counter: statements.Counter, full: bool) -> Figures:
+    """Place orders at a steady rate, work them, and divide what each kind of process has sent."""
+    where = folder / "statements"
+    where.mkdir()
+    counts_of = Counts(apis=placing.APIS, relays=1, workers=1)
+    with (
+        places.database(its) as database,
+        places.vhost(its) as vhost,
+        psycopg.connect(database, autocommit=True) as conn,
+        System(
+            database, vhost, where, counts_of, settings=NOTHING_TO_DO,
+            own_settings=lambda name: {"DATABASE_URL": counter.url(database, name)},
+        ) as system,
+    ):  # fmt: skip
+        counter.open(conn)
+        side = Side(placing.Contender("ours", f"{system.base_url}/orders", with_body=True), database, COUNT_OURS)
+        warm(side)
+        placed, before = counts(conn, side)[0], counter.read(conn)
+        placing.drive(side.contender, 20 if full else 8, RATE)
+        work_off(conn, side)
+        after = counter.read(conn)
+        placed = counts(conn, side)[0] - placed
+    sent = {role: (after[role] - before[role]) / placed for role in after}
+    return {"statements": sum(sent.values()), **{f"statements_of_{role}": each for role, each in sent.items()}}
 
 
 def start(its: Servers, folder: Path) -> Figures:
