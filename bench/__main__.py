@@ -14,7 +14,7 @@ NAMES = {
     "relay": "a backlog, against `basic_publish`; a held horizon, sent rows, an idle relay",
     "end_to_end": "from the client to done, at its highest rate and at fixed ones",
     "limits": "what PostgreSQL and RabbitMQ do without us: our statement by pgbench, a consumer that only acks",
-    "footprint": "connections, memory, CPU when idle, WAL and CPU of an order, start-up",
+    "footprint": "connections, memory, CPU when idle; WAL, statements and CPU of an order; start-up",
     "streams": "1,000 live streams on one api",
     "away": "how soon placements say that the database is away, and that it is back",
 }

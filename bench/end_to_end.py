@@ -30,7 +30,7 @@ from tests import places
 NOTHING_TO_DO = {"ORDERS_HANDLER": "orders.handlers:do_nothing"}
 PATIENCE_SECONDS = 300.0
 # Of the highest rate, one after the other until one can be sustained.
-FINE_STEPS = (1.1, 1.0, 0.9, 0.8, 0.7)
+FINE_STEPS = (1.1, 1.0, 0.9, 0.8)
 COARSE_STEPS = (1.0, 0.8)
 REACHED = 0.97  # of what was asked for, or it was not that rate
 RATES = (2.0, 100.0, 500.0, 1000.0)

@@ -61,7 +61,7 @@ def measure(bench: Bench) -> None:
     """All of it."""
     packages.ensure(["postgres"])
     its = bench.servers
-    seconds, rows, rounds = (10, 200_000, 3) if bench.full else (4, 30_000, 2)
+    seconds, rows, rounds = (10, 100_000, 3) if bench.full else (4, 30_000, 2)
     prefetch = default_prefetch()
     bench.settings(seconds=seconds, clients=CLIENTS, messages=rows, body_bytes=BODY_BYTES, prefetch=prefetch)
     with tempfile.TemporaryDirectory(prefix="bench-limits-") as name, template(its) as empty:

@@ -176,7 +176,7 @@ def measure(bench: Bench) -> None:
     """Measure, and compare."""
     packages.ensure(["nginx", "wrk"])
     seconds = int(os.environ.get("SECONDS", "10" if bench.full else "6"))
-    rounds = int(os.environ.get("ROUNDS", "7" if bench.full else "3"))
+    rounds = int(os.environ.get("ROUNDS", "5" if bench.full else "3"))
     bench.settings(seconds=seconds, rounds=rounds, connections=CONNECTIONS, apis=APIS)
     its = bench.servers
     with tempfile.TemporaryDirectory(prefix="placing-", ignore_cleanup_errors=True) as name:

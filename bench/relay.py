@@ -43,7 +43,7 @@ from tests import places
 RELAY_SETTINGS = {"RELAY_EXCHANGES": "orders", "RELAY_REQUIRED_QUEUES": "orders.work"}
 LOOK_SECONDS = 0.1
 BACKLOGS = (60_000, 1_000_000)
-PUBLISHED = 200_000  # messages at most, where there is no database
+PUBLISHED = 100_000  # messages at most, where there is no database
 PATIENCE_SECONDS = 600.0
 
 ONE: LiteralString = """
