@@ -49,8 +49,8 @@ class OrderSeen(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def placed(self) -> float:
-        """When its id was made: a UUIDv7 begins with its milliseconds."""
-        return (self.order_id.int >> 80) / 1000
+        """When its id was made, since a UUIDv7 begins with its milliseconds; of an api whose clock was fast, before."""
+        return min((self.order_id.int >> 80) / 1000, self.updated)
 
 
 class EventSeen(msgspec.Struct, frozen=True, kw_only=True):

@@ -59,6 +59,17 @@ def test_what_lies_before_the_outbox_begins_is_not_judged() -> None:
     assert causes(ORDER, memory=long_after) == []
 
 
+def test_an_id_from_a_fast_clock_is_no_proof_of_youth() -> None:
+    """
+    An order whose id lies an hour ahead, and that was done before the outbox begins, had its event there.
+    """
+    begins = ORDER.placed + 1000
+    assert ORDER.order_id.int >> 80 > begins * 1000
+
+    assert causes(order(updated=begins - 1), memory=Memory(begins)) == []
+    assert "event_missing" in causes(order(updated=begins + 1000), memory=Memory(begins))
+
+
 def test_an_event_without_its_order_is_lost() -> None:
     """
     The reverse of an order without an event.
