@@ -10,6 +10,8 @@ Bindings AMQP does not show at all. The management interface does, and is asked 
 """
 
 import contextlib
+import math
+import time
 import uuid
 from collections.abc import Iterable
 from typing import Any
@@ -25,6 +27,9 @@ from relay.settings import Settings
 from relay.topology import TopologyWrong, complaint_about, leads_to_one, unbound
 
 NAME_BYTES = 200  # of a queue's name in its witness's, which may have 255
+# For so long a binding that was seen needs no look before a publish. The look after it would not show that the binding
+# was put back in between, so without the first one all that time's messages might have missed their queue.
+SEEN_SECONDS = 0.25
 
 
 class Guard:
@@ -37,7 +42,7 @@ class Guard:
         self._management_url = settings.management_url
         self._witnesses: dict[str, str] = {}  # queue: exchange
         self._trouble = ""
-        self._unbound: dict[Route, str] = {}
+        self._seen_at: dict[Route, float] = {}  # when routes were last seen to be bound, in monotonic seconds
 
     @property
     def is_complete(self) -> bool:
@@ -60,11 +65,12 @@ class Guard:
         return self._trouble
 
     async def before(self, routes: Iterable[Route]) -> dict[Route, str]:
-        """Return the routes that required rows cannot take now, and why: asks only about what was wrong before."""
+        """Return the routes that required rows cannot take now, and why; asks where it has not just been seen."""
         if not self.is_complete:
             return dict.fromkeys(routes, self._trouble or "its queue has not been looked at")
-        suspects = self._unbound.keys() & set(routes)
-        return await self._ask_for_bindings(suspects) if suspects else {}
+        since = time.monotonic() - SEEN_SECONDS
+        doubtful = {route for route in self._routes & set(routes) if self._seen_at.get(route, -math.inf) < since}
+        return await self._ask_for_bindings(doubtful) if doubtful else {}
 
     async def after(self, routes: Iterable[Route]) -> dict[Route, str]:
         """Return the routes of confirmed messages that are not proven to have led to their queue, and why."""
@@ -80,6 +86,7 @@ class Guard:
     async def _ask_for_bindings(self, routes: Iterable[Route]) -> dict[Route, str]:
         management = Management(self._management_url, self._publisher.connection.vhost)
         bindings: list[Binding] = []
+        asked_at = time.monotonic()
         try:
             for queue in self._queues:
                 bindings += await management.bindings(queue)
@@ -87,7 +94,8 @@ class Guard:
             found = dict.fromkeys(routes, str(error))
         else:
             found = {route: unbound(route, self._queues) for route in routes if not leads_to_one(route, bindings)}
-        self._unbound = {route: reason for route, reason in self._unbound.items() if route not in routes} | found
+        for route in routes:
+            self._seen_at[route] = -math.inf if route in found else asked_at
         return found
 
     async def _find_or_make(self, conn: Connection, queue: str) -> str:

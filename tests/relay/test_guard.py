@@ -12,6 +12,7 @@ import pytest
 from aiormq.abc import AbstractChannel, FieldTable
 from psycopg import AsyncConnection
 
+from relay import guard as guard_module
 from relay.database import connect
 from relay.guard import Guard
 from relay.message import Route
@@ -38,11 +39,9 @@ PLACED = Route("orders", "order.placed")
 KEYS = 10
 
 
-def guard_of(database_url: str, amqp_url: str, publisher: Publisher) -> Guard:
-    return Guard(
-        Settings.read({"DATABASE_URL": database_url, "AMQP_URL": amqp_url, "RELAY_REQUIRED_QUEUES": "orders.work"}),
-        publisher,
-    )
+def guard_of(database_url: str, amqp_url: str, publisher: Publisher, **settings: str) -> Guard:
+    its = {"DATABASE_URL": database_url, "AMQP_URL": amqp_url, "RELAY_REQUIRED_QUEUES": "orders.work"} | settings
+    return Guard(Settings.read(its), publisher)
 
 
 async def test_a_queue_declared_anew_is_another(conn: AsyncConnection, database_url: str, topology: str) -> None:
@@ -72,6 +71,39 @@ async def test_a_queue_declared_anew_is_another(conn: AsyncConnection, database_
     await own.close()
     for publisher in publishers:
         await publisher.close()
+
+
+async def test_a_binding_is_looked_at_before_it_is_used(
+    database_url: str, topology: str, servers: Servers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """
+    A relay that has not published for a while, or the other lane, does not know that a binding is gone; what it
+    publishes just before the binding is back would look well afterwards. So it looks before, too.
+    """
+    assert servers.management_url is not None
+    publisher = Publisher([topology], 5.0)
+    guard = guard_of(
+        database_url, topology, publisher,
+        RELAY_MANAGEMENT_URL=servers.management_url, RELAY_REQUIRED_ROUTES="orders/order.placed",
+    )  # fmt: skip
+    own = await connect(database_url, "test", SESSION)
+    await publisher.connect()
+    assert await guard.complete(own) == ""
+    assert await guard.before([PLACED]) == await guard.after([PLACED]) == {}
+
+    async with broker(topology) as channel:
+        await channel.queue_unbind("orders.work", "orders", "order.placed")
+        monkeypatch.setattr(guard_module, "SEEN_SECONDS", 600)
+        assert await guard.before([PLACED]) == {}, "it has just been seen"
+        monkeypatch.setattr(guard_module, "SEEN_SECONDS", 0)
+        assert list(await guard.before([PLACED])) == [PLACED]
+        monkeypatch.setattr(guard_module, "SEEN_SECONDS", 600)
+        assert list(await guard.before([PLACED])) == [PLACED], "it has been seen to be gone"
+        await channel.queue_bind("orders.work", "orders", "order.placed")
+        assert await guard.before([PLACED]) == {}
+
+    await own.close()
+    await publisher.close()
 
 
 async def _witness(conn: AsyncConnection) -> str:
