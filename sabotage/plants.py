@@ -375,6 +375,32 @@ _ALL = (
             "        self._low = max([self._low, *self._ahead])\n        self._ahead.clear()\n",
         ),
     ),
+    _plant(
+        "O8",
+        "a binding is looked at only after the confirms",
+        "tests/relay/test_guard.py::test_a_binding_is_looked_at_before_it_is_used",
+        (
+            "relay/guard.py",
+            "        return await self._ask_for_bindings(doubtful) if doubtful else {}\n",
+            "        return {}\n",
+        ),
+    ),
+    _plant(
+        "O9",
+        "what followed a message that missed its queue stays sent",
+        "tests/relay/test_outcome.py::test_what_went_behind_it_is_taken_back_too",
+        (
+            "relay/outcome.py",
+            "head is not None and head.id <= message.id",
+            "head is not None and message.required and head.id <= message.id",
+        ),
+    ),
+    _plant(
+        "O10",
+        "a bug in a writer leaves its callers waiting",
+        "tests/orders/test_batching.py::test_a_bug_ends_the_process",
+        ("src/orders/batching.py", "            self._let_go_of(batch)\n", ""),
+    ),
 )
 
 PLANTS: Mapping[str, Plant] = {plant.id: plant for plant in _ALL}

@@ -502,6 +502,7 @@ async def test_a_bug_ends_the_process(database_url: str) -> None:
     asked = together(batching, [1, 2, 3])
     try:
         await eventually(stopped.is_set)
+        await eventually(lambda: all(task.done() for task in asked))
         assert await outcomes(asked) == [Unavailable, Unavailable, Unavailable]
         with pytest.raises(Overloaded):
             await batching(4)
