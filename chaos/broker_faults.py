@@ -20,7 +20,7 @@ from pamqp.commands import Exchange
 
 from chaos.act import Act, kind
 from chaos.amqp_wire import ack_of
-from chaos.database_faults import operator
+from chaos.database_faults import ask
 from chaos.process_faults import until
 from chaos.recorder import QUEUE
 from orders import events
@@ -327,10 +327,10 @@ async def empty(act: Act, seconds: float = 40.0) -> None:
     while seen < 2:
         if time.monotonic() > end:
             raise TimeoutError("the work queue does not run empty")
-        async with channel_of(act) as channel, operator(act) as conn:
+        async with channel_of(act) as channel:
             declared = await channel.queue_declare(WORK_QUEUE, passive=True)
-            row = await (await conn.execute(IN_SOMEBODYS_HANDS)).fetchone()
-        seen = seen + 1 if not declared.message_count and row == (0,) else 0
+        in_hand = await ask(act, IN_SOMEBODYS_HANDS)
+        seen = seen + 1 if not declared.message_count and in_hand == (0,) else 0
         await asyncio.sleep(0.3)
 
 
