@@ -15,7 +15,7 @@ demo: $(VENV)/.made ## replay the bundled real orders through the whole system, 
 test: $(VENV)/.made ## run every test on real servers (ARGS=... for pytest)
 	@$(BIN)/python -m pytest $(ARGS)
 
-fuzz: $(VENV)/.made ## send 20,000 requests and more made from the OpenAPI document to a running service
+fuzz: $(VENV)/.made ## send 20,000 requests and more made from the OpenAPI document to a service of its own
 	@FUZZ_CASES=$${FUZZ_CASES:-20000} FUZZ_EXAMPLES=$${FUZZ_EXAMPLES:-500} $(BIN)/python -m pytest -s tests/orders/test_openapi.py $(ARGS)
 
 bench: $(VENV)/.made ## measure (ONLY=relay is one of them; FULL=1 is the long form)
@@ -33,7 +33,8 @@ chaos: $(VENV)/.made ## break the whole system by the schedule of a seed, and ch
 sabotage: $(VENV)/.made ## plant known bugs in copies of the tree, and see that a test catches each (ARGS="S1 S5", ARGS=--list)
 	@$(BIN)/python -m sabotage $(ARGS)
 
-lint: $(VENV)/.made ## ruff and mypy --strict
+lint: $(VENV)/.made ## ruff, mypy --strict, and no leftovers of a merge
+	@! git grep -nE '^(<<<<<<<|>>>>>>>)( |$$)'
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy

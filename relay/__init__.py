@@ -7,22 +7,20 @@ waves          decides: what may be published now, at most one unconfirmed messa
 verdict        decides: what an answer of the broker means, weather or a refusal
 weather        decides: which routes may be tried, and when again
 outcome        decides: what is written down of a claim, and what is taken back
-<<<<<<< HEAD
 pace           decides: how many rows a claim may have, and when the next may come
-=======
->>>>>>> main
 mark           decides: below which id nothing can ever be pending again
-outbox_table   the PostgreSQL end: claim, record, park, and what operators ask of the table
+outbox_table   the PostgreSQL end: claim, record, park
 database       connections with deadlines that sever
 frames         a message as the bytes of AMQP
 channel        one AMQP channel that takes a batch at once and keeps its confirms as ranges
 publisher      the RabbitMQ end: connect, publish, tell each message's answer
 topology       what has to be there before the first message
+management     RabbitMQ's management interface: bindings and policies
 guard          and is proven to have been there after each confirm
 forward        the loop between the two ends
-wake, watch, upkeep   what runs beside it: LISTEN, the backlog, partitions
+watch, upkeep  what runs beside it: LISTEN and the backlog, the partitions (outbox_partitions)
 health, metrics       what it tells
-operate        what operators do: blocked, retry, skip, requeue, schema
+operate        what operators do: blocked, retry, skip, requeue, schema (outbox_repairs)
 
 The relay knows the columns of the outbox table and the broker, and no service by name.
 """

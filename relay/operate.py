@@ -23,11 +23,12 @@ CHUNK = 500
 
 def parse(words: list[str]) -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(prog="relay", description="Carry an outbox to RabbitMQ, or mend what is stuck.")
+    about = "Carry an outbox to RabbitMQ, or mend what is stuck. Reads DATABASE_URL; `run` also AMQP_URL and RELAY_…."
+    parser = argparse.ArgumentParser(prog="relay", description=about)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     commands.add_parser("run", help="carry messages until a signal says stop (also without a command)")
     blocked = commands.add_parser("blocked", help="list the keys that wait for an operator")
-    blocked.add_argument("--limit", type=int, default=100)
+    blocked.add_argument("--limit", type=int, default=100, help="keys to list at most (default 100)")
     blocked.add_argument("--json", action="store_true", help="one JSON object for each key")
     retry = commands.add_parser("retry", help="try a blocked key again")
     retry.add_argument("keys", metavar="KEY", nargs="*")

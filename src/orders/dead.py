@@ -31,7 +31,7 @@ CHUNK_SECONDS = 0.1  # with a rate: how much of it goes at once
 
 @click.group()
 def dead() -> None:
-    """See the orders and messages that failed, bring them back, or discard them."""
+    """See the orders and messages that failed, bring them back, or discard them. Reads DATABASE_URL."""
 
 
 @dead.command("list")

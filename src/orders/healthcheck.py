@@ -4,6 +4,8 @@ import http.client
 import sys
 from urllib.parse import urlsplit
 
+MOST_BYTES = 1 << 16
+
 
 def main() -> None:
     """Exit 0 if the URL answers 200 within 3 s, else say what it answered and exit 1."""
@@ -12,7 +14,7 @@ def main() -> None:
     try:
         connection.request("GET", url.path)
         answer = connection.getresponse()
-        print(answer.status, answer.read(500).decode(errors="replace"))
+        print(answer.status, answer.read(MOST_BYTES).decode(errors="replace"))
     except OSError as error:
         sys.exit(f"no answer: {error}")
     sys.exit(0 if answer.status == 200 else 1)

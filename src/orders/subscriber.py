@@ -22,9 +22,10 @@ from orders import broker, database, events, inbox, serving, startup
 from orders.backoff import backoff
 from orders.broker import BrokerUnavailable
 from orders.consumer import Consumer, Delivery
-from orders.errors import OrdersError, first_line
+from orders.errors import first_line
 from orders.events import EXCHANGE, Envelope
 from orders.handlers import Refuse
+from orders.inbox import OutsideRetention
 from orders.settings import SubscriberSettings
 
 log = logging.getLogger(__name__)
@@ -149,7 +150,7 @@ class Subscriber:
                         conn = conn or await database.connect(self.settings.database_url, self.subscription.name)
                         await self._handle(delivery, conn)
                         break
-                    except OrdersError as error:
+                    except (Refuse, OutsideRetention) as error:
                         log.warning("%s: refused: %s", self.subscription.name, error)
                         self.refused += 1
                         delivery.reject()
