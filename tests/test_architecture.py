@@ -29,6 +29,7 @@ LAYERS: Mapping[str, Sequence[tuple[str, set[str]]]] = {
                 "settings",
                 "traceparent",
                 "uuid7",
+                "whereabouts",
             },
         ),
         ("what an order is, and the edges of the servers", {"broker", "database", "order", "problems"}),
@@ -62,7 +63,7 @@ LAYERS: Mapping[str, Sequence[tuple[str, set[str]]]] = {
         ("its parent", {"suspects"}),
         (
             "ways in: HTTP, RabbitMQ, files, people",
-            {"api", "dead", "manage", "people", "reconcile", "replay", "subscriber", "work"},
+            {"api", "dead", "doctor", "manage", "people", "reconcile", "replay", "subscriber", "work"},
         ),
         ("what describes them", {"catalogue", "openapi"}),
         ("processes and commands", {"app", "cli", "healthcheck", "worker"}),
@@ -80,7 +81,7 @@ LAYERS: Mapping[str, Sequence[tuple[str, set[str]]]] = {
 }
 
 # Commands for people stand at the edge themselves: where nothing else is said, they look around in the caller's shell.
-COMMANDS = {"orders.replay", "relay.operate"}
+COMMANDS = {"orders.doctor", "orders.replay", "relay.operate"}
 
 # `python -m relay` runs with these: the four of pyproject.toml, and the two that aiormq itself brings and speaks in.
 RELAYS_PACKAGES = {"aiormq", "msgspec", "prometheus_client", "psycopg"} | {"pamqp", "yarl"}

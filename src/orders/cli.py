@@ -1,11 +1,12 @@
 """The command for people: `orders …`."""
 
 import asyncio
+import logging
 import sys
 
 import click
 
-from orders import manage, people, reconcile
+from orders import doctor, manage, people, reconcile
 from orders import topology as broker_topology
 from orders.dead import dead
 from orders.errors import StartupError
@@ -17,6 +18,7 @@ from orders.settings import TopologySettings
 @click.version_option(package_name="orders")
 def main() -> None:
     """Take orders, and see each of them through to its end."""
+    logging.getLogger("aiormq").setLevel("CRITICAL")  # it logs what we handle
 
 
 @main.command()
@@ -35,7 +37,7 @@ def topology(wait: float) -> None:
     click.echo("exchange orders, queues orders.work and orders.dead, and their bindings are there")
 
 
-for command in (*people.COMMANDS, manage.clients, manage.purge, dead, replay, reconcile.command):
+for command in (*people.COMMANDS, manage.clients, manage.purge, dead, replay, reconcile.command, doctor.command):
     main.add_command(command)
 
 

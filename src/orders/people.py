@@ -6,7 +6,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import click
@@ -17,8 +16,8 @@ from rich.table import Column, Table
 
 from orders.order import TERMINAL
 from orders.settings import PeopleSettings
+from orders.whereabouts import whereabouts
 
-RUN_ENV = Path(".run/env")  # where `make up` tells
 COLOURS = {"placed": "cyan", "processing": "yellow", "done": "green", "failed": "red", "cancelled": "magenta"}
 RETRY_SECONDS = 30.0  # for which a placement is tried again, with its key
 
@@ -98,10 +97,8 @@ def base_url_of(given: str | None, settings: PeopleSettings) -> str:
     """Return where the service is: as given, else BASE_URL, else what `make up` wrote here."""
     if given or settings.base_url:
         return given or settings.base_url
-    if RUN_ENV.exists():
-        for line in RUN_ENV.read_text().splitlines():
-            if line.startswith("BASE_URL="):
-                return line.removeprefix("BASE_URL=").strip("'\"")
+    if url := whereabouts().get("BASE_URL"):
+        return url
     click.echo(
         "orders: where is the service? Give --to URL, or set BASE_URL, or start one here with `make up`", err=True
     )

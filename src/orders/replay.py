@@ -20,9 +20,9 @@ from rich.table import Table
 
 from orders.invoices import Kind, Malformed, survey
 from orders.send_invoices import Pace, Replay, Report
+from orders.whereabouts import RUN_ENV, whereabouts
 
 DEFAULT_URL = "http://127.0.0.1:8080"
-RUN_ENV = Path(".run/env")
 
 BAR_SECONDS = 0.1
 PLAIN_SECONDS = 2.0
@@ -32,11 +32,7 @@ def default_url(environ: Mapping[str, str] = os.environ, run_env: Path = RUN_ENV
     """Return BASE_URL from the environment or of the system that `make up` started, else the port of compose."""
     if environ.get("BASE_URL"):
         return environ["BASE_URL"]
-    try:
-        settings = dict(line.split("=", 1) for line in run_env.read_text().splitlines() if "=" in line)
-    except OSError:
-        settings = {}
-    return settings.get("BASE_URL", DEFAULT_URL)
+    return whereabouts(run_env).get("BASE_URL", DEFAULT_URL)
 
 
 @contextlib.asynccontextmanager

@@ -49,10 +49,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         return msgspec.convert(values, cls, strict=False)
 
     @classmethod
-    def read_or_exit(cls, program: str) -> Self:
+    def read_or_exit(cls, program: str, environ: Mapping[str, str] = os.environ) -> Self:
         """Read from the environment, or end the process with one line and code 2."""
         try:
-            return cls.read()
+            return cls.read(environ)
         except SettingsError as error:
             print(f"{program}: {error}", file=sys.stderr)
             sys.exit(2)
@@ -151,6 +151,17 @@ class ReconcileSettings(Settings, frozen=True, kw_only=True):
 
     database_url: DatabaseUrl
     amqp_url: Annotated[str, Meta(pattern=r"^(amqps?://|$)", description="AMQP URL of RabbitMQ, for --broker")] = ""
+
+
+class DoctorSettings(Settings, frozen=True, kw_only=True):
+    """Settings of `orders doctor`, which looks at whatever it is told of."""
+
+    database_url: Annotated[str, Meta(pattern=r"^(postgres(ql)?://|$)", description="libpq URL of PostgreSQL")] = ""
+    amqp_url: Annotated[str, Meta(pattern=r"^(amqps?://|$)", description="AMQP URL of RabbitMQ")] = ""
+    base_url: str = ""
+    api_urls: str = ""
+    relay_urls: str = ""
+    worker_urls: str = ""
 
 
 class SubscriberSettings(Settings, frozen=True, kw_only=True):
