@@ -1,10 +1,12 @@
 """Many callers, one statement: whatever waits while the last statement was in flight is the next one.
 
-No timer: a lone caller waits for nobody, and under load the batches grow by themselves. A batch runs in a task of its
-own, on a connection of its own, so that a caller who goes away cancels nobody else's work.
+A lone caller waits for nobody, and under load the batches grow by themselves. A batch runs in a task of its own, on a
+connection of its own, so that a caller who goes away cancels nobody else's work.
 
-One writer is at work at a time, as long as it is quick: two would halve the batches, and most of what a batch costs
-does not depend on its size. Another one helps when a full batch is waiting, or the statement in flight is slow.
+Most of what a batch costs does not depend on its size, so under load they are kept from being small. One writer is at
+work at a time, as long as it is quick: two would halve the batches. Another one helps when a full batch is waiting, or
+the statement in flight is slow. And where callers wait already when a batch ends, the next one waits for those who were
+in it, who are likely to come again at once: no longer than the last statement took.
 """
 
 import asyncio
@@ -28,6 +30,8 @@ from orders.errors import OrdersError, Overloaded, Refused, Unavailable, first_l
 log = logging.getLogger(__name__)
 
 SLOW_SECONDS = 0.02  # a statement that takes longer is waited for by nobody but its own callers
+GATHER_SECONDS = 0.01  # the longest that callers wait for the next ones
+GATHER_SHARE = 0.9  # of those who were there just before: some do not come again
 
 Item = TypeVar("Item")
 Answer = TypeVar("Answer")
@@ -94,6 +98,17 @@ def most_rows(verdict: Verdict | None, ran: int, before: int, limit: int) -> int
     return min(limit, 2 * before) if verdict is None else before
 
 
+def rows_to_wait_for(ran: int, waiting: int, limit: int) -> int:
+    """Decide with how many rows the next batch begins at once, after one of so many while so many wait; 0: as it is."""
+    hoped_for = min(round(GATHER_SHARE * (ran + waiting)), limit)
+    return hoped_for if 0 < waiting < hoped_for else 0
+
+
+def gather_seconds(took: float) -> float:
+    """Decide how long the next batch may wait for more rows, after a statement that took so long."""
+    return min(took, GATHER_SECONDS)
+
+
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
     """The bounds of one kind of batch; sizes are bytes, times are seconds."""
 
@@ -153,6 +168,8 @@ class Batching(Generic[Item, Answer]):
         self._running = 0  # statements in flight
         self._slow = 0  # those of them that take long
         self._idle: list[asyncio.Future[None]] = []
+        self._gathering: asyncio.Future[None] | None = None  # set when as many wait as the next batch hopes for
+        self._hoped_for = 0
         self._tasks: list[asyncio.Task[None]] = []
         self._batch_rows = BATCH_ROWS.labels(name)
         WAITING.labels(name).set_function(lambda: self._rows)
@@ -197,7 +214,10 @@ class Batching(Generic[Item, Answer]):
         self._queue.append(waiting)
         self._rows += 1
         self._bytes += size
-        if self._running == self._slow or len(self._queue) >= limits.batch_rows:
+        if self._gathering is not None:
+            if len(self._queue) >= self._hoped_for and not self._gathering.done():
+                self._gathering.set_result(None)
+        elif self._running == self._slow or len(self._queue) >= limits.batch_rows:
             self._wake()
         try:
             return await waiting.answer
@@ -272,13 +292,12 @@ class Batching(Generic[Item, Answer]):
                     del batch[most:]
                 self._batch_rows.observe(len(batch))
                 self._queue_seconds.observe(loop.time() - batch[0].since)
+                started = loop.time()
                 with self._in_flight():
                     verdict = await self._run(conn, batch)
-                    # Twice around the loop: what has come meanwhile, and is read only now, belongs to the next batch.
-                    await asyncio.sleep(0)
-                    await asyncio.sleep(0)
                 most = most_rows(verdict, len(batch), most, self.limits.batch_rows)
                 if verdict is None:
+                    await self._gather(len(batch), loop.time() - started)
                     batch = []
                     pauses = backoff()
                     continue
@@ -326,6 +345,21 @@ class Batching(Generic[Item, Answer]):
             timer.cancel()
             self._running -= 1
             self._slow -= is_slow
+
+    async def _gather(self, ran: int, took: float) -> None:
+        """After a batch of so many, which took so long: let the next one grow, if callers wait for it already."""
+        self._running += 1
+        # Twice around the loop: what has come meanwhile, and is read only now, belongs to the next batch.
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        self._hoped_for = rows_to_wait_for(ran, len(self._queue), self.limits.batch_rows)
+        if self._hoped_for and self._gathering is None and not self.stopping:
+            self._gathering = asyncio.get_running_loop().create_future()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(gather_seconds(took)):
+                    await self._gathering
+            self._gathering = None
+        self._running -= 1
 
     async def _run(self, conn: AsyncConnection, batch: list[_Waiting[Item, Answer]]) -> Verdict | None:
         """Run a batch and answer its callers; return None when it is done with, else what to do before another go."""

@@ -10,7 +10,7 @@ from psycopg import AsyncConnection
 from psycopg.errors import lookup
 
 from orders import batching as module
-from orders.batching import Batching, Limits, Verdict, judge, most_rows
+from orders.batching import Batching, Limits, Verdict, judge, most_rows, rows_to_wait_for
 from orders.errors import KeyReused, Overloaded, Refused, Unavailable
 from orders.place_orders import Placed, Placement, place_orders
 from sandbox.wire import Wire
@@ -145,6 +145,46 @@ async def test_what_waits_is_the_next_batch(bakery: Bakery, conn: AsyncConnectio
         await let_go(conn)
 
         assert await outcomes([*first, *rest]) == [1, 2, 4, 5]
+    assert bakery.batches == [[100], [50, 25, 20]]
+
+
+@pytest.mark.parametrize(
+    ("ran", "waiting", "wait_for"),
+    [
+        (1, 0, 0),  # a lone caller waits for nobody, and nobody for one
+        (64, 0, 0),
+        (1, 1, 2),
+        (10, 10, 18),
+        (1, 10, 0),  # nearly all are here
+        (64, 10, 64),  # a batch has no more
+        (64, 64, 0),
+    ],
+)
+def test_for_how_many_a_batch_waits(ran: int, waiting: int, wait_for: int) -> None:
+    """
+    Where callers wait already, the next batch hopes for those who were in the last one.
+    """
+    assert rows_to_wait_for(ran, waiting, 64) == wait_for
+
+
+async def test_who_was_answered_is_waited_for(
+    bakery: Bakery, conn: AsyncConnection, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """
+    A batch leaves as soon as as many wait as were there before, though it could have left with fewer.
+    """
+    monkeypatch.setattr(module, "gather_seconds", lambda took: 60.0)
+    async with Batching("test", database_url, bakery.bake, Limits()) as batching:
+        await hold(conn)
+        first = together(batching, [100])
+        await eventually(lambda: bakery.batches == [[100]])
+        rest = together(batching, [50, 25])
+        await asyncio.sleep(0)
+        await let_go(conn)
+        assert await outcomes(first) == [1]
+        await conn.execute("SELECT 1")  # the others are still there after a way to the server and back
+
+        assert await outcomes([*together(batching, [20]), *rest]) == [5, 2, 4]
     assert bakery.batches == [[100], [50, 25, 20]]
 
 
