@@ -352,8 +352,9 @@ class Batching(Generic[Item, Answer]):
         # Twice around the loop: what has come meanwhile, and is read only now, belongs to the next batch.
         await asyncio.sleep(0)
         await asyncio.sleep(0)
-        self._hoped_for = rows_to_wait_for(ran, len(self._queue), self.limits.batch_rows)
-        if self._hoped_for and self._gathering is None and not self.stopping:
+        hoped_for = rows_to_wait_for(ran, len(self._queue), self.limits.batch_rows)
+        if hoped_for and self._gathering is None and not self.stopping:
+            self._hoped_for = hoped_for
             self._gathering = asyncio.get_running_loop().create_future()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(gather_seconds(took)):
