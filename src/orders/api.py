@@ -1,7 +1,9 @@
 """HTTP in and out."""
 
+import asyncio
 import re
-from typing import Any, Literal, cast
+from collections.abc import Coroutine
+from typing import Any, Literal, TypeVar, cast
 from uuid import UUID
 
 import msgspec
@@ -26,12 +28,15 @@ from orders.place_orders import Placed, Placement, placement_of
 from orders.problems import BadRequest
 from orders.traceparent import continue_trace
 
-# What a step down a list counts for in a batch of reads: so that few of them stand together in front of a GET.
+# What a read counts for in a batch of them, in bytes. Nobody knows yet how large an order is: few have more than this,
+# and a batch of the largest is still bounded. Of steps down a list few stand together in front of a GET.
+READ_SIZE = 1 << 16
 WALK_SIZE = 1 << 20
 
 MOST_BODY_BYTES = 1 << 20
 
 Req = Request[Any, Any, Any]
+T = TypeVar("T")
 
 _JSON = re.compile(r"application/json\s*(;.*)?", re.IGNORECASE).fullmatch
 _KEY = re.compile(r"[\x21-\x7e]{1,255}").fullmatch
@@ -71,7 +76,7 @@ class Services(msgspec.Struct, frozen=True):
 
     async def find(self, wanted: Wanted, until: float | None) -> Order:
         """Return an order as it is now; raise OrderNotFound also when it is another client's."""
-        return cast(Order, await self.read(wanted, until=until))
+        return cast(Order, await self.read(wanted, READ_SIZE, until))
 
     async def find_key(self, key_id: KeyId, until: float | None) -> ClientKey | None:
         """Return an API key, if it is there and valid."""
@@ -150,13 +155,11 @@ async def get_order(request: Req, order_id: FromPath[str]) -> Response[bytes]:
             headers["Preference-Applied"] = f"wait={seconds}"
             # A client that knows another state than this one has its news already.
             is_news = known is not None and not preconditions.matches(known, tag)
-            if (
-                not is_news
-                and order.status not in TERMINAL
-                and await services(request).live.change(order.order_id, order.version, seconds)
-            ):
-                body = _encode(await _read(request, order_id))
-                tag = preconditions.tag_of(body)
+            if not is_news and order.status not in TERMINAL:
+                change = services(request).live.change(order.order_id, order.version, seconds)
+                if await unless_gone(request, change):
+                    body = _encode(await _read(request, order_id))
+                    tag = preconditions.tag_of(body)
     headers["ETag"] = tag
     if known is not None and preconditions.matches(known, tag):
         return Response(b"", status_code=304, headers=headers)
@@ -295,6 +298,22 @@ async def body_of(request: Req) -> bytes:
             raise RequestEntityTooLarge
         if not message.get("more_body"):
             return b"".join(pieces)
+
+
+async def unless_gone(request: Req, wait: Coroutine[Any, Any, T]) -> T | None:
+    """Wait, but no longer than the client does: None if it has hung up. Its request has been read to the end."""
+
+    async def gone() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+
+    waiting, leaving = asyncio.create_task(wait, name="wait"), asyncio.create_task(gone(), name="gone")
+    try:
+        await asyncio.wait([waiting, leaving], return_when=asyncio.FIRST_COMPLETED)
+        return waiting.result() if waiting.done() else None
+    finally:
+        waiting.cancel()
+        leaving.cancel()
 
 
 def idempotency_key(request: Req, given: dict[bytes, str]) -> str | None:

@@ -100,7 +100,12 @@ def create_app(settings: ApiSettings, live: Live) -> Api:
                 queue_bytes=settings.orders_queue_bytes,
                 patience=settings.orders_patience,
             )
-            reading = Limits(batch_rows=200, queue_rows=settings.orders_queue_rows, patience=settings.orders_patience)
+            reading = Limits(
+                batch_rows=200,
+                queue_rows=settings.orders_queue_rows,
+                queue_bytes=settings.orders_queue_rows * api.READ_SIZE,
+                patience=settings.orders_patience,
+            )
             clients = Clients(required=settings.orders_auth == "required")
             back_pressure = BackPressure(settings.orders_max_outbox_age)
             expire = ExpireKeys(settings.orders_idempotency_retention)
@@ -152,6 +157,7 @@ async def serve(settings: ApiSettings) -> None:
 
     serving.on_stop_signals(stop)
     serving.spare_the_collector()
+    serving.take_all_descriptors()
     log.info("api %s listens on %s:%s", os.getpid(), settings.orders_host, settings.orders_port)
     await server.serve()
     log.info("api %s has stopped", os.getpid())

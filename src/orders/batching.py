@@ -297,7 +297,7 @@ class Batching(Generic[Item, Answer]):
                     verdict = await self._run(conn, batch)
                 most = most_rows(verdict, len(batch), most, self.limits.batch_rows)
                 if verdict is None:
-                    await self._gather(len(batch), loop.time() - started)
+                    await self._gather(len(batch), most, loop.time() - started)
                     batch = []
                     pauses = backoff()
                     continue
@@ -346,14 +346,14 @@ class Batching(Generic[Item, Answer]):
             self._running -= 1
             self._slow -= is_slow
 
-    async def _gather(self, ran: int, took: float) -> None:
+    async def _gather(self, ran: int, most: int, took: float) -> None:
         """After a batch of so many, which took so long: let the next one grow, if callers wait for it already."""
         self._running += 1
         # Twice around the loop: what has come meanwhile, and is read only now, belongs to the next batch.
         await asyncio.sleep(0)
         await asyncio.sleep(0)
-        hoped_for = rows_to_wait_for(ran, len(self._queue), self.limits.batch_rows)
-        if hoped_for and self._gathering is None and not self.stopping:
+        hoped_for = rows_to_wait_for(ran, len(self._queue), most)
+        if hoped_for and self._bytes < self.limits.batch_bytes and self._gathering is None and not self.stopping:
             self._hoped_for = hoped_for
             self._gathering = asyncio.get_running_loop().create_future()
             with contextlib.suppress(TimeoutError):

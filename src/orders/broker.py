@@ -34,7 +34,11 @@ async def connect(urls: str, name: str) -> AsyncIterator[AbstractConnection]:
 async def _connect(urls: str, name: str) -> AbstractConnection:
     reasons = []
     for each in urls.split(","):
-        url = URL(each.strip()).update_query(heartbeat=HEARTBEAT_SECONDS, name=name)
+        try:
+            url = URL(each.strip()).update_query(heartbeat=HEARTBEAT_SECONDS, name=name)
+        except ValueError as error:  # its words name no more of the URL than the port
+            reasons.append(f"no URL: {error}")
+            continue
         try:
             async with asyncio.timeout(CONNECT_SECONDS):
                 return await aiormq.connect(url)

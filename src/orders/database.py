@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import os
 import socket
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -138,8 +137,12 @@ def sever(conn: AsyncConnection) -> None:
     """Shut the socket down under the connection, so that whoever waits for it sees the end of the stream."""
     if conn.closed:
         return
-    with contextlib.suppress(OSError), socket.socket(fileno=os.dup(conn.fileno())) as wire:
-        wire.shutdown(socket.SHUT_RDWR)
+    with contextlib.suppress(OSError):
+        wire = socket.socket(fileno=conn.fileno())  # no copy: it has to work with no descriptor left, too
+        try:
+            wire.shutdown(socket.SHUT_RDWR)
+        finally:
+            wire.detach()
 
 
 async def close(conn: AsyncConnection | None) -> None:

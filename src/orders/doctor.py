@@ -44,6 +44,10 @@ COLUMNS = (
 )  # fmt: skip
 
 
+UNREACHABLE = (httpx.HTTPError, httpx.InvalidURL)
+UNINTELLIGIBLE = (msgspec.MsgspecError, UnicodeDecodeError)
+
+
 class Finding(msgspec.Struct, frozen=True):
     """What was looked at, what it says of itself, and everything that is wrong with it, each with how to mend it."""
 
@@ -51,6 +55,12 @@ class Finding(msgspec.Struct, frozen=True):
     where: str
     says: str = ""
     wrong: list[str] = []  # none: it is well
+
+
+class Health(msgspec.Struct, frozen=True):
+    """What an api tells of itself."""
+
+    database: str
 
 
 class RelayStatus(msgspec.Struct, frozen=True):
@@ -112,7 +122,7 @@ async def examine(settings: DoctorSettings) -> list[Finding]:
         looks.append(look_at_broker(settings.amqp_url))
     async with httpx.AsyncClient(timeout=PATIENCE_SECONDS, trust_env=False) as client:
         if settings.base_url:
-            looks.append(look_at_front(client, settings.base_url))
+            looks.append(look_at_front(client, settings.base_url.rstrip("/")))
         looks += [look_at_api(client, url) for url in split(settings.api_urls)]
         looks += [look_at_status(client, "relay", RelayStatus, url) for url in split(settings.relay_urls)]
         looks += [look_at_status(client, "worker", WorkerStatus, url) for url in split(settings.worker_urls)]
@@ -121,7 +131,7 @@ async def examine(settings: DoctorSettings) -> list[Finding]:
 
 def split(urls: str) -> list[str]:
     """Return the URLs between the commas."""
-    return [url.strip() for url in urls.split(",") if url.strip()]
+    return [url.strip().rstrip("/") for url in urls.split(",") if url.strip()]
 
 
 async def look_at_database(url: str) -> Finding:
@@ -165,19 +175,21 @@ async def look_at_front(client: httpx.AsyncClient, url: str) -> Finding:
     """Whether a client's request gets through nginx to an api, and from there to the database."""
     try:
         answer = await client.get(f"{url}/health")
-    except httpx.HTTPError as error:
+        health = msgspec.json.decode(answer.content, type=Health) if answer.status_code == 200 else None
+    except UNREACHABLE as error:
         return Finding("front", url, wrong=[f"no answer ({type(error).__name__}): start nginx, or mend BASE_URL"])
-    if answer.status_code != 200:
+    except UNINTELLIGIBLE:
+        return Finding("front", url, wrong=["what answers there are not the orders: mend BASE_URL"])
+    if health is None:
         return Finding("front", url, wrong=[f"it answers {answer.status_code}: no api behind it does"])
-    well = answer.json() == {"status": "healthy", "database": "healthy"}
-    return Finding("front", url, wrong=[] if well else ["its api has no database"])
+    return Finding("front", url, wrong=[] if health.database == "healthy" else ["its api has no database"])
 
 
 async def look_at_api(client: httpx.AsyncClient, url: str) -> Finding:
     """Whether it is ready."""
     try:
         ready = await client.get(f"{url}/health/ready")
-    except httpx.HTTPError as error:
+    except UNREACHABLE as error:
         return Finding("api", url, wrong=[silence(error)])
     return Finding("api", url, wrong=[] if ready.is_success else ["it is not ready: the database does not answer it"])
 
@@ -189,14 +201,14 @@ async def look_at_status(
     try:
         answer = await client.get(f"{url}/status")
         status = msgspec.json.decode(answer.content, type=type_)
-    except httpx.HTTPError as error:
+    except UNREACHABLE as error:
         return Finding(what, url, wrong=[silence(error)])
-    except msgspec.MsgspecError:
+    except UNINTELLIGIBLE:
         return Finding(what, url, wrong=[f"what answers there is no {what}: mend {what.upper()}_URLS"])
     return Finding(what, url, status.says(), list(status.complaints()))
 
 
-def silence(error: httpx.HTTPError) -> str:
+def silence(error: Exception) -> str:
     """Say that a process does not answer, and what to do about it."""
     return f"no answer ({type(error).__name__}): start it, and see its log"
 

@@ -188,6 +188,26 @@ async def test_who_was_answered_is_waited_for(
     assert bakery.batches == [[100], [50, 25, 20]]
 
 
+async def test_a_batch_that_is_full_by_its_size_waits_for_nobody(
+    bakery: Bakery, conn: AsyncConnection, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """
+    More callers would not make it larger.
+    """
+    monkeypatch.setattr(module, "gather_seconds", lambda took: 60.0)
+    async with Batching("test", database_url, bakery.bake, Limits(batch_bytes=100)) as batching:
+        await hold(conn)
+        first = together(batching, [100])
+        await eventually(lambda: bakery.batches == [[100]])
+        rest = together(batching, [50, 25], [60, 60])
+        await asyncio.sleep(0)
+        await let_go(conn)
+
+        async with asyncio.timeout(30):
+            assert await outcomes([*first, rest[0]]) == [1, 2]
+        assert await outcomes([*together(batching, [20]), rest[1]]) == [5, 4]
+
+
 @pytest.mark.parametrize(
     ("limits", "sizes", "batches"),
     [

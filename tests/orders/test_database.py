@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import resource
 import socket
 import time
 from typing import Any
@@ -197,6 +198,26 @@ async def test_close_of_a_connection_that_was_cut(database_url: str, wire: Wire)
     database.sever(conn)
     await database.close(conn)
     await database.close(None)
+
+
+async def test_sever_needs_no_descriptor(database_url: str) -> None:
+    """
+    With every descriptor in use a deadline still ends a call.
+    """
+    conn = await database.connect(database_url, "orders-test")
+    waiting = asyncio.create_task(conn.execute("SELECT pg_sleep(30)"))
+    await asyncio.sleep(0)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
+    try:
+        database.sever(conn)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+    with pytest.raises(psycopg.OperationalError):
+        async with asyncio.timeout(10):
+            await waiting
+    await database.close(conn)
 
 
 async def test_severed_session_gives_its_locks_back(database_url: str, conn: AsyncConnection) -> None:

@@ -3,6 +3,9 @@
 import json
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import httpx
@@ -99,6 +102,41 @@ def test_nobody_is_there(tmp_path: Path) -> None:
     assert "AMQP_URL" in wrong["RabbitMQ"][0]
     assert "nginx" in wrong["front"][0]
     assert "log" in wrong["relay"][0]
+
+
+@pytest.fixture
+def page() -> Iterator[str]:
+    """Where a server answers everything with a page that is not ours."""
+
+    class Page(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b"<html>\xff</html>")
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Page) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}/"
+        server.shutdown()
+        thread.join()
+
+
+def test_addresses_that_lead_elsewhere(page: str, tmp_path: Path) -> None:
+    """What is no address, and what answers but is not ours, spoils only its own line, and no password is shown."""
+    everything = {"AMQP_URL": "amqp://orders:secret#1@127.0.0.1", "API_URLS": "http://127.0.0.1:port", "BASE_URL": page}
+    everything |= {"RELAY_URLS": page, "WORKER_URLS": page}
+    code, wrong = examine(tmp_path, **everything)
+
+    assert code == 1
+    assert "AMQP_URL" in wrong["RabbitMQ"][0]
+    assert "secret" not in str(wrong)
+    assert "InvalidURL" in wrong["api"][0]
+    assert "BASE_URL" in wrong["front"][0]
+    assert ["RELAY_URLS" in wrong["relay"][0], "WORKER_URLS" in wrong["worker"][0]] == [True, True]
 
 
 def test_not_migrated(servers: Servers, tmp_path: Path) -> None:

@@ -143,6 +143,18 @@ async def test_wait(api: Api, conn: AsyncConnection) -> None:
     assert (answer.json()["status"], answer.headers["preference-applied"]) == ("processing", "wait=30")
 
 
+async def test_who_hangs_up_waits_no_longer(api: Api) -> None:
+    """
+    A client that is gone takes nobody's place until its time is over.
+    """
+    order = await api.place()
+    waiting = asyncio.create_task(api.client.get(f"/orders/{order['order_id']}", headers={"Prefer": "wait=30"}))
+    await eventually(api.live.is_watched)
+    waiting.cancel()
+
+    await eventually(lambda: not api.live.is_watched())
+
+
 async def test_wait_in_vain(api: Api) -> None:
     """
     After N seconds without a change the answer is what it was; with its tag known, 304.
