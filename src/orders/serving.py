@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import gc
+import os
 import resource
 import signal
 import socket
@@ -105,6 +106,9 @@ class HttpServer(uvicorn.Server):
         """Leave the signals to whoever runs this server."""
         yield
 
+    def _protocol(self) -> asyncio.Protocol:
+        return Protocol(self.config, self.server_state, self.lifespan.state)
+
     def stop(self) -> None:
         """Ask the server to drain and end."""
         self._stopping.set()
@@ -119,14 +123,28 @@ class HttpServer(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Refuse new connections, let the open ones run dry, then end."""
+        # Whoever has connected, but was not accepted yet, would be reset, perhaps with a POST on its way.
+        late = [conn for server in self.servers for listener in server.sockets for conn in waiting_at(listener)]
         for server in self.servers:
             server.close()
+        for conn in late:
+            await asyncio.get_running_loop().connect_accepted_socket(self._protocol, conn)
         self.server_state.default_headers = [*self.server_state.default_headers, (b"connection", b"close")]
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(DRAIN_SECONDS):
                 while self.server_state.connections:  # noqa: ASYNC110  # uvicorn offers no event for it
                     await asyncio.sleep(0.02)
         await super().shutdown(sockets)
+
+
+def waiting_at(listener: Any) -> Iterator[socket.socket]:
+    """Accept whoever waits at a listening socket at this moment."""
+    with socket.socket(fileno=os.dup(listener.fileno())) as own, contextlib.suppress(OSError):
+        own.setblocking(False)
+        while True:  # until nobody waits, which is an OSError
+            conn, _ = own.accept()
+            conn.setblocking(False)
+            yield conn
 
 
 def spare_the_collector() -> None:
