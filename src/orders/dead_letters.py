@@ -5,6 +5,7 @@ import logging
 from collections.abc import Awaitable, Callable
 
 from orders.consumer import Consumer, Delivery
+from orders.crash import stop_the_process_if_it_crashed
 from orders.letters import Letter
 from orders.topology import DEAD_QUEUE
 
@@ -25,6 +26,7 @@ class DeadLetters:
 
     async def __aenter__(self) -> "DeadLetters":
         self._consuming = asyncio.create_task(self.consumer.run(), name="dead-letters")
+        self._consuming.add_done_callback(stop_the_process_if_it_crashed)
         return self
 
     async def __aexit__(self, *exc: object) -> None:
@@ -41,6 +43,7 @@ class DeadLetters:
         task = asyncio.create_task(self._bury(delivery), name="letter")
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(stop_the_process_if_it_crashed)
 
     async def _bury(self, delivery: Delivery) -> None:
         await self.bury(Letter(delivery.body, delivery.size))

@@ -15,6 +15,7 @@ import asyncio
 import functools
 import importlib
 import inspect
+import math
 import random
 from collections.abc import Awaitable, Callable
 
@@ -28,6 +29,8 @@ PlainHandler = Callable[[Order], Awaitable[object]]
 TransactionalHandler = Callable[[Order, AsyncConnection], Awaitable[object]]
 Handler = PlainHandler | TransactionalHandler
 
+LONGEST_AFTER_SECONDS = 30 * 86400.0  # a time that the database can add to now, and that somebody may still wait for
+
 
 @functools.cache
 def _wait() -> WaitSettings:
@@ -38,8 +41,17 @@ class Retry(OrdersError):
     """The work could not be done this time."""
 
     def __init__(self, reason: str = "", *, after: float | None = None) -> None:
-        """`after`: seconds until the next attempt; without it they double from attempt to attempt."""
+        """`after`: seconds until the next attempt, 30 days at most; without it they double from attempt to attempt.
+
+        Whatever is no number of seconds is refused here, where it is the handler's own failure.
+        """
         super().__init__(reason)
+        if after is not None:
+            if not isinstance(after, int | float):
+                raise TypeError(f"Retry's `after` is a number of seconds, not a {type(after).__name__}")
+            if not math.isfinite(after):
+                raise ValueError(f"Retry's `after` is a number of seconds, not {after}")
+            after = min(max(0.0, after), LONGEST_AFTER_SECONDS)
         self.after = after
 
 

@@ -154,7 +154,7 @@ async def _order_that_waits_for(conn: AsyncConnection, wanted: Wanted) -> Order 
         return None
     if row is None:
         raise Poison("unknown", "there is no such order")
-    if row[-1] != wanted.event_id:
+    if row[-1] not in {None, wanted.event_id}:  # None: it is older than the column, and waits for any
         raise Poison("forged", "its order waits for another event")
     return orders_table.order_of(row[:-1])
 

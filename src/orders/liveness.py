@@ -7,6 +7,7 @@ import asyncio
 import secrets
 from typing import LiteralString
 
+import psycopg
 from psycopg import AsyncConnection
 
 from orders import database
@@ -15,6 +16,7 @@ from orders.session import Session
 LOCK: LiteralString = "SELECT pg_try_advisory_lock('orders'::regclass::oid::integer, %s::integer)"
 BEAT: LiteralString = "SELECT 1"
 BEAT_SECONDS = 1.0
+REQUIRE_SECONDS = 0.5  # below the deadline of the statement that waits for it
 SILENCE = "3000"  # milliseconds after which the server ends a silent session
 
 
@@ -25,6 +27,14 @@ class Liveness(Session):
         super().__init__("worker-liveness", url, self._hold, idle_session_timeout=SILENCE)
         self.number = secrets.randbelow(2**31 - 1) + 1
         self.held = asyncio.Event()
+
+    async def require(self) -> None:
+        """Wait for the lock, but not for ever; raise what has a statement run again on the same connection."""
+        try:
+            async with asyncio.timeout(REQUIRE_SECONDS):
+                await self.held.wait()
+        except TimeoutError:
+            raise psycopg.errors.LockNotAvailable("the worker's lock is not held") from None
 
     async def _hold(self, conn: AsyncConnection) -> None:
         """Take the lock and keep it until the connection is lost."""

@@ -15,6 +15,7 @@ from psycopg import AsyncConnection
 
 from orders.claim_orders import Claimed, Wanted
 
+# `worker` is set to 0 here, and never by a claim: an earlier run of the same batch is not counted again.
 POSTPONE: LiteralString = """
     WITH asked AS (
         SELECT * FROM unnest(
@@ -26,6 +27,7 @@ POSTPONE: LiteralString = """
         SET worker = 0, failures = o.failures + 1, updated_at = clock_timestamp()
         FROM asked
         WHERE o.order_id = asked.order_id AND o.status = 'processing' AND o.attempts = asked.attempts
+          AND o.worker <> 0
         RETURNING o.order_id
     )
     INSERT INTO retries (order_id, due_at, event_id, body, traceparent)
@@ -70,7 +72,7 @@ class Postpone(msgspec.Struct, frozen=True):
 
 
 async def postpone_orders(conn: AsyncConnection, batch: Sequence[Postpone]) -> list[None]:
-    """Count the failures and write the retries; one that is no longer ours is left alone."""
+    """Count the failures and write the retries; one that is no longer ours, or was written before, is left alone."""
     rows: list[tuple[UUID, int, UUID, float, bytes, str]] = [
         (p.wanted.order_id, p.claimed.order.attempts, p.wanted.event_id, p.seconds, p.body, p.traceparent)
         for p in batch

@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from enum import Enum
 from typing import cast
 
@@ -15,11 +15,12 @@ from orders import database, outbox_table
 from orders.batching import Verdict, judge
 from orders.claim_orders import Claimed
 from orders.deadlines import STATEMENT_SECONDS
-from orders.errors import first_line
+from orders.errors import first_line, words_of
 from orders.finish_orders import Finished, finish_of, finish_orders
 from orders.handlers import Handler, PlainHandler, Refuse, Retry, TransactionalHandler, wants_connection
 
 LAST_WORDS_SECONDS = 0.2  # for a handler whose connection was severed to see it and to end by itself
+STANDSTILL_SECONDS = 0.5  # a timer that is so late says that the process stood still, not that it was busy
 
 
 class Job(msgspec.Struct, frozen=True):
@@ -84,8 +85,11 @@ class Runner:
         try:
             if self.wants_connection:
                 return await self._run_in_transaction(job)
-            async with asyncio.timeout(self.timeout):
-                await cast(PlainHandler, self.handler)(job.claimed.order)
+            await self._run_plain(job)
+        except asyncio.CancelledError:
+            if (task := asyncio.current_task()) is not None and task.cancelling():
+                raise
+            return Again("something that the handler waited for was cancelled")
         except Exception as error:  # whatever a handler raises is its own failure
             return outcome_of(error, self.timeout)
         return Done()
@@ -100,6 +104,12 @@ class Runner:
         while self._idle:
             await database.close(self._idle.pop())
 
+    async def _run_plain(self, job: Job) -> None:
+        loop = asyncio.get_running_loop()
+        async with asyncio.timeout(None) as end:
+            with time_limit(self.timeout, lambda: end.reschedule(loop.time())):
+                await cast(PlainHandler, self.handler)(job.claimed.order)
+
     async def _run_in_transaction(self, job: Job) -> Outcome:
         try:
             conn = await self._connection()
@@ -111,12 +121,13 @@ class Runner:
             nonlocal late
             late = True
             database.sever(conn)
+            end.reschedule(asyncio.get_running_loop().time() + LAST_WORDS_SECONDS)
 
-        timer = asyncio.get_running_loop().call_later(self.timeout, cut_off)
         self._busy.add(conn)
         try:
-            async with asyncio.timeout(self.timeout + LAST_WORDS_SECONDS):
-                finished = await self._transaction(conn, job)
+            async with asyncio.timeout(None) as end:
+                with time_limit(self.timeout, cut_off):
+                    finished = await self._transaction(conn, job)
         except Exception as error:
             match fault_of(error, late=late, broken=conn.broken):
                 case Fault.LATE:
@@ -130,7 +141,6 @@ class Runner:
                 case Fault.ITS_OWN:
                     raise
         finally:
-            timer.cancel()
             self._busy.discard(conn)
             if conn.closed or conn.info.transaction_status != TransactionStatus.IDLE:
                 await database.close(conn)
@@ -162,6 +172,31 @@ class Runner:
         )
 
 
+@contextlib.contextmanager
+def time_limit(seconds: float, cut_off: Callable[[], None]) -> Iterator[None]:
+    """Call `cut_off` if the block takes longer.
+
+    In a process that was stopped a handler finds its own timers due together with ours, so then it gets its time anew.
+    Only once: one that holds the loop up itself would get it for ever.
+    """
+    loop = asyncio.get_running_loop()
+    due = loop.time() + seconds
+    timer: asyncio.TimerHandle
+
+    def look() -> None:
+        nonlocal timer
+        if loop.time() > due + STANDSTILL_SECONDS:
+            timer = loop.call_later(seconds, cut_off)
+        else:
+            cut_off()
+
+    timer = loop.call_at(due, look)
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
 class Fault(Enum):
     """Whose fault the end of a handler's transaction is."""
 
@@ -189,9 +224,9 @@ def outcome_of(error: Exception, timeout: float) -> Again | Never:
     """Say what a handler's own failure means for its order."""
     match error:
         case Refuse():
-            return Never(str(error))
+            return Never(words_of(error))
         case Retry():
-            return Again(str(error), error.after)
+            return Again(words_of(error), error.after)
         case TimeoutError():
             return Again(f"the handler took longer than {timeout:g} s")
         case _:

@@ -77,6 +77,7 @@ class Work:
         self._tasks: dict[UUID, asyncio.Task[None]] = {}
         self._repeats: dict[UUID, list[Delivery]] = {}  # deliveries of an order that is in hand already
         self._claimed: set[UUID] = set()
+        self._condemned: dict[UUID, str] = {}  # events, and why: their reject may get lost, and they come again
         self._crash: BaseException | None = None
 
     @property
@@ -100,6 +101,9 @@ class Work:
             wanted = wanted_of(delivery.body, delivery.size)
         except Poison as poison:
             self._reject(delivery, poison)
+            return
+        if (reason := self._condemned.get(wanted.event_id)) is not None:
+            self._reject(delivery, Poison("deadly", reason))
             return
         self._start(wanted, delivery)
 
@@ -142,7 +146,11 @@ class Work:
             del self._tasks[order_id]
             self._claimed.discard(order_id)
             IN_HAND.set(len(self._tasks))
-            if not task.cancelled() and (error := task.exception()) is not None:
+            if not task.cancelled():
+                error = task.exception()
+            else:  # nobody but `drain` does that; left alone, the order would stay in our hands for ever
+                error = None if self._draining else RuntimeError(f"order {order_id} was cancelled by its own handler")
+            if error is not None:
                 self._crash = self._crash or error
                 self.crashed.set()
                 return
@@ -221,6 +229,7 @@ class Work:
                 return False
             case next_step.Condemn(reason):
                 await self.statements.condemn(Verdict(wanted.event_id, reason))
+                self._condemned[wanted.event_id] = reason
                 raise Poison("deadly", reason)
         return True
 

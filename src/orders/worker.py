@@ -154,7 +154,7 @@ async def serve(settings: WorkerSettings, handler: Handler) -> None:
     ):
 
         async def claim(conn: AsyncConnection, batch: Sequence[Wanted]) -> list[Claim]:
-            await liveness.held.wait()  # a claim without the lock would look like that of a dead worker
+            await liveness.require()  # a claim without the lock would look like that of a dead worker
             return await claim_orders.claim_orders(conn, liveness.number, batch)
 
         async def finish(conn: AsyncConnection, batch: Sequence[Finish]) -> Sequence[Finished | None]:

@@ -88,6 +88,19 @@ async def test_order_fails_with_its_own_event(conn: AsyncConnection) -> None:
     assert await rows(conn, "SELECT count(*) FROM verdicts") == [(0,)]
 
 
+async def test_order_older_than_the_column_waits_for_any_event(conn: AsyncConnection) -> None:
+    """
+    An order that does not know its event is failed by its dead letter too.
+    """
+    [placed] = await place(conn)
+    await conn.execute("UPDATE orders SET event_id = NULL")
+
+    await bury(conn, [letter(placed.event.body)])
+
+    assert await rows(conn, LETTERS) == [(placed.order.order_id, "undeliverable", UNDELIVERABLE, "dead", 1)]
+    assert await rows(conn, STATUSES) == [("failed", 1)]
+
+
 async def test_terminal_order_stays_as_it_is(conn: AsyncConnection) -> None:
     """
     A copy of its message that dies later does not fail an order that is done.

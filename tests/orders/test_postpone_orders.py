@@ -55,6 +55,24 @@ async def test_late_worker_postpones_nothing(conn: AsyncConnection) -> None:
     assert await rows(conn, "SELECT failures, worker FROM orders") == [(0, WORKER)]
 
 
+async def test_batch_that_is_run_again(conn: AsyncConnection) -> None:
+    """
+    A batch whose commit got no answer is run again: its failures count once, and its retries come once.
+    """
+    waiting, sent = await place(conn, 2)
+    batch = [
+        Postpone(claimed, wanted(placed), seconds, placed.event.body, continue_trace(None))
+        for claimed, placed, seconds in zip(await claim(conn, [waiting, sent]), [waiting, sent], [60, 0], strict=True)
+    ]
+    await postpone_orders.postpone_orders(conn, batch)
+    assert await postpone_orders.send_due(conn, WORK_QUEUE, 10, within_seconds=60) == 1
+
+    assert await postpone_orders.postpone_orders(conn, batch) == [None, None]
+
+    assert await rows(conn, "SELECT failures, worker FROM orders") == [(1, 0), (1, 0)]
+    assert await rows(conn, "SELECT order_id FROM retries") == [(waiting.order.order_id,)]
+
+
 async def test_retry_that_is_long_overdue_is_found(conn: AsyncConnection) -> None:
     """
     After an outage of everybody, the look from the beginning finds what the short one leaves out.

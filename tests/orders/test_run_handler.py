@@ -1,7 +1,9 @@
 """What comes of one run of a handler, told in data."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 import psycopg
 import pytest
@@ -9,6 +11,7 @@ from psycopg import AsyncConnection
 from psycopg.errors import lookup
 
 from orders.handlers import Handler, Refuse, Retry
+from orders.order import Order
 from orders.run_handler import (
     Again,
     Committed,
@@ -58,6 +61,8 @@ async def run(conn: AsyncConnection, database_url: str, handler: Handler, refere
         ("retry", Again("busy", 7)),
         ("raise", Again("KeyError: 'a bug\\nand its second line'")),
         ("hang", Again("the handler took longer than 0.3 s")),
+        ("retry tomorrow", Again("TypeError: Retry's `after` is a number of seconds, not a timedelta")),
+        ("be cancelled", Again("something that the handler waited for was cancelled")),
     ],
 )
 async def test_plain_handler(conn: AsyncConnection, database_url: str, reference: str, outcome: Outcome) -> None:
@@ -85,6 +90,7 @@ async def test_transaction_holds_effect_and_end(conn: AsyncConnection, database_
         ("retry", Again("busy", 7)),
         ("hang", Again("the handler took longer than 0.3 s")),
         ("hang in a query", Again("the handler took longer than 0.3 s")),
+        ("be cancelled", Again("something that the handler waited for was cancelled")),
         ("wrong sql", Again('UndefinedTable: relation "nowhere" does not exist')),
     ],
 )
@@ -96,6 +102,48 @@ async def test_failure_rolls_back(
     """
     assert await run(conn, database_url, obey_in_transaction, reference) == outcome
     assert (await rows(conn, EFFECTS), await rows(conn, STATUSES)) == ([(0,)], [("processing", 1)])
+
+
+@pytest.mark.parametrize(
+    ("handler", "outcome"),
+    # A stop that outlasts the handler's session ends that.
+    [(obey, Done), (obey_in_transaction, Committed | Weather)],
+    ids=["plain", "transaction"],
+)
+async def test_process_was_stopped(
+    conn: AsyncConnection, database_url: str, effects: None, handler: Handler, outcome: Any
+) -> None:
+    """
+    When a process goes on that was stopped past a handler's time, this is not the handler's failure: it ends its work.
+    """
+    assert isinstance(await run(conn, database_url, handler, "stand still"), outcome)
+
+
+async def test_time_is_given_anew_once(conn: AsyncConnection, database_url: str) -> None:
+    """
+    A handler that hangs is cut off, whatever the process did in between.
+    """
+    outcome = await run(conn, database_url, obey, "stand still and hang")
+
+    assert outcome == Again("the handler took longer than 0.3 s")
+
+
+async def test_who_is_told_to_end_ends(conn: AsyncConnection, database_url: str) -> None:
+    """
+    A cancellation that is meant for the run itself is no failure of its handler.
+    """
+    started = asyncio.Event()
+
+    async def hang(_order: Order) -> None:
+        started.set()
+        await asyncio.sleep(3600)
+
+    running = asyncio.create_task(run(conn, database_url, hang, ""))
+    await started.wait()
+    running.cancel()
+
+    with pytest.raises(asyncio.CancelledError):
+        await running
 
 
 async def test_swallowed_error_commits_nothing(conn: AsyncConnection, database_url: str, effects: None) -> None:
@@ -161,6 +209,13 @@ def test_whose_fault(error: Exception, late: bool, broken: bool, fault: Fault) -
     assert fault_of(error, late=late, broken=broken) is fault
 
 
+class Speechless(Exception):
+    """Its own message fails."""
+
+    def __str__(self) -> str:
+        raise KeyError("words")
+
+
 @pytest.mark.parametrize(
     ("error", "outcome"),
     [
@@ -171,6 +226,8 @@ def test_whose_fault(error: Exception, late: bool, broken: bool, fault: Fault) -
         (ValueError("one\ntwo"), Again("ValueError: one")),
         (ValueError(), Again("ValueError: ValueError")),
         (ConnectionResetError("gone"), Again("ConnectionResetError: gone")),
+        (Refuse("no \ud800 stock"), Never("no ? stock")),  # which no UTF-8 can say
+        (Speechless(), Again("Speechless: Speechless")),
     ],
 )
 def test_a_handlers_own_failure(error: Exception, outcome: Outcome) -> None:

@@ -70,6 +70,15 @@ async def test_innocent_suspect(conn: AsyncConnection, child_settings: None) -> 
     assert await outcomes(conn, ["good"]) == [Done()]
 
 
+async def test_suspect_whose_handler_is_cancelled(conn: AsyncConnection, child_settings: None) -> None:
+    """
+    A cancellation that ends the handler is an answer like any other, not a child that fell silent.
+    """
+    outcome = Again("something that the handler waited for was cancelled")
+
+    assert await outcomes(conn, ["be cancelled"]) == [outcome]
+
+
 @pytest.mark.parametrize(
     ("group", "parts"), [("a", ["a"]), ("ab", ["a", "b"]), ("abc", ["a", "bc"]), ("abcdef", ["abc", "def"])]
 )

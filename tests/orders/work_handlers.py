@@ -3,6 +3,7 @@
 import asyncio
 import os
 import time
+from datetime import timedelta
 
 import psycopg
 from psycopg import AsyncConnection
@@ -19,6 +20,20 @@ async def obey(order: Order) -> None:
             raise Refuse("no stock")
         case "retry":
             raise Retry("busy", after=7)
+        case "retry tomorrow":
+            raise Retry("busy", after=timedelta(days=1))  # type: ignore[arg-type]
+        case "be cancelled":
+            waiting = asyncio.create_task(asyncio.sleep(3600))
+            waiting.cancel()
+            await waiting
+        case "cancel itself":
+            task = asyncio.current_task()
+            assert task is not None
+            task.cancel()
+            await asyncio.sleep(3600)
+        case "stand still" | "stand still and hang":
+            asyncio.get_running_loop().call_soon(time.sleep, 1.0)  # what a process does between SIGSTOP and SIGCONT
+            await asyncio.sleep(0.1 if order.reference == "stand still" else 3600)
         case "raise":
             raise KeyError("a bug\nand its second line")
         case "hang":
