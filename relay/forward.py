@@ -196,8 +196,8 @@ class Forwarder:
             upto, waiting, database_time = await outbox_table.look(conn)
         self._clock_offset = database_time - time.monotonic()
         self._vitals.polls.inc()
-        due = self._weather.next_try()
-        pause = self._settings.poll_seconds if due is None else min(self._settings.poll_seconds, max(0.0, due - now))
+        due = self._weather.next_try(now)
+        pause = self._settings.poll_seconds if due is None else min(self._settings.poll_seconds, due - now)
         paced = self._pace.wait(now)
         if paced:
             pause = min(self._settings.poll_seconds, paced)
@@ -299,7 +299,8 @@ class Forwarder:
         outcome = Outcome()
         waves = Waves(messages)
         until = time.monotonic() + self._settings.hold_seconds
-        closed = await self._guard.before({message.route for message in messages if message.required})
+        required = {message.route for message in messages if message.required}
+        closed = await self._while_proving(conn, self._guard.before(required), "relay-guard")
         self._close_routes(closed)
         first = True
         while (wave := waves.next()) and (first or time.monotonic() < until):

@@ -125,7 +125,7 @@ def _any_table(headers: str) -> bytes:
         table: dict[str, Any] = msgspec.json.decode(headers, type=dict[str, Any])
         _check_names(table)
         encoded: bytes = pamqp.encode.field_table(table)
-    except (msgspec.MsgspecError, TypeError, ValueError, struct.error, OverflowError) as error:
+    except (msgspec.MsgspecError, TypeError, ValueError, struct.error, OverflowError, RecursionError) as error:
         raise Unencodable(f"its headers cannot be encoded: {error}") from error
     return encoded
 

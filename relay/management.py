@@ -2,12 +2,14 @@
 
 import asyncio
 import base64
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import quote, unquote, urlsplit
 
 import msgspec
 
-SECONDS = 5.0
+T = TypeVar("T")
+
+SECONDS = 1.0  # a claim is open meanwhile, with the rows of other routes in it
 
 
 class ManagementUnavailable(Exception):
@@ -30,14 +32,13 @@ class Management:
 
     async def queue(self, name: str) -> dict[str, Any]:
         """Return the queue with its arguments and the policy in effect."""
-        return msgspec.convert(await self._get(f"/api/queues/{self._vhost}/{quote(name, safe='')}"), dict[str, Any])
+        return await self._get(f"/api/queues/{self._vhost}/{quote(name, safe='')}", dict[str, Any])
 
     async def bindings(self, name: str) -> list[Binding]:
         """Return the queue's bindings."""
-        found = await self._get(f"/api/queues/{self._vhost}/{quote(name, safe='')}/bindings")
-        return msgspec.convert(found, list[Binding])
+        return await self._get(f"/api/queues/{self._vhost}/{quote(name, safe='')}/bindings", list[Binding])
 
-    async def _get(self, path: str) -> Any:
+    async def _get(self, path: str, kind: type[T]) -> T:
         user, password = unquote(self._url.username or "guest"), unquote(self._url.password or "guest")
         credentials = base64.b64encode(f"{user}:{password}".encode()).decode()
         host = self._url.hostname or ""
@@ -59,4 +60,8 @@ class Management:
         status = head.split(b"\r\n", 1)[0].decode("latin-1")
         if " 200 " not in f"{status} ":
             raise ManagementUnavailable(f"RELAY_MANAGEMENT_URL: {path} answers {status!r}")
-        return msgspec.json.decode(body)
+        try:
+            return msgspec.json.decode(body, type=kind)
+        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+            # Cut off, or another's page: a proxy in between answers with 200, too.
+            raise ManagementUnavailable(f"RELAY_MANAGEMENT_URL: {path} answers no such JSON ({error})") from error

@@ -14,7 +14,8 @@ SESSION: LiteralString = """
 """
 
 BE_THE_KEEPER: LiteralString = """
-    SELECT pg_try_advisory_lock('outbox'::regclass::oid::integer, 1002)
+    -- Not one of the numbers that lanes hold for as long as they are connected (outbox_table.py).
+    SELECT pg_try_advisory_lock('outbox'::regclass::oid::integer, 1003)
 """
 
 ADD: LiteralString = "SELECT outbox_add_partitions(%(ahead)s)"

@@ -45,7 +45,7 @@ LOOK: LiteralString = """
 
 BE_PRESENT: LiteralString = """
     -- Held as long as this session can claim; how many hold one is how many share the shards. A relay's first lane
-    -- holds 1001, its others 1002.
+    -- holds 1001, its others 1002; 1003 is the keeper's of the partitions.
     SELECT pg_try_advisory_lock_shared('outbox'::regclass::oid::integer, %(seat)s)
 """
 
@@ -57,10 +57,12 @@ COUNT_PRESENT: LiteralString = """
 
 TAKE_SHARDS: LiteralString = """
     -- In a statement of its own, before the claim: a claim whose snapshot is older than the lock misses what the last
-    -- holder parked, and overtakes it. Starts at a shard of the caller's choice and stops when it has enough.
-    SELECT shard FROM (
+    -- holder parked, and overtakes it. Starts at a shard of the caller's choice and stops when it has enough:
+    -- MATERIALIZED, or the planner asks for the locks below the sort, and so for all of them.
+    WITH shards AS MATERIALIZED (
         SELECT (%(first)s + n) %% 64 AS shard FROM generate_series(0, 63) AS n ORDER BY n
-    ) AS shards
+    )
+    SELECT shard FROM shards
     WHERE pg_try_advisory_xact_lock('outbox'::regclass::oid::integer, shard)
     LIMIT %(most)s
 """

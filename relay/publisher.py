@@ -130,8 +130,10 @@ class Publisher:
         self._wire = wire = _Wire()
         target = URL(url).update_query(heartbeat=str(HEARTBEAT_SECONDS), name=self._name)
         connection = aiormq.Connection(target, transport_factory=wire)
-        with self._deadline(CONNECT_SECONDS, "no answer to the connection"), _translated():
-            await connection.connect()
+        with self._deadline(CONNECT_SECONDS, "no answer to the connection"), translated():
+            # Until TCP and TLS are up there is no wire to cut.
+            async with asyncio.timeout(CONNECT_SECONDS):
+                await connection.connect()
         self._connection = connection
         return connection
 
@@ -146,7 +148,7 @@ class Publisher:
         """Take leave of the broker, if it answers soon."""
         connection, self._connection, self._channel, self._asking = self._connection, None, None, None
         if connection is not None:
-            with contextlib.suppress(BrokerLost), self._deadline(RPC_SECONDS, "no answer to the close"), _translated():
+            with contextlib.suppress(BrokerLost), self._deadline(RPC_SECONDS, "no answer to the close"), translated():
                 await connection.close()
         self._wire.cut()
         if self._closing:
@@ -155,7 +157,7 @@ class Publisher:
     async def ask(self, question: Callable[[AbstractChannel], Awaitable[T]]) -> T:
         """Ask on a channel beside the one that publishes; raises Denied where the broker says no."""
         connection = self.connection
-        with self._deadline(RPC_SECONDS, "no answer to a question"), _translated():
+        with self._deadline(RPC_SECONDS, "no answer to a question"), translated():
             try:
                 if self._asking is None or self._asking.is_closed:
                     # Not the number of the last one: aiormq may not have let go of that yet.
@@ -195,7 +197,7 @@ class Publisher:
         """
         try:
             return await self._publish(wave, until)
-        except asyncio.CancelledError:
+        except (asyncio.CancelledError, BrokerBlocked):
             # The wave's confirms may still come: nobody may wait for others on the same channel.
             self._give_up_channel()
             raise
@@ -227,7 +229,7 @@ class Publisher:
     ) -> tuple[dict[int, Reply], list[Message], Closure | None, str]:
         """Send and wait. Return the answers, the silent rest, and why it is silent if the broker closed something."""
         end = time.monotonic() + self._confirm_seconds + len(payload) / SLOWEST_BYTES_PER_SECOND
-        with self._deadline(self._confirm_seconds, "the socket takes no more"), _translated():
+        with self._deadline(self._confirm_seconds, "the socket takes no more"), translated():
             answered = await channel.send(wave, payload)
         blocked_since: float | None = None
         while not answered.done():
@@ -278,7 +280,7 @@ class Publisher:
         self._channels_used = self._channels_used % WAVE_CHANNELS + 1
         channel = BatchChannel(connection, self._channels_used)
         connection.channels[self._channels_used] = channel
-        with self._deadline(RPC_SECONDS, "no answer to the opening of a channel"), _translated():
+        with self._deadline(RPC_SECONDS, "no answer to the opening of a channel"), translated():
             await channel.open()
         self._channel = channel
         return channel
@@ -328,15 +330,20 @@ def _connection_code(error: BaseException | None) -> int | None:
 
 
 @contextlib.contextmanager
-def _translated() -> Any:
-    """Turn what aiormq raises when the wire is gone into BrokerLost."""
+def translated(*answers: type[Exception]) -> Any:
+    """Turn what aiormq raises when the wire is gone into BrokerLost; these, which a broker that is there says, pass."""
     try:
         yield
+    except answers:
+        raise
     except asyncio.CancelledError:
         # A lost heartbeat surfaces as a cancellation that nobody asked for.
         task = asyncio.current_task()
         if task is not None and task.cancelling():
             raise
         raise BrokerLost("no heartbeat from the broker") from None
+    except StopAsyncIteration:
+        # A peer that takes the connection and closes it at once, as a balancer's port does with nobody behind it.
+        raise BrokerLost("the connection was closed at once") from None
     except (aiormq.exceptions.AMQPError, aiormq.exceptions.ChannelInvalidStateError, OSError, EOFError) as error:
         raise BrokerLost(str(error) or repr(error)) from error

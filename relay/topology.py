@@ -15,7 +15,7 @@ import aiormq.exceptions
 
 from relay.management import Binding, Management
 from relay.message import Route
-from relay.publisher import RPC_SECONDS, BrokerLost
+from relay.publisher import RPC_SECONDS, BrokerLost, translated
 from relay.settings import Settings
 
 log = logging.getLogger("relay")
@@ -167,7 +167,13 @@ async def shape_of(connection: aiormq.Connection, kind: str, name: str) -> dict[
 
 
 async def _declare(connection: aiormq.Connection, kind: str, name: str, **options: Any) -> None:
-    try:
+    if connection.is_closed:
+        raise BrokerLost("the connection is gone")
+    with translated(
+        aiormq.exceptions.ChannelNotFoundEntity,
+        aiormq.exceptions.ChannelAccessRefused,
+        aiormq.exceptions.ChannelPreconditionFailed,
+    ):
         channel = await connection.channel(publisher_confirms=False, timeout=RPC_SECONDS)
         try:
             if kind == "exchange":
@@ -177,11 +183,3 @@ async def _declare(connection: aiormq.Connection, kind: str, name: str, **option
         finally:
             if not channel.is_closed:
                 await channel.close()
-    except (
-        aiormq.exceptions.ChannelNotFoundEntity,
-        aiormq.exceptions.ChannelAccessRefused,
-        aiormq.exceptions.ChannelPreconditionFailed,
-    ):
-        raise
-    except (TimeoutError, aiormq.exceptions.AMQPError, OSError) as error:
-        raise BrokerLost(str(error) or repr(error)) from error

@@ -65,9 +65,9 @@ class Weather:
                 allowed[route] = min(most, storm.keys)
         return allowed
 
-    def next_try(self) -> float | None:
-        """Return when the first route is due for a probe, or None while the sky is clear."""
-        return min((storm.until for storm in self._storms.values()), default=None)
+    def next_try(self, now: float) -> float | None:
+        """Return when the next route will be due for a probe, or None: those that are due are for this very turn."""
+        return min((storm.until for storm in self._storms.values() if storm.until > now), default=None)
 
     def report(self) -> dict[str, str]:
         """Return what each closed route said last."""

@@ -85,6 +85,8 @@ def test_bodies_are_split_over_frames(size: int) -> None:
         letter(1, headers='{"%s": 1}' % ("k" * 129)),
         letter(1, headers='{"a": [{"%s": 1}]}' % ("k" * 129)),
         letter(1, headers='{"long": "%s"}' % ("v" * 200_000)),
+        letter(1, headers='{"deep": ' * 2000 + "{}" + "}" * 2000),
+        letter(1, headers='{"deep": ' + "[" * 2000 + "]" * 2000 + "}"),
         letter(1, content_type="x" * 256),
         letter(1, event_id="x" * 256),
         letter(1, routing_key="ü" * 200),

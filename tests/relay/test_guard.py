@@ -13,9 +13,12 @@ from aiormq.abc import AbstractChannel, FieldTable
 from psycopg import AsyncConnection
 
 from relay import guard as guard_module
+from relay import management
 from relay.database import connect
+from relay.forward import Forwarder, Lanes
 from relay.guard import Guard
 from relay.message import Route
+from relay.metrics import Vitals
 from relay.outbox_table import SESSION
 from relay.publisher import Publisher
 from relay.settings import Settings
@@ -32,8 +35,10 @@ from tests.relay.service import (
     broker,
     keys_by_event,
     recording,
+    state_of,
     states,
 )
+from tests.relay.wire import Wire
 
 PLACED = Route("orders", "order.placed")
 KEYS = 10
@@ -265,6 +270,40 @@ async def test_a_work_queue_unbound_under_load(
         await eventually(lambda: all_recorded(conn, recorder), 30)
 
     assert recorder.numbers(await keys_by_event(conn)) == numbers(rows) | {"other": [0]}
+
+
+async def test_a_silent_management_interface_holds_up_its_routes_alone(
+    conn: AsyncConnection, database_url: str, topology: str, servers: Servers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """
+    While the management interface takes questions and answers none, rows that need its answer wait, and those of other
+    routes in the same claim are sent: it stands, though the wait is longer than the server's patience with an idle one.
+    """
+    assert servers.management_url is not None
+    monkeypatch.setattr(management, "SECONDS", 2.5)
+    placed, other = await append(conn, "a"), await append(conn, "b", routing_key="order.redriven")
+    async with Wire(servers.management_url).open() as wire:
+        settings = Settings(
+            database_url=database_url,
+            amqp_url=topology,
+            required_queues="orders.work",
+            required_routes="orders/order.placed",
+            management_url=wire.url,
+        )
+        publisher, vitals, stop = Publisher([topology], settings.confirm_seconds), Vitals(), asyncio.Event()
+        guard = Guard(settings, publisher)
+        forwarder = Forwarder(settings, publisher, guard, vitals, asyncio.Event(), Lanes(settings))
+        wire.hold()
+        forwarding = asyncio.create_task(forwarder.run(stop), name="forward")
+        await becomes("sent", lambda: state_of(conn, other))
+        assert await state_of(conn, placed) == "parked"
+        assert vitals.registry.get_sample_value("relay_database_lost_total") == 0
+
+        wire.release()
+        await becomes("sent", lambda: state_of(conn, placed))
+        stop.set()
+        await forwarding
+        await publisher.close()
 
 
 async def _closed(relay: RelayProcess) -> bool:

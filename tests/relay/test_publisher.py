@@ -1,17 +1,24 @@
 """The RabbitMQ end by itself: what each message is told, and what happens when the wire is gone."""
 
 import asyncio
+import contextlib
+import socket
 import time
 from collections.abc import AsyncIterator
+from typing import Any
 
 import aiormq
 import pytest
+from aiormq.connection import TCPTransportFactory
+from yarl import URL
 
+from relay import publisher as publisher_module
 from relay.frames import FRAME_OVERHEAD, Encoder
 from relay.message import Answer, Message
 from relay.publisher import BrokerBlocked, BrokerLost, Publisher
 from sandbox.ports import free_port
 from sandbox.servers import Servers
+from tests.eventually import eventually
 from tests.relay.letters import letter
 from tests.relay.service import broker
 
@@ -86,6 +93,46 @@ async def test_brokers_are_tried_in_turn(topology: str) -> None:
         assert await publish(publisher, [letter(1)]) == {1: Answer.CONFIRMED}
     finally:
         await publisher.close()
+
+
+async def test_a_broker_that_takes_no_connection_is_passed_over(topology: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    A connection that is not answered, as behind a firewall that drops it, costs its turn and no more.
+    """
+    monkeypatch.setattr(publisher_module, "CONNECT_SECONDS", 1.0)
+    with socket.socket() as full, contextlib.ExitStack() as waiting:
+        full.bind(("127.0.0.1", 0))
+        full.listen(0)
+        for _ in range(3):  # nobody accepts them: from the second on the system answers no more
+            ahead = waiting.enter_context(socket.socket())
+            ahead.setblocking(False)
+            ahead.connect_ex(full.getsockname())
+        publisher = Publisher([f"amqp://127.0.0.1:{full.getsockname()[1]}/", topology], confirm_seconds=5.0)
+        async with asyncio.timeout(20):
+            await publisher.connect()
+        assert await publish(publisher, [letter(1)]) == {1: Answer.CONFIRMED}
+        await publisher.close()
+
+
+async def test_a_peer_that_closes_at_once_is_no_broker(monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    A port that takes connections and closes them, as a balancer's does with no broker behind it, is a broker that is
+    away. With TLS aiormq may read the end before anything else, as it does here.
+    """
+    create = TCPTransportFactory.create
+
+    async def created(
+        factory: TCPTransportFactory, url: URL, **kwargs: Any
+    ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        reader, writer = await create(factory, url, **kwargs)
+        await eventually(reader.at_eof)
+        return reader, writer
+
+    monkeypatch.setattr(TCPTransportFactory, "create", created)
+    async with await asyncio.start_server(lambda _, writer: writer.close(), "127.0.0.1", 0) as server:
+        publisher = Publisher([f"amqp://127.0.0.1:{server.sockets[0].getsockname()[1]}/"], confirm_seconds=5.0)
+        with pytest.raises(BrokerLost, match="closed at once"):
+            await publisher.connect()
 
 
 async def test_nobody_there() -> None:
@@ -180,6 +227,29 @@ async def test_an_alarm_is_told_from_an_outage(own_servers: Servers) -> None:
         alarm(own_servers, 0.4)
         publisher.drop()
         await publisher.close()
+
+
+async def test_after_an_alarm_waves_go_out_on_another_channel(own_servers: Servers) -> None:
+    """
+    The wave that an alarm held up is confirmed when the alarm is over: those confirms are not taken for a later wave's.
+    """
+    publisher = Publisher([own_servers.amqp_url], confirm_seconds=5.0)
+    connection = await publisher.connect()
+    async with broker(own_servers.amqp_url) as channel:
+        await channel.queue_declare("here", durable=True)
+    before = await publisher._ready_channel()
+    alarm(own_servers, 0.00001)
+    try:
+        with pytest.raises(BrokerBlocked):
+            await publish(publisher, [letter(1, exchange="", routing_key="here", body=bytes(100_000))])
+    finally:
+        alarm(own_servers, 0.4)
+    await eventually(lambda: not publisher.is_blocked)
+
+    assert await publish(publisher, [letter(2, exchange="", routing_key="here")]) == {2: Answer.CONFIRMED}
+    assert await publisher._ready_channel() is not before
+    assert publisher.connection is connection
+    await publisher.close()
 
 
 def alarm(servers: Servers, watermark: float) -> None:

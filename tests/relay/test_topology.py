@@ -1,10 +1,15 @@
 """What the broker has to have, told from what it says."""
 
+from typing import Any
+
+import aiormq
 import pytest
+from aiormq.channel import Channel
 
 from relay.management import Binding
 from relay.message import Route
-from relay.topology import judge_queue, judge_shape, leads_to_one, matches
+from relay.publisher import BrokerLost
+from relay.topology import judge_queue, judge_shape, leads_to_one, matches, shape_of
 
 
 @pytest.mark.parametrize(
@@ -87,3 +92,25 @@ def test_queues(found: dict[str, object], bindings: list[str], complaint: str) -
 
     assert told.startswith(complaint)
     assert bool(told) == bool(complaint)
+
+
+@pytest.mark.parametrize("when", ["between two questions", "within one"])
+async def test_a_connection_lost_meanwhile_is_weather(
+    when: str, topology: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """
+    aiormq has words of its own for a question on a connection or channel that has ended: they are a lost broker, too.
+    """
+    declare = Channel.queue_declare
+
+    async def ended_before(channel: Channel, *args: Any, **kwargs: Any) -> Any:
+        await channel.connection.close()
+        return await declare(channel, *args, **kwargs)
+
+    async with aiormq.connect(topology) as connection:
+        if when == "within one":
+            monkeypatch.setattr(Channel, "queue_declare", ended_before)
+        else:
+            await connection.close()
+        with pytest.raises(BrokerLost):
+            await shape_of(connection, "queue", "orders.work")

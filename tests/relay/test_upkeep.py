@@ -6,6 +6,7 @@ import httpx
 from psycopg import AsyncConnection
 
 from relay.metrics import Vitals
+from relay.outbox_table import be_present
 from relay.settings import Settings
 from relay.upkeep import look_after
 from tests.conftest import StartSystem
@@ -65,6 +66,21 @@ async def test_made_ahead_and_dropped_behind(conn: AsyncConnection, database_url
 
     assert await lows(conn) == [21, 31, 41]
     assert await states(conn) == {"sent": 5}
+
+
+async def test_kept_while_lanes_are_at_work(conn: AsyncConnection, database_url: str) -> None:
+    """
+    Under a lasting backlog all lanes of a relay stay connected, and the partitions are kept all the same.
+    """
+    await shrink(conn)
+    await be_present(conn, first=True)
+    await be_present(conn, first=False)
+    for _ in range(25):
+        await append(conn)
+
+    await look_after(settings(database_url, "1h"), Vitals())
+
+    assert await lows(conn) == [1, 11, 21, 31, 41]
 
 
 async def test_a_requeued_row_is_not_dropped(conn: AsyncConnection, database_url: str) -> None:

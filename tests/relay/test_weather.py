@@ -26,10 +26,10 @@ def test_a_probe_is_one_key_after_the_pause() -> None:
     When the pause is over one key is let out, and `next_try` says when that is.
     """
     weather = Weather(longest_seconds=2.0)
-    assert weather.next_try() is None
+    assert weather.next_try(100.0) is None
     weather.failed(HERE, 100.0, "nacked")
 
-    due = weather.next_try()
+    due = weather.next_try(100.0)
 
     assert due is not None
     assert 100.0 < due < 101.0
@@ -49,7 +49,24 @@ def test_success_widens_until_clear() -> None:
         widths.append(weather.allowance([HERE], 100.0, WIDE_OPEN)[HERE])
 
     assert widths == [8, 64, WIDE_OPEN]
-    assert weather.next_try() is None
+    assert weather.next_try(100.0) is None
+
+
+def test_a_route_that_is_due_is_no_reason_to_hurry() -> None:
+    """
+    A route that passed once and went quiet, or whose keys another relay delivered, is due for as long as nothing comes:
+    only those that are due later say when to look again.
+    """
+    weather = Weather(longest_seconds=2.0)
+    weather.failed(HERE, 100.0, "nacked")
+    weather.passed(HERE)
+    weather.failed(THERE, 100.0, "nacked")
+    due = weather.next_try(100.0)
+    assert due is not None
+    assert due > 100.0
+
+    assert weather.next_try(due) is None
+    assert weather.allowance([HERE, THERE], due, 500) == {HERE: 8, THERE: 1}
 
 
 def test_failing_again_starts_over() -> None:
@@ -62,7 +79,7 @@ def test_failing_again_starts_over() -> None:
     for _ in range(40):
         weather.failed(HERE, 0.0, "nacked")
 
-    due = weather.next_try()
+    due = weather.next_try(0.0)
 
     assert due is not None
     assert 1.5 <= due <= 2.5
