@@ -196,6 +196,8 @@ class Forwarder:
             upto, waiting, database_time = await outbox_table.look(conn)
         self._clock_offset = database_time - time.monotonic()
         self._vitals.polls.inc()
+        if not waiting:
+            self._clear_up([], now)
         due = self._weather.next_try(now)
         pause = self._settings.poll_seconds if due is None else min(self._settings.poll_seconds, due - now)
         paced = self._pace.wait(now)
@@ -273,10 +275,16 @@ class Forwarder:
 
     async def _claim_parked(self, conn: Connection, shards: list[int], most: int) -> list[Message]:
         routes = await outbox_table.routes_waiting(conn)
-        allowance = self._weather.allowance(routes, time.monotonic(), most)
+        now = time.monotonic()
+        self._clear_up(routes, now)
+        allowance = self._weather.allowance(routes, now, most)
         if not allowance:
             return []
         return await outbox_table.claim_parked(conn, shards, allowance, most, self._settings.batch_bytes)
+
+    def _clear_up(self, waiting: list[Route], now: float) -> None:
+        self._weather.forget_all_but(waiting, now)
+        self._vitals.weather = self._weather.report()
 
     @contextlib.asynccontextmanager
     async def _transaction(self, conn: Connection) -> AsyncIterator[None]:

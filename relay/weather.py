@@ -4,7 +4,7 @@ A route that fails is probed by one key at a time; each success widens the way e
 room for ten is not met with ten thousand. The clock is the caller's.
 """
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from relay.backoff import backoff_seconds
 from relay.message import Route
@@ -64,6 +64,11 @@ class Weather:
             elif storm.until <= now:
                 allowed[route] = min(most, storm.keys)
         return allowed
+
+    def forget_all_but(self, routes: Collection[Route], now: float) -> None:
+        """Nothing waits for the other routes: of those that are due, whoever delivered what did has found them open."""
+        for route in [route for route, storm in self._storms.items() if storm.until <= now and route not in routes]:
+            del self._storms[route]
 
     def next_try(self, now: float) -> float | None:
         """Return when the next route will be due for a probe, or None: those that are due are for this very turn."""

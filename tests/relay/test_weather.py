@@ -69,6 +69,23 @@ def test_a_route_that_is_due_is_no_reason_to_hurry() -> None:
     assert weather.allowance([HERE, THERE], due, 500) == {HERE: 8, THERE: 1}
 
 
+def test_a_route_that_nothing_waits_for_is_forgotten() -> None:
+    """
+    What waited has been delivered, perhaps by another relay: the route is open, once its pause is over.
+    """
+    weather = Weather(longest_seconds=2.0)
+    weather.failed(HERE, 100.0, "nacked")
+    weather.failed(THERE, 100.0, "nacked")
+
+    weather.forget_all_but([THERE], 100.0)
+    assert set(weather.report()) == {str(HERE), str(THERE)}  # what waits for it is perhaps being written down
+    weather.forget_all_but([THERE], 103.0)
+    assert set(weather.report()) == {str(THERE)}
+    weather.forget_all_but([], 103.0)
+    assert weather.report() == {}
+    assert weather.is_open(HERE)
+
+
 def test_failing_again_starts_over() -> None:
     """
     A failure in the widening is one probe again, and the pauses grow to the longest and no further.
