@@ -448,6 +448,8 @@ def test_interrupted(tmp_path: Path, service: Service) -> None:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        # Whoever runs the tests in a shell's background has SIGINT ignored by all that they start.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as running:
         asyncio.run(eventually(lambda: len(service.keys) == 3 and service.looks == 2))
         running.send_signal(signal.SIGINT)
