@@ -85,7 +85,10 @@ class Encoder:
             flags |= HEADERS
             headers = header_table(message.headers)
         event_id = short_string(message.event_id)
-        created = _timestamp(int(message.created))
+        try:
+            created = _timestamp(int(message.created))
+        except (OverflowError, ValueError, struct.error) as error:
+            raise Unencodable(f"its time cannot be encoded: {error}") from error
         size = CONTENT_START_BYTES + len(content_type) + len(headers) + len(event_id) + 9
         if size > self._largest:
             raise Unencodable(f"its headers take {size} bytes, and a frame of this broker {self._largest}")

@@ -14,6 +14,7 @@ def letter(
     content_type: str = "application/json",
     headers: str = "{}",
     body: bytes = b"{}",
+    created: float = 1_795_000_000.25,
     parked: bool = False,
     key_waits: bool = False,
 ) -> Message:
@@ -28,7 +29,7 @@ def letter(
         content_type=content_type,
         headers=headers,
         body=body,
-        created=1_795_000_000.25,
+        created=created,
         parked=parked,
         key_waits=key_waits,
     )

@@ -1,6 +1,7 @@
 """The bytes that are built by hand, held against pamqp."""
 
 import datetime
+import math
 
 import msgspec
 import pamqp.decode
@@ -87,6 +88,8 @@ def test_bodies_are_split_over_frames(size: int) -> None:
         letter(1, headers='{"long": "%s"}' % ("v" * 200_000)),
         letter(1, headers='{"deep": ' * 2000 + "{}" + "}" * 2000),
         letter(1, headers='{"deep": ' + "[" * 2000 + "]" * 2000 + "}"),
+        letter(1, created=-1.0),  # AMQP's time begins in 1970
+        letter(1, created=math.inf),
         letter(1, content_type="x" * 256),
         letter(1, event_id="x" * 256),
         letter(1, routing_key="ü" * 200),
