@@ -401,6 +401,30 @@ _ALL = (
         "tests/orders/test_batching.py::test_a_bug_ends_the_process",
         ("src/orders/batching.py", "            self._let_go_of(batch)\n", ""),
     ),
+    _plant(
+        "O11",
+        "a claim locks every shard, whatever its share",
+        "tests/relay/test_outbox_table.py::test_no_more_shards_are_locked_than_taken",
+        ("relay/outbox_table.py", "WITH shards AS MATERIALIZED (", "WITH shards AS NOT MATERIALIZED ("),
+    ),
+    _plant(
+        "O12",
+        "a wave that an alarm held up is waited for by nobody, and its channel is used again",
+        "tests/relay/test_publisher.py::test_after_an_alarm_waves_go_out_on_another_channel",
+        ("relay/publisher.py", "except (asyncio.CancelledError, BrokerBlocked):", "except asyncio.CancelledError:"),
+    ),
+    _plant(
+        "O13",
+        "a failure is counted once more when the answer to its commit got lost",
+        "tests/orders/test_postpone_orders.py::test_batch_that_is_run_again",
+        ("src/orders/postpone_orders.py", "\n          AND o.worker <> 0\n", "\n"),
+    ),
+    _plant(
+        "O14",
+        "all orders that are read at once stand in one statement, however large",
+        "tests/orders/test_app.py::test_reads_are_bounded_by_their_size",
+        ("src/orders/api.py", "self.read(wanted, READ_SIZE, until)", "self.read(wanted, until=until)"),
+    ),
 )
 
 PLANTS: Mapping[str, Plant] = {plant.id: plant for plant in _ALL}
