@@ -104,9 +104,11 @@ class Recorder:
 
     def __init__(self) -> None:
         self.messages: list[DeliveredMessage] = []
+        self.event_ids: set[str] = set()
 
     async def take(self, message: DeliveredMessage) -> None:
         self.messages.append(message)
+        self.event_ids.add(str(message.header.properties.message_id))
         delivery_tag = message.delivery_tag
         assert delivery_tag is not None
         await message.channel.basic_ack(delivery_tag, wait=False)

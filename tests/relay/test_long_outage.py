@@ -12,7 +12,7 @@ from sandbox.servers import Servers
 from sandbox.system import declare_topology, upgrade
 from tests import places
 from tests.eventually import eventually
-from tests.relay.service import Recorder, RelayProcess, append, becomes, broker, keys_by_event, recording, states
+from tests.relay.service import RelayProcess, append, becomes, broker, keys_by_event, recording, states
 
 # `JOURNEYS=long` has each outage last: five minutes in all.
 LONG = os.environ.get("JOURNEYS") == "long"
@@ -46,11 +46,6 @@ class Writers:
     @property
     def rows(self) -> int:
         return sum(self.written.values())
-
-
-def events(recorder: Recorder) -> set[str | None]:
-    """The events that came, each once."""
-    return {message.header.properties.message_id for message in recorder.messages}
 
 
 async def goes_on_for(seconds: float, writers: Writers) -> None:
@@ -114,7 +109,7 @@ async def test_a_long_outage_needs_no_hand(
                 record_property("rows", writers.rows)
                 record_property("seconds_until_all_was_sent", round(time.monotonic() - began, 2))
                 key_of = await keys_by_event(conn)
-                await eventually(lambda: len(events(recorder)) == writers.rows, 60)
+                await eventually(lambda: len(recorder.event_ids) == writers.rows, 300)
             assert recorder.numbers(key_of) == {key: list(range(rows)) for key, rows in writers.written.items()}
             for relay in relays:
                 assert relay.runs
