@@ -179,7 +179,7 @@ async def test_who_was_answered_is_waited_for(
         first = together(batching, [100])
         await eventually(lambda: bakery.batches == [[100]])
         rest = together(batching, [50, 25])
-        await asyncio.sleep(0)
+        await eventually(lambda: len(batching._queue) == 2)
         await let_go(conn)
         assert await outcomes(first) == [1]
         await conn.execute("SELECT 1")  # the others are still there after a way to the server and back
@@ -200,7 +200,7 @@ async def test_a_batch_that_is_full_by_its_size_waits_for_nobody(
         first = together(batching, [100])
         await eventually(lambda: bakery.batches == [[100]])
         rest = together(batching, [50, 25], [60, 60])
-        await asyncio.sleep(0)
+        await eventually(lambda: len(batching._queue) == 2)
         await let_go(conn)
 
         async with asyncio.timeout(30):

@@ -10,6 +10,7 @@ from typing import Any
 import psycopg
 import pytest
 from psycopg import AsyncConnection
+from psycopg.pq import TransactionStatus
 
 from orders import database
 from orders.deadlines import CONNECT_SECONDS
@@ -206,7 +207,7 @@ async def test_sever_needs_no_descriptor(database_url: str) -> None:
     """
     conn = await database.connect(database_url, "orders-test")
     waiting = asyncio.create_task(conn.execute("SELECT pg_sleep(30)"))
-    await asyncio.sleep(0)
+    await eventually(lambda: conn.info.transaction_status == TransactionStatus.ACTIVE)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
     try:
