@@ -12,7 +12,7 @@ import contextlib
 import logging
 import random
 import time
-from collections.abc import AsyncIterator, Coroutine, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from typing import Any, TypeVar
 
 from relay import outbox_table
@@ -34,6 +34,7 @@ from relay.weather import Weather
 log = logging.getLogger("relay")
 
 T = TypeVar("T")
+Look = Callable[[set[Route]], Coroutine[Any, Any, dict[Route, str]]]  # at whether routes led to their queues
 
 PROOF_SECONDS = 0.3  # a claim is proven to stand this often: a fifth of what the server has patience for
 PROOF_DEADLINE_SECONDS = 1.0
@@ -261,7 +262,8 @@ class Forwarder:
             publish, park = sort_out(messages, self._weather.is_open)
             outcome, left = await self._publish(conn, publish)
             confirmed = time.monotonic()
-            await self._withdraw_unproven(conn, outcome)
+            required = {message.route for message in outcome.sent if message.required}
+            await self._withdraw_unproven(conn, outcome, required, self._guard.after)
             behind = [message for message in park if message.key not in left]
             if behind:
                 outcome.park["its key or its route waits"] = behind
@@ -310,9 +312,10 @@ class Forwarder:
         required = {message.route for message in messages if message.required}
         closed = await self._while_proving(conn, self._guard.before(required), "relay-guard")
         self._close_routes(closed)
-        first = True
-        while (wave := waves.next()) and (first or time.monotonic() < until):
-            first = False
+        doubtful: set[Route] = set()
+        while wave := waves.next():
+            if await self._withdraw_unproven(conn, outcome, doubtful, self._guard.between):
+                break  # what is left would go before what was withdrawn
             await self._prove(conn, PROOF_SECONDS)
             going = [message for message in wave if message.route not in closed]
             replies = await self._publish_wave(conn, going, until) if going else {}
@@ -325,6 +328,9 @@ class Forwarder:
             for route in {message.route for message in going} - closed.keys():
                 self._weather.passed(route)
             self._vitals.weather = self._weather.report()
+            doubtful = {message.route for message in going if message.required}
+            if time.monotonic() >= until:
+                break
         return outcome, waves.left()
 
     def _apply(
@@ -351,15 +357,20 @@ class Forwarder:
             self._weather.failed(route, time.monotonic(), reason)
             log.warning("route %s does not take messages: %s", route, reason)
 
-    async def _withdraw_unproven(self, conn: Connection, outcome: Outcome) -> None:
-        """Nothing required is recorded as sent before its queue was seen to have been there for its confirm."""
-        routes = {message.route for message in outcome.sent if message.required}
+    async def _withdraw_unproven(self, conn: Connection, outcome: Outcome, routes: set[Route], look: Look) -> bool:
+        """Nothing required counts as sent before its queue was seen to have been there for its confirm.
+
+        Return whether something had to be taken back.
+        """
         if not routes:
-            return
-        unproven = await self._while_proving(conn, self._guard.after(routes), "relay-guard")
+            return False
+        unproven = await self._while_proving(conn, look(routes), "relay-guard")
+        if not unproven:
+            return False
         outcome.withdraw(unproven)
         self._close_routes(unproven)
         self._vitals.weather = self._weather.report()
+        return True
 
     def _count_weather(self, reply: Reply) -> None:
         match reply.answer:

@@ -123,7 +123,7 @@ class Recorder:
             numbers = arrived.setdefault(key_of[str(message.header.properties.message_id)], [])
             if int(message.body) not in numbers:
                 numbers.append(int(message.body))
-        return arrived
+        return dict(sorted(arrived.items()))
 
     def firsts(self) -> dict[str, list[str]]:
         """Return the event ids of each key (the `key` header), in order of their first appearance."""

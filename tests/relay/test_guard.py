@@ -17,7 +17,7 @@ from relay import management
 from relay.database import connect
 from relay.forward import Forwarder, Lanes
 from relay.guard import Guard
-from relay.message import Route
+from relay.message import Message, Reply, Route
 from relay.metrics import Vitals
 from relay.outbox_table import SESSION
 from relay.publisher import Publisher
@@ -228,6 +228,42 @@ async def test_a_work_queue_deleted_under_load(
         await eventually(lambda: all_recorded(conn, recorder), 30)
 
     assert recorder.numbers(await keys_by_event(conn)) == numbers(rows)
+
+
+async def test_a_work_queue_is_back_in_the_middle_of_a_claim(
+    conn: AsyncConnection, database_url: str, topology: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """
+    The first event of a key missed its queue, which is back before the second goes: the second waits behind it.
+    """
+    settings = Settings(database_url=database_url, amqp_url=topology, required_queues="orders.work", hold_seconds=10)
+    publisher, stop = Publisher([topology], settings.confirm_seconds), asyncio.Event()
+    guard, lanes = Guard(settings, publisher), Lanes(settings)
+    forwarder = Forwarder(settings, publisher, guard, Vitals(), asyncio.Event(), lanes)
+    publish = publisher.publish
+
+    async def publish_and_bring_it_back(wave: list[Message], until: float) -> dict[int, Reply]:
+        replies = await publish(wave, until)
+        await asyncio.to_thread(declare_topology, topology)
+        return replies
+
+    forwarding = asyncio.create_task(forwarder.run(stop), name="forward")
+    await eventually(lambda: guard.is_complete)
+    async with broker(topology) as channel:
+        await subscribe(channel)
+        await channel.queue_delete("orders.work")
+        monkeypatch.setattr(publisher, "publish", publish_and_bring_it_back)
+        async with conn.transaction():
+            for number in range(3):
+                await append(conn, "key", str(number).encode())
+        await becomes({"sent": 3}, lambda: states(conn), 20)
+        async with recording(topology) as recorder:
+            await eventually(lambda: all_recorded(conn, recorder))
+    stop.set()
+    await forwarding
+    await publisher.close()
+
+    assert recorder.numbers(await keys_by_event(conn)) == {"key": [0, 1, 2]}
 
 
 async def test_a_work_queue_unbound_under_load(
