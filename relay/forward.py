@@ -141,6 +141,7 @@ class Forwarder:
         await self._save_mark()
         await self._disconnect()
         await self._publisher.close()
+        self._guard.forget()
         await _first_of([stop, self._backlog], None)
 
     async def _ready(self) -> Connection:

@@ -52,6 +52,10 @@ class Guard:
         """Say whether each queue has its witness."""
         return len(self._witnesses) == len(self._queues)
 
+    def forget(self) -> None:
+        """Look for the witnesses anew: nobody has looked at the queues for a while."""
+        self._witnesses.clear()
+
     async def complete(self, conn: Connection) -> str:
         """Find or make the witnesses that are missing, outside of a transaction; say what is in the way, or nothing."""
         self._trouble = ""

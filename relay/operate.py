@@ -40,7 +40,7 @@ def parse(words: list[str]) -> argparse.Namespace:
     requeue.add_argument("--since", type=_time, required=True, help="2026-11-23T18:00:00Z, or 15m, 2h, 1d ago")
     requeue.add_argument("--type", dest="routing_key", help="only this routing key")
     requeue.add_argument("--key", help="only this key")
-    requeue.add_argument("--rate", type=float, default=1000.0, help="rows a second (default 1000)")
+    requeue.add_argument("--rate", type=float, default=1000.0, help="rows a second (default 1000), once all are parked")
     requeue.add_argument("--dry-run", action="store_true", help="only count")
     schema = commands.add_parser("schema", help="print the table's DDL and grants")
     schema.add_argument("--writer", default="outbox_writer", help="the role that inserts")
@@ -99,10 +99,16 @@ async def _retry(conn: Connection, keys: list[str], all_of_them: bool) -> int:
         raise BadSetting("retry: name the keys, or say --all")
     with deadline(conn, COMMAND_SECONDS):
         chosen = await outbox_repairs.blocked_keys(conn) if all_of_them else keys
+    tried = 0
     for key in chosen:
-        with deadline(conn, COMMAND_SECONDS):
-            await outbox_repairs.retry(conn, key, actor())
-    print(f"{len(chosen)} keys are tried again")
+        try:
+            with deadline(conn, COMMAND_SECONDS):
+                await outbox_repairs.retry(conn, key, actor())
+            tried += 1
+        except NotBlocked:
+            if not all_of_them:  # else somebody else has seen to this one meanwhile
+                raise
+    print(f"{tried} keys are tried again")
     return 0
 
 
@@ -118,23 +124,38 @@ async def _skip(conn: Connection, row_id: int, reason: str) -> int:
 async def _requeue(conn: Connection, choice: Choice, rate: float, dry_run: bool) -> int:
     if rate <= 0:
         raise BadSetting("requeue: --rate is a number of rows a second, above 0")
-    chunk = max(1, min(CHUNK, int(rate / 5)))
     with deadline(conn, COMMAND_SECONDS):
         above, upto = await outbox_repairs.first_id_since(conn, choice.since)
         audit_id = None if dry_run else await outbox_repairs.open_requeue(conn, choice, actor())
-    moved, began = 0, time.monotonic()
+    # All of a key first, then its first row: what is newer may not go in between.
+    moved = 0
     while True:
+        began = time.monotonic()
         with deadline(conn, COMMAND_SECONDS):
-            most = 10_000 if audit_id is None else chunk
+            most = 10_000 if audit_id is None else CHUNK
             ids, shards = await outbox_repairs.sent_rows(conn, choice, above, upto, most)
             if not ids:
                 break
             above = ids[-1]
-            moved += len(ids) if audit_id is None else await outbox_repairs.requeue(conn, audit_id, ids, shards)
+            moved += len(ids) if audit_id is None else await outbox_repairs.hold(conn, audit_id, ids, shards)
         if audit_id is not None:
-            await asyncio.sleep(max(0.0, began + moved / rate - time.monotonic()))
+            await asyncio.sleep(time.monotonic() - began)  # the shards are the relays' for half of the time
+    if audit_id is not None:
+        await _let_go(conn, audit_id, rate)
     print(f"{moved} rows {'would be' if dry_run else 'are'} sent again")
     return 0
+
+
+async def _let_go(conn: Connection, audit_id: int, rate: float) -> None:
+    most = max(1, min(CHUNK, int(rate / 5)))
+    gone, began = 0, time.monotonic()
+    while True:
+        with deadline(conn, COMMAND_SECONDS):
+            keys, rows = await outbox_repairs.let_go(conn, audit_id, most)
+        if not keys:
+            return
+        gone += rows
+        await asyncio.sleep(max(0.0, began + gone / rate - time.monotonic()))
 
 
 def schema(writer: str) -> str:

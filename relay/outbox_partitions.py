@@ -10,6 +10,7 @@ from relay.database import Connection
 SESSION: LiteralString = """
     SET tcp_user_timeout = '5s';
     SET statement_timeout = '20s';
+    SET default_transaction_isolation = 'read committed';
     SET lock_timeout = '2s'
 """
 
@@ -93,7 +94,8 @@ async def has_parked(conn: Connection, partition: Partition) -> bool:
 async def newest_age(conn: Connection, partition: Partition) -> float | None:
     """Return the age in seconds of the partition's last row, or None if it has none."""
     statement = sql.SQL(
-        "SELECT extract(epoch FROM clock_timestamp() - created_at)::float8 FROM {} ORDER BY id DESC LIMIT 1"
+        "SELECT (extract(epoch FROM clock_timestamp()) - extract(epoch FROM created_at))::float8 FROM {} "
+        "ORDER BY id DESC LIMIT 1"
     )
     row = await (await conn.execute(statement.format(partition.table))).fetchone()
     return None if row is None else row[0]

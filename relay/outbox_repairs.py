@@ -15,6 +15,7 @@ from relay.database import Connection
 SESSION: LiteralString = """
     SET idle_in_transaction_session_timeout = '10s';
     SET statement_timeout = '30s';
+    SET default_transaction_isolation = 'read committed';
     SET synchronous_commit = on;
     SET plan_cache_mode = force_custom_plan;
     SET jit = off
@@ -76,6 +77,8 @@ LOCK_SHARDS: LiteralString = """
 """
 
 REQUEUE: LiteralString = """
+    -- Blocked, so that a key's rows go once all of them are here. A key that was blocked already comes to its refused
+    -- row again, and is blocked there again.
     WITH again AS (
         UPDATE outbox SET state = 'parked', settled_at = NULL
         WHERE id = ANY (%(ids)s) AND id >= %(low)s AND id <= %(high)s AND state = 'sent'
@@ -86,13 +89,25 @@ REQUEUE: LiteralString = """
         RETURNING id
     ), waiting AS (
         INSERT INTO outbox_waiting AS w (key, shard, head, exchange, routing_key, blocked, reason)
-        SELECT DISTINCT ON (key) key, shard, id, exchange, routing_key, false, 'requeued'
+        SELECT DISTINCT ON (key) key, shard, id, exchange, routing_key, true, %(reason)s
         FROM again ORDER BY key, id
         ON CONFLICT (key) DO UPDATE
-            SET head = excluded.head, exchange = excluded.exchange, routing_key = excluded.routing_key
-            WHERE excluded.head < w.head
+            SET blocked = true, reason = excluded.reason, since = clock_timestamp(),
+                head = least(w.head, excluded.head),
+                exchange = CASE WHEN excluded.head < w.head THEN excluded.exchange ELSE w.exchange END,
+                routing_key = CASE WHEN excluded.head < w.head THEN excluded.routing_key ELSE w.routing_key END
     )
     SELECT count(*) FROM listed
+"""
+
+HELD: LiteralString = """
+    SELECT w.key, w.shard, (SELECT count(*) FROM outbox_parked p WHERE p.key = w.key)
+    FROM outbox_waiting w WHERE w.blocked AND w.reason = %(reason)s ORDER BY w.head LIMIT %(most)s
+"""
+
+LET_GO: LiteralString = """
+    UPDATE outbox_waiting SET blocked = false, since = clock_timestamp()
+    WHERE key = ANY (%(keys)s) AND blocked AND reason = %(reason)s
 """
 
 NOTIFY: LiteralString = "NOTIFY outbox"
@@ -214,16 +229,30 @@ async def open_requeue(conn: Connection, choice: Choice, actor: str) -> int:
     return await _audit(conn, actor, "requeue", choice.key, None, 0, asked)
 
 
-async def requeue(conn: Connection, audit_id: int, ids: list[int], shards: list[int]) -> int:
-    """Park these sent rows to be sent again, in order, before anything newer of their keys; return how many."""
+async def hold(conn: Connection, audit_id: int, ids: list[int], shards: list[int]) -> int:
+    """Park these sent rows, and hold their keys until `let_go`; return how many rows."""
     async with conn.transaction():
         await conn.execute(LOCK_SHARDS, {"shards": shards})
-        cursor = await conn.execute(REQUEUE, {"ids": ids, "low": ids[0], "high": ids[-1]})
-        row = await cursor.fetchone()
+        values = {"ids": ids, "low": ids[0], "high": ids[-1], "reason": _held_by(audit_id)}
+        row = await (await conn.execute(REQUEUE, values)).fetchone()
         assert row is not None
         await conn.execute(AUDIT_MORE, {"rows": row[0], "id": audit_id})
-    await conn.execute(NOTIFY)
     return int(row[0])
+
+
+async def let_go(conn: Connection, audit_id: int, most: int) -> tuple[int, int]:
+    """Let so many of the keys go that a requeue holds, the oldest first; return how many they are, and their rows."""
+    async with conn.transaction():
+        held = await (await conn.execute(HELD, {"reason": _held_by(audit_id), "most": most})).fetchall()
+        await conn.execute(LOCK_SHARDS, {"shards": [row[1] for row in held]})
+        await conn.execute(LET_GO, {"keys": [row[0] for row in held], "reason": _held_by(audit_id)})
+    await conn.execute(NOTIFY)
+    return len(held), sum(row[2] for row in held)
+
+
+def _held_by(audit_id: int) -> str:
+    """Return why the keys of a requeue are blocked, for whoever finds them so when the command was killed."""
+    return f"held by requeue {audit_id} until all its rows are here; if that has ended, retry"
 
 
 async def _audit(

@@ -6,7 +6,7 @@ Functions that take a connection join the caller's transaction, except where the
 from collections.abc import Iterable, Sequence
 from typing import LiteralString
 
-from relay.database import Connection, refuse_read_only
+from relay.database import Connection, DatabaseLost, refuse_read_only
 from relay.message import Message, Route
 
 SHARDS = 64
@@ -20,6 +20,8 @@ SESSION: LiteralString = """
     SET idle_session_timeout = '2500ms';
     SET statement_timeout = '4s';
     SET lock_timeout = '2s';
+    -- Each statement has to see what was committed before it: a database may have another default.
+    SET default_transaction_isolation = 'read committed';
     -- Losing a mark is one repeat; it may not cost a flush for each batch.
     SET synchronous_commit = off;
     -- Plans with the ids in them touch one or two partitions, a generic plan locks all there are.
@@ -222,7 +224,7 @@ REPLACE_WITNESS: LiteralString = """
 
 COUNT_PENDING: LiteralString = """
     -- Bounded: what lies beyond the limit is estimated from the ids.
-    SELECT count(*), max(id), extract(epoch FROM clock_timestamp() - min(created_at))::float8
+    SELECT count(*), max(id), (extract(epoch FROM clock_timestamp()) - extract(epoch FROM min(created_at)))::float8
     FROM (SELECT id, created_at FROM outbox WHERE state = 'pending' AND id > %(above)s AND id <= %(upto)s
           ORDER BY id LIMIT %(most)s) AS pending
 """
@@ -234,7 +236,9 @@ COUNT_WAITING: LiteralString = """
 """
 
 AGE_OF: LiteralString = """
-    SELECT extract(epoch FROM clock_timestamp() - created_at)::float8 FROM outbox WHERE id = %(id)s
+    -- Not of the difference of the two: a writer may have written 'infinity'.
+    SELECT (extract(epoch FROM clock_timestamp()) - extract(epoch FROM created_at))::float8
+    FROM outbox WHERE id = %(id)s
 """
 
 
@@ -314,11 +318,16 @@ async def claim_parked(
 
 
 async def settle(conn: Connection, state: LiteralString, ids: list[int]) -> None:
-    """Mark these claimed rows, all of them: they are locked, so a missing one means that the claim was none."""
+    """Mark these claimed rows, all of them.
+
+    Raises DatabaseLost if one is missing: its partition is being detached, although it was requeued meanwhile. The
+    claim is then made again, once the keeper has put the partition back.
+    """
     low, high = min(ids), max(ids)
     statement = SETTLE_CLOSE if high - low < CLOSE * len(ids) else SETTLE
     cursor = await conn.execute(statement, {"state": state, "ids": ids, "low": low, "high": high})
-    assert cursor.rowcount == len(ids), f"{cursor.rowcount} of {len(ids)} claimed rows could be marked {state}"
+    if cursor.rowcount != len(ids):
+        raise DatabaseLost(f"{cursor.rowcount} of {len(ids)} claimed rows could be marked {state}")
 
 
 async def park(conn: Connection, ids: list[int], reason: str) -> None:

@@ -23,6 +23,7 @@ _SESSION = {
     "tcp_user_timeout": "1500",
     "statement_timeout": "10000",  # the backstop; our own deadlines are shorter
     "lock_timeout": "5000",
+    "default_transaction_isolation": "read\\ committed",  # whatever the database's own default is
     "timezone": "UTC",
     # Our statements are short; compiling one can take seconds, and a plan that is only discouraged looks costly enough.
     "jit": "off",

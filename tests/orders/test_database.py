@@ -36,6 +36,7 @@ async def test_every_session_is_bounded(database_url: str) -> None:
     assert await show(conn, "idle_in_transaction_session_timeout") == "1500ms"
     assert await show(conn, "idle_session_timeout") == "3s"
     assert await show(conn, "lock_timeout") == "5s"
+    assert await show(conn, "transaction_isolation") == "read committed"
     assert conn.autocommit
     await database.close(conn)
 
@@ -44,11 +45,13 @@ async def test_options_of_the_url_are_kept(database_url: str) -> None:
     """
     What the URL itself says of the session stays; what we depend on wins over it.
     """
-    url = f"{database_url}?options=-c%20work_mem%3D5MB%20-c%20synchronous_commit%3Doff"
+    weaker = "-c%20synchronous_commit%3Doff%20-c%20default_transaction_isolation%3Dserializable"
+    url = f"{database_url}?options=-c%20work_mem%3D5MB%20{weaker}"
     conn = await database.connect(url, "orders-test")
 
     assert await show(conn, "work_mem") == "5MB"
     assert await show(conn, "synchronous_commit") == "on"
+    assert await show(conn, "transaction_isolation") == "read committed"
     await database.close(conn)
 
 

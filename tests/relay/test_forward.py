@@ -3,6 +3,7 @@
 import asyncio
 import uuid
 
+import pytest
 from psycopg import AsyncConnection
 
 from tests.eventually import eventually
@@ -235,33 +236,21 @@ async def test_ten_thousand_rows_behind_a_blocked_key(conn: AsyncConnection, sta
     assert await relay.metric("relay_batch_rows_sum") == before + 1
 
 
-async def test_requeue(conn: AsyncConnection, database_url: str, topology: str, start_relay: StartRelay) -> None:
+@pytest.mark.parametrize("moment", ["infinity", "-infinity"])
+async def test_a_time_without_end(conn: AsyncConnection, start_relay: StartRelay, moment: str) -> None:
     """
-    Sent rows are sent again in order, only those chosen, after a dry run that changes nothing, and the audit says so.
+    A row that an owner gave an infinite time is refused; the relay goes on, and is ready.
     """
-    start_relay()
-    for number in range(1, 6):
-        await append(conn, "a", str(number).encode())
-    await append(conn, "b", b"other", routing_key="order.redriven")
-    await becomes({"sent": 6}, lambda: states(conn), 20)
-    async with broker(topology) as channel:
-        await channel.queue_purge("orders.work")
-
-    dry = await asyncio.to_thread(
-        operator, database_url, "requeue", "--since", "1h", "--type", "order.placed", "--dry-run"
+    await conn.execute(
+        "INSERT INTO outbox (event_id, key, exchange, routing_key, required, content_type, body, created_at) "
+        "VALUES (gen_random_uuid(), 'odd', 'orders', 'order.placed', true, 'text/plain', '', %s)",
+        (moment,),
     )
-    assert dry[1] == "5 rows would be sent again\n"
-    done = await asyncio.to_thread(
-        operator, database_url, "requeue", "--since", "1h", "--type", "order.placed", "--rate", "100"
-    )
-    assert done[1] == "5 rows are sent again\n"
-    async with recording(topology) as recorder:
-        await eventually(lambda: len(recorder.messages) >= 5)
-
-    assert recorder.bodies() == [b"1", b"2", b"3", b"4", b"5"]
-    await becomes({"sent": 6}, lambda: states(conn))
-    audit = await (await conn.execute("SELECT command, rows FROM outbox_audit")).fetchall()
-    assert audit == [("requeue", 5)]
+    relay = start_relay()
+    await becomes(1, lambda: relay.says("blocked_keys"), 20)
+    await append(conn)
+    await becomes({"sent": 1, "parked": 1}, lambda: states(conn))
+    await relay.ready()
 
 
 async def test_bodies_bound_a_claim(conn: AsyncConnection, topology: str, start_relay: StartRelay) -> None:
