@@ -27,6 +27,7 @@ from orders.orders_table import StatusNow, Walk, Walked, Wanted
 from orders.place_orders import Placed, Placement, placement_of
 from orders.problems import BadRequest
 from orders.traceparent import continue_trace
+from orders.uuid7 import text_of
 
 # What a read counts for in a batch of them, in bytes. Nobody knows yet how large an order is: few have more than this,
 # and a batch of the largest is still bounded. Of steps down a list few stand together in front of a GET.
@@ -110,7 +111,7 @@ def created(placed: Placed) -> ASGIApp:
     headers = [
         (b"content-type", b"application/json"),
         (b"content-length", b"%d" % len(placed.answer)),
-        (b"location", f"/orders/{placed.order_id}".encode()),
+        (b"location", f"/orders/{text_of(placed.order_id)}".encode()),
     ]
     if placed.replayed:
         headers.append((b"idempotency-replayed", b"true"))

@@ -79,7 +79,7 @@ for _type in (Uuids, Texts, Blobs, Jsons, Bigints, Times):
 
 def uuids(values: Iterable[UUID]) -> Uuids:
     """Make a uuid[]."""
-    return Uuids(_sealed(Uuids, [value.bytes for value in values]))
+    return Uuids(_sealed_of_one_length(Uuids, [value.bytes for value in values]))
 
 
 def texts(values: Iterable[str | None]) -> Texts:
@@ -104,11 +104,23 @@ def bigints(values: Iterable[int | None]) -> Bigints:
 
 def times(values: Iterable[datetime]) -> Times:
     """Make a timestamptz[]."""
-    return Times(_sealed(Times, [((value - _EPOCH) // _MICROSECOND).to_bytes(8, signed=True) for value in values]))
+    since = [((value - _EPOCH) // _MICROSECOND).to_bytes(8, signed=True) for value in values]
+    return Times(_sealed_of_one_length(Times, since))
+
+
+def _head(type_: type[Column], elements: Sequence[bytes | None]) -> bytes:
+    return _HEAD(1, 1, type_.element, len(elements), 1)
+
+
+def _sealed_of_one_length(type_: type[Column], elements: Sequence[bytes]) -> bytes:
+    length = _LENGTH(len(elements[0])) if elements else b""
+    return _head(type_, elements) + length + length.join(elements)
 
 
 def _sealed(type_: type[Column], elements: Sequence[bytes | None]) -> bytes:
-    parts = [_HEAD(1, 1, type_.element, len(elements), 1)]
+    if elements.count(None) == len(elements):
+        return _head(type_, elements) + _NULL * len(elements)
+    parts = [_head(type_, elements)]
     for element in elements:
         if element is None:
             parts.append(_NULL)

@@ -10,7 +10,7 @@ from uuid import UUID
 import msgspec
 
 from orders.order import Order, Status
-from orders.uuid7 import uuid7
+from orders.uuid7 import text_of, uuid7
 
 EXCHANGE = "orders"
 CONTENT_TYPE = "application/cloudevents+json"
@@ -86,7 +86,7 @@ def event_of(type_: EventType, data: Data, traceparent: str) -> Event:
     envelope = Envelope(
         id=event_id,
         type=type_,
-        subject=str(data.order_id),
+        subject=text_of(data.order_id),
         time=datetime.now(UTC),
         data=data,
         specversion="1.0",

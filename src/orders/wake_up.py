@@ -1,7 +1,7 @@
 """Tell the relay that there is something to carry, after the commit and on a connection of its own.
 
-A NOTIFY in the writing transaction would take a lock of the whole cluster until that commit is flushed, and halve the
-rate of commits. This one is only a hint: a lost one costs the relay's poll interval, nothing else.
+A NOTIFY in the writing transaction would take a lock of the whole cluster until that commit is flushed, and leave a
+third of the rate of commits. This one is only a hint: a lost one costs the relay's poll interval, nothing else.
 """
 
 import asyncio
