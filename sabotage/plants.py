@@ -227,7 +227,7 @@ _ALL = (
             "_last = max(time.time_ns() // 1_000_000 << 12, _last + 1)",
             "_last = time.time_ns() // 1_000_000 << 12",
         ),
-        ("src/orders/uuid7.py", " | int.from_bytes(random_bytes(8)) >> 2", " | len(random_bytes(8))"),
+        ("src/orders/uuid7.py", "random = int.from_bytes(random_bytes(8)) >> 2", "random = len(random_bytes(8))"),
     ),
     _plant(
         "S17",
