@@ -23,7 +23,7 @@ from sandbox.process import ROOT
 BACKLOG = 200  # orders, which the broker does not hear of while it lasts
 BEFORE_THE_END = 100  # rows that a partition still takes
 LONGEST_SECONDS = 60.0
-MARK_SECONDS = 150.0  # other faults hold the mark up, one after the other
+PATIENT_SECONDS = 150.0  # for the mark, or an order's end: other faults hold them up, one after the other
 
 PARTITION = """
     -- The one that takes the next row: the ids from `low` up to but not including `high`.
@@ -60,7 +60,7 @@ async def redrive(act: Act) -> None:
     """Nobody carries what they are redriven with, or nobody hears of it, until the wires are back."""
     placed = await asyncio.gather(*(act.clients.place(reference=FAILS_FIRST) for _ in range(5)))
     failed = [order_id for order_id in placed if order_id is not None]
-    await until(lambda: act.recorder.ended.keys() >= set(failed), LONGEST_SECONDS, "the orders have not failed")
+    await until(lambda: act.recorder.ended.keys() >= set(failed), PATIENT_SECONDS, "the orders have not failed")
     wires = act.stage.wires[act.place]
     for wire in wires:
         wire.cut()
@@ -114,7 +114,7 @@ async def retain_nothing(act: Act) -> None:
     name, high = await ask(act, PARTITION)
     await ask(act, SKIP, high - BEFORE_THE_END)
     act.clients.send(BACKLOG)
-    end = time.monotonic() + MARK_SECONDS
+    end = time.monotonic() + PATIENT_SECONDS
     while not (await ask(act, IS_SETTLED, high, high))[0]:
         if time.monotonic() > end:
             raise TimeoutError(f"something in {name} is not settled")

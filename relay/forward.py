@@ -44,6 +44,7 @@ PRESENCE_SECONDS = 1.0
 GUARD_SECONDS = 0.3  # between two looks for a required queue that is not there
 RETRY_FIRST_SECONDS, RETRY_LONGEST_SECONDS = 0.05, 0.5
 BACKLOG_SECONDS = 1.0  # without a full claim for so long, there is no backlog
+ROUTES = 1000  # that are waited for, and looked at in one turn; the next turn takes the next ones
 BUSY_PAUSE_SECONDS = 0.005  # first pause while rows are about that others hold or that are not committed
 
 
@@ -94,6 +95,7 @@ class Forwarder:
         self._proven_at = 0.0
         self._first_shard = random.randrange(outbox_table.SHARDS)  # no secret: it spreads relays
         self._looks_in_vain = 0
+        self._routes_behind: Route | None = None  # where the next look at the routes that are waited for begins
         self._clock_offset = 0.0  # from our monotonic clock to the database's
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -260,16 +262,17 @@ class Forwarder:
                 self._tell_backlog(full=False)
                 return 0, False
             self._vitals.batch_rows.observe((len(messages),))
-            publish, park = sort_out(messages, self._weather.is_open)
-            outcome, left = await self._publish(conn, publish)
-            confirmed = time.monotonic()
-            required = {message.route for message in outcome.sent if message.required}
-            await self._withdraw_unproven(conn, outcome, required, self._guard.after)
-            behind = [message for message in park if message.key not in left]
-            if behind:
-                outcome.park["its key or its route waits"] = behind
-            with deadline(conn, STATEMENT_SECONDS):
-                await self._record(conn, outcome)
+            with self._weather.trying({message.route for message in messages}):
+                publish, park = sort_out(messages, self._weather.is_open)
+                outcome, left = await self._publish(conn, publish)
+                confirmed = time.monotonic()
+                required = {message.route for message in outcome.sent if message.required}
+                await self._withdraw_unproven(conn, outcome, required, self._guard.after)
+                behind = [message for message in park if message.key not in left]
+                if behind:
+                    outcome.park["its key or its route waits"] = behind
+                with deadline(conn, STATEMENT_SECONDS):
+                    await self._record(conn, outcome)
         self._count(outcome, confirmed)
         full = len(messages) >= most or sum(len(m.body) for m in messages) * 2 > most_bytes
         settled = len(outcome.sent) + len(outcome.unrouted) + sum(map(len, outcome.park.values()))
@@ -277,9 +280,11 @@ class Forwarder:
         return len(messages), full or settled > 0
 
     async def _claim_parked(self, conn: Connection, shards: list[int], most: int) -> list[Message]:
-        routes = await outbox_table.routes_waiting(conn)
+        routes = await outbox_table.routes_waiting(conn, self._routes_behind, ROUTES)
         now = time.monotonic()
-        self._clear_up(routes, now)
+        if self._routes_behind is None and len(routes) < ROUTES:
+            self._clear_up(routes, now)
+        self._routes_behind = routes[-1] if len(routes) == ROUTES else None
         allowance = self._weather.allowance(routes, now, most)
         if not allowance:
             return []
@@ -319,7 +324,8 @@ class Forwarder:
                 break  # what is left would go before what was withdrawn
             await self._prove(conn, PROOF_SECONDS)
             going = [message for message in wave if message.route not in closed]
-            replies = await self._publish_wave(conn, going, until) if going else {}
+            doubtful = {message.route for message in going if message.required}
+            replies = await self._publish_wave(conn, going, doubtful, until) if going else {}
             for message in wave:
                 if message.route in closed and message.id not in replies:
                     reply: Reply | None = Reply(Answer.WITHHELD, closed[message.route])
@@ -329,7 +335,6 @@ class Forwarder:
             for route in {message.route for message in going} - closed.keys():
                 self._weather.passed(route)
             self._vitals.weather = self._weather.report()
-            doubtful = {message.route for message in going if message.required}
             if time.monotonic() >= until:
                 break
         return outcome, waves.left()
@@ -382,10 +387,13 @@ class Forwarder:
             case Answer.UNANSWERED:
                 self._vitals.unanswered.inc()
 
-    async def _publish_wave(self, conn: Connection, wave: list[Message], until: float) -> dict[int, Reply]:
+    async def _publish_wave(
+        self, conn: Connection, wave: list[Message], required: set[Route], until: float
+    ) -> dict[int, Reply]:
         """Publish one wave, and say how long it took to be answered."""
         began = time.monotonic()
-        replies = await self._while_proving(conn, self._publisher.publish(wave, until), "relay-publish")
+        async with self._guard.watching(required):
+            replies = await self._while_proving(conn, self._publisher.publish(wave, until), "relay-publish")
         self._vitals.answered(time.monotonic() - began)
         return replies
 

@@ -12,11 +12,12 @@ Within a claim it is seen to before each wave but the first, too: what comes sec
 is back before the first does, which it missed.
 """
 
+import asyncio
 import contextlib
 import math
 import time
 import uuid
-from collections.abc import Iterable
+from collections.abc import AsyncIterator, Collection
 from typing import Any
 
 from aiormq.abc import AbstractChannel
@@ -25,7 +26,7 @@ from relay import outbox_table
 from relay.database import STATEMENT_SECONDS, Connection, deadline
 from relay.management import Binding, Management, ManagementUnavailable
 from relay.message import Route
-from relay.publisher import Denied, Publisher
+from relay.publisher import BrokerLost, Denied, Publisher
 from relay.settings import Settings
 from relay.topology import TopologyWrong, complaint_about, leads_to_one, unbound
 
@@ -45,6 +46,7 @@ class Guard:
         self._management_url = settings.management_url
         self._witnesses: dict[str, str] = {}  # queue: exchange
         self._trouble = ""
+        self._missed: dict[Route, str] = {}  # what was seen to be away while messages of this claim were out
         self._seen_at: dict[Route, float] = {}  # when routes were last seen to be bound, in monotonic seconds
 
     @property
@@ -71,26 +73,56 @@ class Guard:
                     break
         return self._trouble
 
-    async def before(self, routes: Iterable[Route]) -> dict[Route, str]:
-        """Return the routes that required rows cannot take now, and why; asks where it has not just been seen."""
-        if not self.is_complete:
-            return dict.fromkeys(routes, self._trouble or "its queue has not been looked at")
-        since = time.monotonic() - SEEN_SECONDS
-        doubtful = {route for route in self._routes & set(routes) if self._seen_at.get(route, -math.inf) < since}
-        return await self._ask_for_bindings(doubtful) if doubtful else {}
+    async def before(self, routes: Collection[Route]) -> dict[Route, str]:
+        """Return the routes that required rows of a claim cannot take, and why; asks what has not just been seen."""
+        self._missed.clear()
+        return await self._closed(routes)
 
-    async def between(self, routes: Iterable[Route]) -> dict[Route, str]:
+    @contextlib.asynccontextmanager
+    async def watching(self, routes: Collection[Route]) -> AsyncIterator[None]:
+        """Look at the bindings while messages are out that take long: one may be away, and back before the confirms."""
+        bound = self._routes.intersection(routes)
+        if not bound:
+            yield
+            return
+        looks = asyncio.create_task(self._watch(bound), name="relay-bindings")
+        try:
+            yield
+        finally:
+            looks.cancel()
+            await asyncio.wait([looks])
+            if not looks.cancelled():
+                looks.result()
+
+    async def between(self, routes: Collection[Route]) -> dict[Route, str]:
         """Return what `after` does, before the next wave of a claim; a binding that was just seen is not asked for."""
         await self._look_for_witnesses()
-        return await self.before(routes)
+        return self._missed_of(routes) | await self._closed(routes)
 
-    async def after(self, routes: Iterable[Route]) -> dict[Route, str]:
+    async def after(self, routes: Collection[Route]) -> dict[Route, str]:
         """Return the routes of confirmed messages that are not proven to have led to their queue, and why."""
         await self._look_for_witnesses()
         if not self.is_complete:
             return dict.fromkeys(routes, self._trouble)
-        bound = self._routes & set(routes)
-        return await self._ask_for_bindings(bound) if bound else {}
+        bound = self._routes.intersection(routes)
+        return self._missed_of(routes) | (await self._ask_for_bindings(bound) if bound else {})
+
+    async def _closed(self, routes: Collection[Route]) -> dict[Route, str]:
+        if not self.is_complete:
+            return dict.fromkeys(routes, self._trouble or "its queue has not been looked at")
+        since = time.monotonic() - SEEN_SECONDS
+        bound = self._routes.intersection(routes)
+        doubtful = {route for route in bound if self._seen_at.get(route, -math.inf) < since}
+        return await self._ask_for_bindings(doubtful) if doubtful else {}
+
+    async def _watch(self, routes: Collection[Route]) -> None:
+        while True:
+            await asyncio.sleep(SEEN_SECONDS)
+            with contextlib.suppress(BrokerLost):  # then there are no confirms either
+                self._missed |= await self._ask_for_bindings(routes)
+
+    def _missed_of(self, routes: Collection[Route]) -> dict[Route, str]:
+        return {route: why for route, why in self._missed.items() if route in routes}
 
     async def _look_for_witnesses(self) -> None:
         for queue, witness in list(self._witnesses.items()):
@@ -98,7 +130,7 @@ class Guard:
                 del self._witnesses[queue]
                 self._trouble = f"queue {queue!r} was deleted"
 
-    async def _ask_for_bindings(self, routes: Iterable[Route]) -> dict[Route, str]:
+    async def _ask_for_bindings(self, routes: Collection[Route]) -> dict[Route, str]:
         management = Management(self._management_url, self._publisher.connection.vhost)
         bindings: list[Binding] = []
         asked_at = time.monotonic()

@@ -95,7 +95,10 @@ CLAIM: LiteralString = """
 ROUTES_WAITING: LiteralString = """
     -- One step of the index for each route, however many keys wait on it.
     WITH RECURSIVE routes AS (
-        (SELECT exchange, routing_key FROM outbox_waiting WHERE NOT blocked ORDER BY exchange, routing_key LIMIT 1)
+        (SELECT exchange, routing_key FROM outbox_waiting
+         WHERE NOT blocked
+           AND (%(exchange)s::text IS NULL OR (exchange, routing_key) > (%(exchange)s, %(routing_key)s))
+         ORDER BY exchange, routing_key LIMIT 1)
         UNION ALL
         SELECT following.exchange, following.routing_key
         FROM routes CROSS JOIN LATERAL (
@@ -104,7 +107,7 @@ ROUTES_WAITING: LiteralString = """
             ORDER BY w.exchange, w.routing_key LIMIT 1
         ) AS following
     )
-    SELECT exchange, routing_key FROM routes LIMIT 1000
+    SELECT exchange, routing_key FROM routes LIMIT %(most)s
 """
 
 PARKED_DUE: LiteralString = """
@@ -288,9 +291,10 @@ async def claim(conn: Connection, shards: list[int], above: int, upto: int, rows
     return [Message(*row) for row in await cursor.fetchall()]
 
 
-async def routes_waiting(conn: Connection) -> list[Route]:
-    """Return the routes that waiting keys are to be tried on."""
-    cursor = await conn.execute(ROUTES_WAITING)
+async def routes_waiting(conn: Connection, behind: Route | None, most: int) -> list[Route]:
+    """Return routes that waiting keys are to be tried on, in order of their names, all or those behind one."""
+    exchange, routing_key = (None, None) if behind is None else (behind.exchange, behind.routing_key)
+    cursor = await conn.execute(ROUTES_WAITING, {"exchange": exchange, "routing_key": routing_key, "most": most})
     return [Route(exchange, routing_key) for exchange, routing_key in await cursor.fetchall()]
 
 

@@ -4,7 +4,9 @@ A route that fails is probed by one key at a time; each success widens the way e
 room for ten is not met with ten thousand. The clock is the caller's.
 """
 
-from collections.abc import Collection, Iterable
+import contextlib
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator
 
 from relay.backoff import backoff_seconds
 from relay.message import Route
@@ -30,6 +32,20 @@ class Weather:
     def __init__(self, longest_seconds: float) -> None:
         self._longest_seconds = longest_seconds
         self._storms: dict[Route, _Storm] = {}
+        self._tried: Counter[Route] = Counter()
+
+    @contextlib.contextmanager
+    def trying(self, routes: Collection[Route]) -> Iterator[None]:
+        """Have nobody else probe these routes, nor think that nothing waits for them, before this claim is recorded.
+
+        A route that does not answer would hold up every lane at once.
+        """
+        self._tried.update(routes)
+        try:
+            yield
+        finally:
+            self._tried.subtract(routes)
+            self._tried = +self._tried
 
     def failed(self, route: Route, now: float, reason: str) -> None:
         """The route did not take a message: one probe, later."""
@@ -61,14 +77,15 @@ class Weather:
             storm = self._storms.get(route)
             if storm is None:
                 allowed[route] = most
-            elif storm.until <= now:
+            elif storm.until <= now and not self._tried[route]:
                 allowed[route] = min(most, storm.keys)
         return allowed
 
     def forget_all_but(self, routes: Collection[Route], now: float) -> None:
         """Nothing waits for the other routes: of those that are due, whoever delivered what did has found them open."""
-        for route in [route for route, storm in self._storms.items() if storm.until <= now and route not in routes]:
-            del self._storms[route]
+        for route, storm in list(self._storms.items()):
+            if storm.until <= now and route not in routes and not self._tried[route]:
+                del self._storms[route]
 
     def next_try(self, now: float) -> float | None:
         """Return when the next route will be due for a probe, or None: those that are due are for this very turn."""

@@ -70,13 +70,13 @@ _ALL = (
         "tests/relay/test_forward.py::test_a_full_queue_is_weather",
         (
             "relay/forward.py",
-            "            outcome, left = await self._publish(conn, publish)\n",
+            "                outcome, left = await self._publish(conn, publish)\n",
             (
-                "            if publish:\n"
-                '                await outbox_table.settle(conn, "sent", outbox_table.ids_of(publish))\n'
-                '                await conn.execute("COMMIT")\n'
-                '                await conn.execute("BEGIN")\n'
-                "            outcome, left = await self._publish(conn, publish)\n"
+                "                if publish:\n"
+                '                    await outbox_table.settle(conn, "sent", outbox_table.ids_of(publish))\n'
+                '                    await conn.execute("COMMIT")\n'
+                '                    await conn.execute("BEGIN")\n'
+                "                outcome, left = await self._publish(conn, publish)\n"
             ),
         ),
         (

@@ -6,6 +6,11 @@ import uuid
 import pytest
 from psycopg import AsyncConnection
 
+from relay import forward
+from relay.guard import Guard
+from relay.metrics import Vitals
+from relay.publisher import Publisher
+from relay.settings import Settings
 from tests.eventually import eventually
 from tests.relay.conftest import StartRelay
 from tests.relay.service import (
@@ -114,6 +119,31 @@ async def test_a_returned_row_waits_for_its_binding(
         await eventually(lambda: len(recorder.messages) == 4)
     assert recorder.bodies()[-3:] in ([b"1", b"1", b"2"], [b"1", b"2", b"1"])
     assert await _waiting(conn) == (0, 0)
+
+
+async def test_many_dead_routes_keep_none_from_its_turn(
+    conn: AsyncConnection, database_url: str, topology: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """
+    More routes wait than are looked at in one turn, and the first ones will never be there: the last one is tried too.
+    """
+    monkeypatch.setattr(forward, "ROUTES", 2)
+    settings = Settings(database_url=database_url, amqp_url=topology, probe_seconds=0.3)
+    publisher, stop = Publisher([topology], settings.confirm_seconds), asyncio.Event()
+    guard, lanes = Guard(settings, publisher), forward.Lanes(settings)
+    forwarder = forward.Forwarder(settings, publisher, guard, Vitals(), asyncio.Event(), lanes)
+    forwarding = asyncio.create_task(forwarder.run(stop), name="forward")
+    async with broker(topology) as channel:
+        await channel.queue_unbind("orders.work", "orders", "order.placed")
+        for routing_key in ("order.a", "order.b", "order.c", "order.placed"):
+            await append(conn, routing_key, routing_key=routing_key)
+        await becomes({"parked": 4}, lambda: states(conn))
+        await channel.queue_bind("orders.work", "orders", "order.placed")
+
+    await becomes({"parked": 3, "sent": 1}, lambda: states(conn), 20)
+    stop.set()
+    await forwarding
+    await publisher.close()
 
 
 async def closed_routes(relay: RelayProcess) -> list[str]:

@@ -17,6 +17,7 @@ from relay import management
 from relay.database import connect
 from relay.forward import Forwarder, Lanes
 from relay.guard import Guard
+from relay.management import Binding, Management
 from relay.message import Message, Reply, Route
 from relay.metrics import Vitals
 from relay.outbox_table import SESSION
@@ -106,6 +107,47 @@ async def test_a_binding_is_looked_at_before_it_is_used(
         assert list(await guard.before([PLACED])) == [PLACED], "it has been seen to be gone"
         await channel.queue_bind("orders.work", "orders", "order.placed")
         assert await guard.before([PLACED]) == {}
+
+    await own.close()
+    await publisher.close()
+
+
+async def test_a_binding_is_watched_while_messages_are_out(
+    database_url: str, topology: str, servers: Servers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """
+    A binding that was away while confirms were waited for, and is back when they come, has been seen to be away.
+    """
+    assert servers.management_url is not None
+    publisher = Publisher([topology], 5.0)
+    guard = guard_of(
+        database_url, topology, publisher,
+        RELAY_MANAGEMENT_URL=servers.management_url, RELAY_REQUIRED_ROUTES="orders/order.placed",
+    )  # fmt: skip
+    looks: list[list[Binding]] = []
+    bindings = Management.bindings
+
+    async def look(self: Management, name: str) -> list[Binding]:
+        looks.append(await bindings(self, name))
+        return looks[-1]
+
+    monkeypatch.setattr(Management, "bindings", look)
+    monkeypatch.setattr(guard_module, "SEEN_SECONDS", 0.01)
+    own = await connect(database_url, "test", SESSION)
+    await publisher.connect()
+    assert await guard.complete(own) == ""
+    assert await guard.before([PLACED]) == {}
+
+    async with broker(topology) as channel:
+        async with guard.watching([PLACED]):
+            await channel.queue_unbind("orders.work", "orders", "order.placed")
+            await eventually(lambda: not any(each.routing_key == "order.placed" for each in looks[-1]))
+            before = len(looks)
+            await channel.queue_bind("orders.work", "orders", "order.placed")
+            await eventually(lambda: len(looks) > before + 1)
+        assert list(await guard.between([PLACED])) == [PLACED]
+        assert list(await guard.after([PLACED])) == [PLACED]
+        assert await guard.before([PLACED]) == await guard.after([PLACED]) == {}, "the next claim is another one"
 
     await own.close()
     await publisher.close()

@@ -69,6 +69,25 @@ def test_a_route_that_is_due_is_no_reason_to_hurry() -> None:
     assert weather.allowance([HERE, THERE], due, 500) == {HERE: 8, THERE: 1}
 
 
+def test_one_lane_at_a_time_tries_a_route() -> None:
+    """
+    While a lane waits for the answer of a route, no other probes it, nor takes it for open since nothing waits for it.
+    """
+    weather = Weather(longest_seconds=2.0)
+    weather.failed(HERE, 100.0, "unanswered")
+    due = weather.next_try(100.0)
+    assert due is not None
+
+    with weather.trying({HERE, THERE}), weather.trying({THERE}):
+        assert weather.allowance([HERE, THERE], due, 500) == {THERE: 500}
+        weather.forget_all_but([], due)
+        assert not weather.is_open(HERE)
+
+    assert weather.allowance([HERE], due, 500) == {HERE: 1}
+    weather.forget_all_but([], due)
+    assert weather.is_open(HERE)
+
+
 def test_a_route_that_nothing_waits_for_is_forgotten() -> None:
     """
     What waited has been delivered, perhaps by another relay: the route is open, once its pause is over.
