@@ -5,6 +5,7 @@ at least once. The delivery limit is only a backstop: it counts a crash against 
 """
 
 import asyncio
+from collections.abc import Mapping
 
 from aiormq.abc import AbstractConnection, FieldTable
 from aiormq.exceptions import AMQPError, ChannelClosed
@@ -28,7 +29,7 @@ WORK_ARGUMENTS: FieldTable = {
 }
 DEAD_ARGUMENTS: FieldTable = {"x-queue-type": "quorum", "x-delivery-limit": 1000}
 
-QUEUES = (WORK_QUEUE, DEAD_QUEUE)
+QUEUES: Mapping[str, FieldTable] = {WORK_QUEUE: WORK_ARGUMENTS, DEAD_QUEUE: DEAD_ARGUMENTS}
 MEND = "run `orders topology`"
 
 
@@ -38,10 +39,10 @@ async def declare(connection: AbstractConnection) -> None:
         channel = await connection.channel()
         await channel.exchange_declare(EXCHANGE, exchange_type="topic", durable=True)
         await channel.exchange_declare(DEAD_EXCHANGE, exchange_type="fanout", durable=True)
-        await channel.queue_declare(DEAD_QUEUE, durable=True, arguments=DEAD_ARGUMENTS)
+        # The work queue first: RabbitMQ 3.10, killed within a second of a declaration, may not bring the last queue back.
+        for queue, arguments in QUEUES.items():
+            await channel.queue_declare(queue, durable=True, arguments=arguments)
         await channel.queue_bind(DEAD_QUEUE, DEAD_EXCHANGE)
-        # Last, and bound at once: a relay that may not see bindings takes the queue for all that it needs.
-        await channel.queue_declare(WORK_QUEUE, durable=True, arguments=WORK_ARGUMENTS)
         for event_type in sorted(REQUIRED):
             await channel.queue_bind(WORK_QUEUE, EXCHANGE, event_type)
         await channel.close()
