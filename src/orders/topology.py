@@ -39,7 +39,7 @@ async def declare(connection: AbstractConnection) -> None:
         channel = await connection.channel()
         await channel.exchange_declare(EXCHANGE, exchange_type="topic", durable=True)
         await channel.exchange_declare(DEAD_EXCHANGE, exchange_type="fanout", durable=True)
-        # The work queue first: RabbitMQ 3.10, killed within a second of a declaration, may not bring the last queue back.
+        # The work queue first: RabbitMQ 3.10, killed right after a declaration, may not bring back what came last.
         for queue, arguments in QUEUES.items():
             await channel.queue_declare(queue, durable=True, arguments=arguments)
         await channel.queue_bind(DEAD_QUEUE, DEAD_EXCHANGE)
