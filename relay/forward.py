@@ -324,7 +324,8 @@ class Forwarder:
                 break  # what is left would go before what was withdrawn
             await self._prove(conn, PROOF_SECONDS)
             going = [message for message in wave if message.route not in closed]
-            doubtful = {message.route for message in going if message.required}
+            went = {message.route for message in going}
+            doubtful = went & required
             replies = await self._publish_wave(conn, going, doubtful, until) if going else {}
             for message in wave:
                 if message.route in closed and message.id not in replies:
@@ -332,7 +333,7 @@ class Forwarder:
                 else:
                     reply = replies.get(message.id)
                 self._apply(message, reply, waves, outcome, closed)
-            for route in {message.route for message in going} - closed.keys():
+            for route in went - closed.keys():
                 self._weather.passed(route)
             self._vitals.weather = self._weather.report()
             if time.monotonic() >= until:

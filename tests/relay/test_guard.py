@@ -50,6 +50,12 @@ def guard_of(database_url: str, amqp_url: str, publisher: Publisher, **settings:
     return Guard(Settings.read(its), publisher)
 
 
+def guard_that_sees_bindings(database_url: str, amqp_url: str, publisher: Publisher, servers: Servers) -> Guard:
+    assert servers.management_url is not None
+    its = {"RELAY_MANAGEMENT_URL": servers.management_url, "RELAY_REQUIRED_ROUTES": "orders/order.placed"}
+    return guard_of(database_url, amqp_url, publisher, **its)
+
+
 async def test_a_queue_declared_anew_is_another(conn: AsyncConnection, database_url: str, topology: str) -> None:
     """
     A required queue that was deleted and declared again between two looks is noticed, by every relay that relied on it;
@@ -86,12 +92,8 @@ async def test_a_binding_is_looked_at_before_it_is_used(
     A relay that has not published for a while, or the other lane, does not know that a binding is gone; what it
     publishes just before the binding is back would look well afterwards. So it looks before, too.
     """
-    assert servers.management_url is not None
     publisher = Publisher([topology], 5.0)
-    guard = guard_of(
-        database_url, topology, publisher,
-        RELAY_MANAGEMENT_URL=servers.management_url, RELAY_REQUIRED_ROUTES="orders/order.placed",
-    )  # fmt: skip
+    guard = guard_that_sees_bindings(database_url, topology, publisher, servers)
     own = await connect(database_url, "test", SESSION)
     await publisher.connect()
     assert await guard.complete(own) == ""
@@ -118,12 +120,8 @@ async def test_a_binding_is_watched_while_messages_are_out(
     """
     A binding that was away while confirms were waited for, and is back when they come, has been seen to be away.
     """
-    assert servers.management_url is not None
     publisher = Publisher([topology], 5.0)
-    guard = guard_of(
-        database_url, topology, publisher,
-        RELAY_MANAGEMENT_URL=servers.management_url, RELAY_REQUIRED_ROUTES="orders/order.placed",
-    )  # fmt: skip
+    guard = guard_that_sees_bindings(database_url, topology, publisher, servers)
     looks: list[list[Binding]] = []
     bindings = Management.bindings
 
