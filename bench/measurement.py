@@ -7,6 +7,7 @@ def measure(bench: Bench) -> None:
 
 import os
 import statistics
+from collections import deque
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 
@@ -48,11 +49,15 @@ class Bench:
             self.record.notes.append(text)
 
     def compare(self, comparison: str, sides: Mapping[str, Callable[[], Figures]], rounds: int) -> None:
-        """Run each side in turn, and again: A B A B. What an interrupted full run has done is not done again."""
+        """Run each side in turn, and again: A B C, B C A, C A B. What an interrupted full run has done is not repeated.
+
+        No side always follows the same one, whose work may go on in the servers when its own run has ended.
+        """
         total = rounds * len(sides)
         done = 0
+        turns = deque(sides.items())
         for number in range(1, rounds + 1):
-            for side, run_once in sides.items():
+            for side, run_once in tuple(turns):
                 done += 1
                 run = self.record.find(comparison, side, number)
                 if run is None:
@@ -62,6 +67,7 @@ class Bench:
                 self.console.print(
                     f"[dim]{self.record.name}: {comparison}, {side} ({done} of {total}):[/] {_said(run.figures)}"
                 )
+            turns.rotate(-1)
 
     def values(self, comparison: str, side: str, figure: str) -> list[float]:
         """Return a figure of each run of a side."""
@@ -74,9 +80,12 @@ class Bench:
         return statistics.median(self.values(comparison, side, figure))
 
     def ratio(self, name: str, comparison: str, figure: str, of: str, to: str, target: str = "") -> float:
-        """Keep how many times the median of one side is that of the other, and print it."""
-        below = self.median(comparison, to, figure)
-        ratio = self.median(comparison, of, figure) / below if below else float("inf")
+        """Keep how many times one side is the other, and print it: the median of the ratios, each of one round.
+
+        The machine may be twice as fast in one minute as in the next, but hardly between two runs of one round.
+        """
+        rounds = zip(self.values(comparison, of, figure), self.values(comparison, to, figure), strict=True)
+        ratio = statistics.median(above / below if below else float("inf") for above, below in rounds)
         self.record.ratios[name] = round(ratio, 3)
         self._ratios.append(f"[bold]{name}: {ratio:.2f}[/]" + (f" (target: {target})" if target else ""))
         return ratio

@@ -175,8 +175,8 @@ def running(specs: list[Spec], folder: Path, port: int, nginx_file: Path) -> Ite
 def measure(bench: Bench) -> None:
     """Measure, and compare."""
     packages.ensure(["nginx", "wrk"])
-    seconds = int(os.environ.get("SECONDS", "10" if bench.full else "6"))
-    rounds = int(os.environ.get("ROUNDS", "5" if bench.full else "3"))
+    seconds = int(os.environ.get("SECONDS", "8" if bench.full else "4"))
+    rounds = int(os.environ.get("ROUNDS", "9" if bench.full else "6"))
     bench.settings(seconds=seconds, rounds=rounds, connections=CONNECTIONS, apis=APIS)
     its = bench.servers
     with tempfile.TemporaryDirectory(prefix="placing-", ignore_cleanup_errors=True) as name:
@@ -206,6 +206,8 @@ def measure(bench: Bench) -> None:
     rate = "per_second"
     bench.ratio("ours / baseline", "placing", rate, "ours", "baseline", "at least 20")
     bench.ratio("ours / do-nothing handler", "placing", rate, "ours", "do-nothing handler", "at least 0.7")
+    bench.ratio("baseline / ours, CPU time of an order", "placing", "cpu_us", "baseline", "ours")
+    bench.ratio("do-nothing handler / ours, CPU time of an order", "placing", "cpu_us", "do-nothing handler", "ours")
     p99 = bench.median("at the baseline's highest rate", "ours", "p99_ms")
     bench.note(
         f"p99 at the baseline's highest rate, {at_most:,.0f} orders/s: ours {p99:.1f} ms, "

@@ -120,10 +120,5 @@ def _sealed_of_one_length(type_: type[Column], elements: Sequence[bytes]) -> byt
 def _sealed(type_: type[Column], elements: Sequence[bytes | None]) -> bytes:
     if elements.count(None) == len(elements):
         return _head(type_, elements) + _NULL * len(elements)
-    parts = [_head(type_, elements)]
-    for element in elements:
-        if element is None:
-            parts.append(_NULL)
-        else:
-            parts += (_LENGTH(len(element)), element)
-    return b"".join(parts)
+    parts = [_NULL if element is None else _LENGTH(len(element)) + element for element in elements]
+    return _head(type_, elements) + b"".join(parts)

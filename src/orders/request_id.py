@@ -24,10 +24,9 @@ def named(app: _App) -> _App:
     Each request is a task with a context of its own, so nothing has to be put back afterwards.
     """
 
-    async def with_request_id(scope: Any, receive: Any, send: _Send) -> None:
+    def with_request_id(scope: Any, receive: Any, send: _Send) -> Awaitable[None]:
         if scope["type"] != "http":
-            await app(scope, receive, send)
-            return
+            return app(scope, receive, send)
         for name, value in scope["headers"]:
             if name == b"x-request-id" and _VALID(value):
                 request_id = value
@@ -36,12 +35,12 @@ def named(app: _App) -> _App:
             request_id = random_bytes(16).hex().encode()
         REQUEST_ID.set(request_id.decode())
 
-        async def send_with_id(message: _Message) -> None:
+        def send_with_id(message: _Message) -> Awaitable[None]:
             if message["type"] == "http.response.start":
                 message["headers"] = [*message["headers"], (b"x-request-id", request_id)]
-            await send(message)
+            return send(message)
 
-        await app(scope, receive, send_with_id)
+        return app(scope, receive, send_with_id)
 
     return with_request_id
 

@@ -89,6 +89,7 @@ class HttpServer(uvicorn.Server):
                 port=port,
                 loop="uvloop",
                 http=Protocol,
+                interface="asgi3",  # also where the outermost function is no coroutine
                 ws="none",
                 lifespan="on",
                 access_log=False,  # nginx writes one

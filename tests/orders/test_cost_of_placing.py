@@ -94,7 +94,7 @@ def wal_bytes(node: dict[str, Any]) -> int:
 
 async def test_calls(database_url: str) -> None:
     """
-    A placement takes at most 85 calls of Python functions of ours, of Litestar and of psycopg.
+    A placement takes at most 55 calls of Python functions of ours, of Litestar and of psycopg.
     """
     async with started(database_url) as app:
         await asyncio.gather(*(ask(app) for _ in range(ROWS)))
@@ -102,7 +102,7 @@ async def test_calls(database_url: str) -> None:
             statuses = await asyncio.gather(*(ask(app) for _ in range(ROWS)))
 
     assert set(statuses) == {201}
-    assert sum(calls.values()) / ROWS < 85, calls.most_common(30)
+    assert sum(calls.values()) / ROWS < 55, calls.most_common(30)
 
 
 @contextmanager
