@@ -14,12 +14,12 @@ from typing import Any, TypeVar
 import aiormq
 import aiormq.exceptions
 from aiormq.abc import AbstractChannel
-from aiormq.connection import TCPTransportFactory, TLSTransportFactory, TransportFactory
 from yarl import URL
 
 from relay.channel import BatchChannel
 from relay.frames import Unencodable
 from relay.message import Answer, Message, Reply
+from relay.sieve import Wire
 from relay.verdict import Closure, split_suspects, whose_channel_closure, whose_connection_closure
 
 log = logging.getLogger("relay")
@@ -58,22 +58,6 @@ class Denied(Exception):
     """The broker is there, and its answer is no."""
 
 
-class _Wire(TransportFactory):
-    """Keeps the transport of a connection, so that it can be cut without a word."""
-
-    def __init__(self) -> None:
-        self._writer: asyncio.StreamWriter | None = None
-
-    async def create(self, url: URL, **kwargs: Any) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        factory = TLSTransportFactory() if url.scheme == "amqps" else TCPTransportFactory()
-        reader, self._writer = await factory.create(url, **kwargs)
-        return reader, self._writer
-
-    def cut(self) -> None:
-        if self._writer is not None:
-            self._writer.transport.abort()
-
-
 class Publisher:
     """Publishes waves, and says of each message what the broker answered."""
 
@@ -82,7 +66,7 @@ class Publisher:
         self._confirm_seconds = confirm_seconds
         self._name = name
         self._connection: aiormq.Connection | None = None
-        self._wire = _Wire()
+        self._wire = Wire()
         self._channel: BatchChannel | None = None
         self._asking: AbstractChannel | None = None
         self._channels_used = 0
@@ -127,7 +111,7 @@ class Publisher:
 
     async def _connect_to(self, url: str) -> aiormq.Connection:
         self.drop()
-        self._wire = wire = _Wire()
+        self._wire = wire = Wire()
         target = URL(url).update_query(heartbeat=str(HEARTBEAT_SECONDS), name=self._name)
         connection = aiormq.Connection(target, transport_factory=wire)
         with self._deadline(CONNECT_SECONDS, "no answer to the connection"), translated():
@@ -279,6 +263,7 @@ class Publisher:
             connection = await self.connect()
         self._channels_used = self._channels_used % WAVE_CHANNELS + 1
         channel = BatchChannel(connection, self._channels_used)
+        self._wire.offer(channel.number, channel.take)
         connection.channels[self._channels_used] = channel
         with self._deadline(RPC_SECONDS, "no answer to the opening of a channel"), translated():
             await channel.open()

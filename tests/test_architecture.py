@@ -15,7 +15,7 @@ FOLDERS = {"orders": ROOT / "src" / "orders", "relay": ROOT / "relay"}
 # From the bottom up. A module imports only from the layers below its own, so there can be no cycle either.
 LAYERS: Mapping[str, Sequence[tuple[str, set[str]]]] = {
     "orders": (
-        ("letters and numbers", {"deadlines", "entropy"}),
+        ("letters and numbers", {"deadlines", "entropy", "frames", "sieve"}),
         (
             "words",
             {
@@ -70,7 +70,7 @@ LAYERS: Mapping[str, Sequence[tuple[str, set[str]]]] = {
     ),
     "relay": (
         ("words and numbers", {"backoff", "mark", "message", "metrics", "pace"}),
-        ("decisions, and the connection", {"database", "frames", "settings", "verdict", "waves", "weather"}),
+        ("decisions, and the connections", {"database", "frames", "settings", "sieve", "verdict", "waves", "weather"}),
         ("what became of a claim, and the two ends", {"channel", "outbox_partitions", "outbox_table", "outcome"}),
         ("what leans on them", {"management", "outbox_repairs", "publisher"}),
         ("what the broker has to have", {"topology"}),

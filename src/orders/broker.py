@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 
 import aiormq
 from aiormq.abc import AbstractConnection
+from aiormq.connection import TransportFactory
 from aiormq.exceptions import AMQPError
 from yarl import URL
 
@@ -20,9 +21,12 @@ class BrokerUnavailable(OrdersError):
 
 
 @contextlib.asynccontextmanager
-async def connect(urls: str, name: str) -> AsyncIterator[AbstractConnection]:
-    """Connect to the first of the comma-separated `urls` that answers; raise BrokerUnavailable if none does."""
-    connection = await _connect(urls, name)
+async def connect(urls: str, name: str, wire: TransportFactory | None = None) -> AsyncIterator[AbstractConnection]:
+    """Connect to the first of the comma-separated `urls` that answers; raise BrokerUnavailable if none does.
+
+    `wire` opens what is below, if aiormq's own is not to.
+    """
+    connection = await _connect(urls, name, wire)
     try:
         yield connection
     finally:
@@ -31,7 +35,7 @@ async def connect(urls: str, name: str) -> AsyncIterator[AbstractConnection]:
                 await connection.close()
 
 
-async def _connect(urls: str, name: str) -> AbstractConnection:
+async def _connect(urls: str, name: str, wire: TransportFactory | None) -> AbstractConnection:
     reasons = []
     for each in urls.split(","):
         try:
@@ -41,7 +45,7 @@ async def _connect(urls: str, name: str) -> AbstractConnection:
             continue
         try:
             async with asyncio.timeout(CONNECT_SECONDS):
-                return await aiormq.connect(url)
+                return await aiormq.connect(url, transport_factory=wire)
         except TimeoutError:
             reasons.append(f"{url.host}:{url.port}: no answer in {CONNECT_SECONDS:.0f} s")
         except StopAsyncIteration:

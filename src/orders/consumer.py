@@ -10,13 +10,12 @@ from aiormq.abc import AbstractConnection, ChannelFrame
 from aiormq.channel import Channel
 from aiormq.exceptions import AMQPError
 from pamqp.base import Frame
-from pamqp.body import ContentBody
 from pamqp.commands import Basic
-from pamqp.header import ContentHeader
 
-from orders import broker
+from orders import broker, frames
 from orders.backoff import backoff
 from orders.broker import BrokerUnavailable
+from orders.sieve import HEADER, METHOD, Wire
 
 log = logging.getLogger(__name__)
 
@@ -56,18 +55,18 @@ class Answers:
             self._ahead.remove(self._low)
         # A range takes along all that is unanswered below its end, so rejects go before it; and its end has to be
         # unanswered itself, or the broker closes the channel over an unknown tag.
-        frames: list[Frame] = [Basic.Reject(tag, requeue=False) for tag in rejects]
+        answers: list[Frame] = [Basic.Reject(tag, requeue=False) for tag in rejects]
         if below := [tag for tag in acks if tag <= self._low]:
-            frames.append(Basic.Ack(max(below), multiple=True))
-        frames.extend(Basic.Ack(tag) for tag in acks if tag > self._low)
-        return frames
+            answers.append(Basic.Ack(max(below), multiple=True))
+        answers.extend(Basic.Ack(tag) for tag in acks if tag > self._low)
+        return answers
 
 
 class ConsumingChannel(Channel):
-    """A channel that hands deliveries over as they are read, and answers them in batches.
+    """A channel that hands deliveries over as they arrive, and answers them in batches.
 
-    It leans on hooks that aiormq does not promise: `_on_deliver_frame`, `_get_frame`, `write_queue`.
-    tests/orders/test_consumer.py fails when an upgrade moves one of them.
+    It leans on a hook that aiormq does not promise: `write_queue`. tests/orders/test_consumer.py fails when an upgrade
+    moves it.
     """
 
     def __init__(
@@ -77,48 +76,62 @@ class ConsumingChannel(Channel):
         self.answers = Answers()
         self.wake = wake  # set when there is something to answer
         self._take = take
+        self._method: bytes | None = None  # of the delivery that is being read
+        self._header = b""
+        self._pieces: list[bytes] = []
+        self._size = self._left = 0
 
-    async def _on_deliver_frame(self, frame: Basic.Deliver) -> None:
-        """Read a delivery without a task of its own, and without keeping what is too large to be one of ours."""
-        header = await self._get_frame()
-        assert isinstance(header, ContentHeader)
-        pieces = []
-        left = size = header.body_size
-        while left:
-            piece = await self._get_frame()
-            assert isinstance(piece, ContentBody)
-            if size <= LARGEST_BODY or size - left < KEPT_OF_LARGER:
-                pieces.append(piece.value)
-            left -= len(piece.value)
-        body = b"".join(pieces)
-        self._take(Delivery(self, frame, header, body if size <= LARGEST_BODY else body[:KEPT_OF_LARGER], size))
+    def take_frame(self, kind: int, payload: bytes) -> bool:
+        """Take a frame if it is part of a delivery; of what is too large to be one of ours, keep the beginning."""
+        if self._method is None:
+            if kind != METHOD or not payload.startswith(frames.DELIVER):
+                return False
+            self._method = payload
+            return True
+        if kind == HEADER:
+            self._header = payload
+            self._size = self._left = frames.read_size(payload)
+            self._pieces = []
+        else:
+            if self._size <= LARGEST_BODY or self._size - self._left < KEPT_OF_LARGER:
+                self._pieces.append(payload)
+            self._left -= len(payload)
+        if self._left <= 0:
+            tag, redelivered = frames.read_deliver(self._method)
+            self._method = None
+            body = b"".join(self._pieces)
+            self._take(
+                Delivery(
+                    self, tag, self._header, body if self._size <= LARGEST_BODY else body[:KEPT_OF_LARGER], self._size,
+                    redelivered=redelivered,
+                )
+            )  # fmt: skip
+        return True
 
     async def answer(self) -> None:
         """Tell the broker what is done with by now."""
-        if (frames := self.answers.take()) and not self.is_closed:
-            await self.write_queue.put(ChannelFrame.marshall(self.number, frames))
+        if (answers := self.answers.take()) and not self.is_closed:
+            await self.write_queue.put(ChannelFrame.marshall(self.number, answers))
 
 
 class Delivery:
     """A message in hand. It stays ours until it is acked or rejected, or its channel is gone."""
 
-    __slots__ = ("_channel", "_headers", "_tag", "body", "redelivered", "size")
+    __slots__ = ("_channel", "_header", "_tag", "body", "redelivered", "size")
 
     def __init__(
-        self, channel: ConsumingChannel, frame: Basic.Deliver, header: ContentHeader, body: bytes, size: int
+        self, channel: ConsumingChannel, tag: int, header: bytes, body: bytes, size: int, *, redelivered: bool
     ) -> None:
-        assert frame.delivery_tag is not None
         self._channel = channel
-        self._tag = frame.delivery_tag
-        self._headers = header.properties.headers
+        self._tag = tag
+        self._header = header
         self.body = body
         self.size = size  # of the whole body, also where `body` is only its beginning
-        self.redelivered = bool(frame.redelivered)
+        self.redelivered = redelivered
 
     def header(self, name: str) -> str | None:
         """Return a header if it is a string; headers are not to be trusted."""
-        value = (self._headers or {}).get(name)
-        return value if isinstance(value, str) else None
+        return frames.read_string(self._header, name.encode())
 
     def ack(self) -> None:
         """Tell the broker, very soon, that the message is done with.
@@ -169,8 +182,9 @@ class Consumer:
         while not self._stop.is_set():
             why = ""
             try:
-                async with broker.connect(self.urls, f"orders {self.queue}") as connection:
-                    await self._consume(connection)
+                wire = Wire()
+                async with broker.connect(self.urls, f"orders {self.queue}", wire) as connection:
+                    await self._consume(connection, wire)
                     pauses = backoff()
             except (BrokerUnavailable, AMQPError, OSError, TimeoutError) as error:
                 why = str(error) or type(error).__name__
@@ -187,7 +201,7 @@ class Consumer:
                 async with asyncio.timeout(next(pauses)):
                     await self._stop.wait()
 
-    async def _consume(self, connection: AbstractConnection) -> None:
+    async def _consume(self, connection: AbstractConnection, wire: Wire) -> None:
         """Consume on one connection until it, its channel or the queue is gone, or we are told to stop."""
         lost = asyncio.Event()
 
@@ -196,7 +210,7 @@ class Consumer:
             self._wake.set()
 
         async with asyncio.timeout(CALL_SECONDS):
-            channel = await _open(connection, self.take, self._wake)
+            channel = await _open(connection, wire, self.take, self._wake)
             # The broker cancels a consumer whose queue was deleted, or (4.3) who holds a delivery for too long.
             channel.on_consumer_cancel_callbacks.add(lose)
             await channel.basic_qos(prefetch_count=self.prefetch)
@@ -228,10 +242,11 @@ class Consumer:
 
 
 async def _open(
-    connection: AbstractConnection, take: Callable[[Delivery], None], wake: asyncio.Event
+    connection: AbstractConnection, wire: Wire, take: Callable[[Delivery], None], wake: asyncio.Event
 ) -> ConsumingChannel:
     number = max(connection.channels, default=0) + 1
     channel = ConsumingChannel(connection, number, take, wake)
+    wire.offer(number, channel.take_frame)
     connection.channels[number] = channel
     await channel.open()
     return channel

@@ -6,21 +6,26 @@ from collections.abc import AsyncIterator
 from importlib.metadata import version
 
 import aiormq
+import pamqp.frame
 import pytest
 from aiormq.abc import ChannelFrame
 from aiormq.channel import Channel
+from pamqp.base import Frame
 from pamqp.commands import Basic
 
 from relay.channel import NACKED, BatchChannel
 from relay.message import CONFIRMED, Answer, Message
+from relay.sieve import METHOD, Wire
 from tests.relay.letters import letter
 
 
 @pytest.fixture
 async def channel(topology: str) -> AsyncIterator[BatchChannel]:
-    async with aiormq.connect(topology) as connection:
+    wire = Wire()
+    async with aiormq.connect(topology, transport_factory=wire) as connection:
         assert isinstance(connection, aiormq.Connection)
         opened = BatchChannel(connection, 1)
+        wire.offer(1, opened.take)
         connection.channels[1] = opened
         await opened.open()
         yield opened
@@ -36,6 +41,11 @@ async def send(channel: BatchChannel, wave: list[Message]) -> dict[int, Answer]:
     return {row_id: reply.answer for row_id, reply in replies.items()}
 
 
+def take(channel: BatchChannel, frame: Frame) -> None:
+    """Have the channel take a method, as the broker would send it."""
+    assert channel.take(METHOD, pamqp.frame.marshal(frame, 1)[7:-1])
+
+
 def test_version() -> None:
     """
     The pin is what this was read against.
@@ -47,10 +57,8 @@ def test_hooks() -> None:
     """
     The reader calls these methods by name, and `send` uses these attributes.
     """
-    source = inspect.getsource(Channel._reader)
-    for hook in ("_on_confirm_frame", "_on_return_frame", "_on_close_frame"):
-        assert f"await self.{hook}(frame)" in source
-        assert inspect.iscoroutinefunction(getattr(Channel, hook))
+    assert "await self._on_close_frame(frame)" in inspect.getsource(Channel._reader)
+    assert inspect.iscoroutinefunction(Channel._on_close_frame)
     assert list(inspect.signature(ChannelFrame).parameters) == ["payload", "should_close", "drain_future"]
     assert isinstance(inspect.getattr_static(Channel, "lock"), property)
 
@@ -121,13 +129,13 @@ async def test_confirms_in_any_form(channel: BatchChannel) -> None:
         channel._floor, channel._left, channel._places, channel._returns = 0, 6, {}, {}
     answered = channel._answered = channel.create_future()
 
-    await channel._on_confirm_frame(Basic.Ack(delivery_tag=2, multiple=True))
-    await channel._on_confirm_frame(Basic.Ack(delivery_tag=5))
+    take(channel, Basic.Ack(delivery_tag=2, multiple=True))
+    take(channel, Basic.Ack(delivery_tag=5))
     assert [message.id for message in channel.replies()[1]] == [3, 4, 6, 7, 8]
-    await channel._on_confirm_frame(Basic.Nack(delivery_tag=4, multiple=True))
-    await channel._on_confirm_frame(Basic.Ack(delivery_tag=99, multiple=True))
+    take(channel, Basic.Nack(delivery_tag=4, multiple=True))
+    take(channel, Basic.Ack(delivery_tag=99, multiple=True))
     assert not answered.done()
-    await channel._on_confirm_frame(Basic.Ack(delivery_tag=8, multiple=True))
+    take(channel, Basic.Ack(delivery_tag=8, multiple=True))
 
     assert answered.done()
     replies, silent = channel.replies()
