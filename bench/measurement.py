@@ -36,7 +36,11 @@ class Bench:
     @property
     def servers(self) -> Servers:
         """The servers, started when somebody first asks, and shared by all measurements of this call."""
-        return self._shared.get()
+        its = self._shared.get()
+        kind = self.record.settings["servers"] = self._shared.choice.kind
+        if kind != "local":
+            self.note("The CPU time of PostgreSQL and RabbitMQ is not counted: their processes are not ours.")
+        return its
 
     def settings(self, **settings: object) -> None:
         """Write down what the figures depend on."""
@@ -122,6 +126,7 @@ class SharedServers:
         self._console = console
         self._stack = ExitStack()
         self._its: Servers | None = None
+        self.choice = choose(os.environ)
 
     def __enter__(self) -> "SharedServers":
         return self
@@ -131,9 +136,8 @@ class SharedServers:
 
     def get(self) -> Servers:
         if self._its is None:
-            choice = choose(os.environ)
-            self._console.print(str(choice))
-            self._its = self._stack.enter_context(servers(choice))
+            self._console.print(str(self.choice))
+            self._its = self._stack.enter_context(servers(self.choice))
         return self._its
 
 

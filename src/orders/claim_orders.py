@@ -12,7 +12,7 @@ from uuid import UUID
 import msgspec
 from psycopg import AsyncConnection
 
-from orders import orders_table
+from orders import columns, orders_table
 from orders.order import Order, Status
 
 NOBODY = 0  # the worker of an order that waits for its retry, or was handed back
@@ -144,8 +144,8 @@ def claim_of(seen: Seen, wanted: Wanted) -> Claim | Orphaned:
 
 async def claim_orders(conn: AsyncConnection, worker: int, batch: Sequence[Wanted]) -> list[Claim]:
     """Claim the orders of a batch for a worker; each order stands in it once."""
-    columns = [[wanted.order_id for wanted in batch], [wanted.event_id for wanted in batch]]
-    cursor = await conn.execute(CLAIM, [*columns, worker, worker], prepare=True)
+    asked = [columns.uuids([wanted.order_id for wanted in batch]), columns.uuids([wanted.event_id for wanted in batch])]
+    cursor = await conn.execute(CLAIM, [*asked, worker, worker], prepare=True)
     claims: dict[UUID, Claim] = {row[0]: _claimed(row) for row in await cursor.fetchall()}
 
     left = {wanted.order_id: wanted for wanted in batch if wanted.order_id not in claims}

@@ -7,17 +7,21 @@ from uuid import UUID
 import msgspec
 from psycopg import AsyncConnection
 
-from orders import events
+from orders import columns, events
 from orders.claim_orders import Claimed
+from orders.columns import Column
 from orders.events import Event, EventType, data_of
 from orders.order import Status
 
 # Only under the attempt that was claimed: a repeat, or a worker that comes late, changes nothing and tells nothing.
 # Whatever has failed can be brought back by the commands for dead letters, so each failure leaves one.
+#
+# What is appended comes with the rows that were updated: joined to `asked` again, it would be compared with each row of
+# the batch, since the planner expects one.
 FINISH: LiteralString = """
     WITH asked AS (
         SELECT * FROM unnest(
-            %b::uuid[], %b::integer[], %b::text[], %b::text[], %b::text[], %b::uuid[], %b::text[], %b::bytea[],
+            %b::uuid[], %b::bigint[], %b::text[], %b::text[], %b::text[], %b::uuid[], %b::text[], %b::bytea[],
             %b::text[]
         ) AS t (order_id, attempts, status, failure_reason, kind, event_id, type, body, traceparent)
         ORDER BY order_id
@@ -28,17 +32,17 @@ FINISH: LiteralString = """
         FROM asked
         WHERE o.order_id = asked.order_id AND o.status = 'processing' AND o.attempts = asked.attempts
         RETURNING o.order_id, coalesce(o.event_id, o.order_id) AS cause,
-                  extract(epoch FROM o.finished_at - coalesce(o.placed_at, o.created_at))::float8 AS seconds
+                  extract(epoch FROM o.finished_at - coalesce(o.placed_at, o.created_at))::float8 AS seconds,
+                  asked.status, asked.failure_reason, asked.kind, asked.event_id, asked.type, asked.body,
+                  asked.traceparent
     ), appended AS (
         INSERT INTO outbox (event_id, key, exchange, routing_key, required, content_type, headers, body)
         SELECT event_id, order_id::text, 'orders', type, false, 'application/cloudevents+json',
                jsonb_build_object('traceparent', traceparent), body
-        FROM finished JOIN asked USING (order_id)
+        FROM finished
     ), died AS (
         INSERT INTO dead_letters (fingerprint, order_id, event_id, kind, reason)
-        SELECT uuid_send(cause), order_id, cause, kind, failure_reason
-        FROM finished JOIN asked USING (order_id)
-        WHERE status = 'failed'
+        SELECT uuid_send(cause), order_id, cause, kind, failure_reason FROM finished WHERE status = 'failed'
         ON CONFLICT DO NOTHING
     )
     SELECT order_id, seconds FROM finished
@@ -90,14 +94,24 @@ def finish_of(
 
 async def finish_orders(conn: AsyncConnection, batch: Sequence[Finish]) -> list[Finished | None]:
     """Write the ends and their events; None for an order that is no longer ours, or was finished by an earlier run."""
-    rows = [
-        (f.order_id, f.claimed.order.attempts, "failed" if f.failure_reason else "done", f.failure_reason, f.kind,
-         f.event.event_id, f.event.type, f.event.body, f.event.traceparent)
-        for f in batch
-    ]  # fmt: skip
-    cursor = await conn.execute(FINISH, [list(column) for column in zip(*rows, strict=True)], prepare=True)
+    cursor = await conn.execute(FINISH, columns_of(batch), prepare=True)
     seconds = {row[0]: row[1] for row in await cursor.fetchall()}
     return [
         Finished("failed" if f.failure_reason else "done", seconds[f.order_id]) if f.order_id in seconds else None
         for f in batch
+    ]
+
+
+def columns_of(batch: Sequence[Finish]) -> list[Column]:
+    """Turn the batch into the columns of FINISH."""
+    return [
+        columns.uuids([f.order_id for f in batch]),
+        columns.bigints([f.claimed.order.attempts for f in batch]),
+        columns.texts(["failed" if f.failure_reason else "done" for f in batch]),
+        columns.texts([f.failure_reason for f in batch]),
+        columns.texts([f.kind for f in batch]),
+        columns.uuids([f.event.event_id for f in batch]),
+        columns.texts([f.event.type for f in batch]),
+        columns.blobs([f.event.body for f in batch]),
+        columns.texts([f.event.traceparent for f in batch]),
     ]

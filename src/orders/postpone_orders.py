@@ -28,11 +28,11 @@ POSTPONE: LiteralString = """
         FROM asked
         WHERE o.order_id = asked.order_id AND o.status = 'processing' AND o.attempts = asked.attempts
           AND o.worker <> 0
-        RETURNING o.order_id
+        RETURNING o.order_id, asked.event_id, asked.seconds, asked.body, asked.traceparent
     )
     INSERT INTO retries (order_id, due_at, event_id, body, traceparent)
     SELECT order_id, clock_timestamp() + make_interval(secs => seconds), event_id, body, traceparent
-    FROM postponed JOIN asked USING (order_id)
+    FROM postponed
     ON CONFLICT (order_id) DO UPDATE SET due_at = excluded.due_at
 """
 
