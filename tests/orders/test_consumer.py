@@ -1,10 +1,12 @@
 """Deliveries in, acks out, against a real broker: also the contract with the hooks of aiormq that it leans on."""
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
 import aiormq
+import pytest
 from aiormq.abc import AbstractChannel
 from pamqp.base import Frame
 from pamqp.commands import Basic
@@ -171,3 +173,22 @@ async def test_channel_is_closed_by_the_broker(topology: str) -> None:
 async def redeclare(amqp_url: str) -> None:
     async with broker.connect(amqp_url, "test") as connection:
         await topology.declare(connection)
+
+
+async def test_deliveries_are_a_sign_of_life(
+    topology: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """
+    A connection on which nothing but deliveries comes, so that the broker sends no heartbeat, is not given up.
+    """
+    monkeypatch.setattr(broker, "HEARTBEAT_SECONDS", 1)  # aiormq gives up after 6 s of silence
+    caplog.set_level(logging.INFO, "orders.consumer")
+    hand = Hand()
+    async with consuming(topology, hand), channel(topology) as publishing:
+        until = asyncio.get_running_loop().time() + 8
+        while asyncio.get_running_loop().time() < until:
+            await publishing.basic_publish(b"news", routing_key=WORK_QUEUE)
+            await asyncio.sleep(0.1)
+        await eventually(lambda: len(hand.deliveries) > 50)
+
+    assert sum("consuming" in record.message for record in caplog.records) == 1
