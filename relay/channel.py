@@ -67,20 +67,24 @@ class BatchChannel(Channel):
 
     def take(self, kind: int, payload: bytes) -> bool:
         """Take a frame if it is an answer to the wave: a confirm, or a part of a message that comes back."""
-        if self._returned is not None:
-            self._read_returned(self._returned, kind, payload)
-            return True
-        if kind != METHOD:
+        if kind == METHOD:
+            return self._take_method(payload)
+        if self._returned is None:
             return False
-        method = payload[:4]
-        if method == frames.ACK:
-            self._answer(*frames.read_confirm(payload), CONFIRMED)
-        elif method == frames.NACK:
-            self._answer(*frames.read_confirm(payload), NACKED)
-        elif method == frames.RETURN:
-            self._returned = frames.read_return(payload)
-        else:
-            return False
+        self._read_returned(self._returned, kind, payload)
+        return True
+
+    def _take_method(self, method: bytes) -> bool:
+        self._returned = None
+        match method[:4]:
+            case frames.ACK:
+                self._answer(*frames.read_confirm(method), CONFIRMED)
+            case frames.NACK:
+                self._answer(*frames.read_confirm(method), NACKED)
+            case frames.RETURN:
+                self._returned = frames.read_return(method)
+            case _:
+                return False
         return True
 
     def _answer(self, tag: int, multiple: bool, reply: Reply) -> None:

@@ -83,11 +83,11 @@ class ConsumingChannel(Channel):
 
     def take_frame(self, kind: int, payload: bytes) -> bool:
         """Take a frame if it is part of a delivery; of what is too large to be one of ours, keep the beginning."""
+        if kind == METHOD:
+            self._method = payload if payload.startswith(frames.DELIVER) else None
+            return self._method is not None
         if self._method is None:
-            if kind != METHOD or not payload.startswith(frames.DELIVER):
-                return False
-            self._method = payload
-            return True
+            return False
         if kind == HEADER:
             self._header = payload
             self._size = self._left = frames.read_size(payload)
