@@ -40,6 +40,7 @@ COUNT_OURS: LiteralString = "SELECT count(*), count(*) FILTER (WHERE status = 'd
 # To count is to read a whole table. Ours fills faster, and keeps the time of its end: it is looked at more seldom.
 LOOK_SECONDS, LOOK_SECONDS_WITHOUT_TIMES = 1.0, 0.2
 LAST_DONE: LiteralString = "SELECT extract(epoch FROM max(finished_at))::float8 FROM orders"
+NOW: LiteralString = "SELECT extract(epoch FROM clock_timestamp())::float8"
 COUNT_THEIRS: LiteralString = "SELECT count(*), count(*) FILTER (WHERE status = 'done') FROM baseline_orders"
 # Both by the database's clock; the outbox row's own time is that of the commit, but for the flush.
 LEGS: LiteralString = """
@@ -111,16 +112,19 @@ def counts(conn: psycopg.Connection, side: Side) -> tuple[int, int]:
 
 
 def work_off(conn: psycopg.Connection, side: Side) -> float:
-    """Wait until all orders are done, and return when the last one was, on the clock of `time.time`."""
+    """Wait until all orders are done, or patience ends; return when that was, by the database's clock in seconds."""
     until = time.monotonic() + PATIENCE_SECONDS
     while time.monotonic() < until:
         placed, done = counts(conn, side)
         if placed == done:
-            break
+            return at(conn, LAST_DONE if side.keeps_times else NOW)
         time.sleep(LOOK_SECONDS if side.keeps_times else LOOK_SECONDS_WITHOUT_TIMES)
-    if not side.keeps_times:
-        return time.time()
-    row = conn.execute(LAST_DONE).fetchone()
+    return at(conn, NOW)
+
+
+def at(conn: psycopg.Connection, query: LiteralString) -> float:
+    """Return a time by the database's clock, in seconds."""
+    row = conn.execute(query).fetchone()
     assert row is not None
     return float(row[0])
 
@@ -136,7 +140,7 @@ def all_of_it(side: Side, seconds: int) -> Figures:
     """Place as fast as it goes, and wait until the last order is done."""
     with psycopg.connect(side.database_url, autocommit=True) as conn, Watch(side) as watch:
         before, _ = counts(conn, side)
-        clock, began = cpu.Clock(), time.time()
+        clock, began = cpu.Clock(), at(conn, NOW)
         placed = placing.drive(side.contender, seconds)
         ended = work_off(conn, side)
         spent = clock.spent()
@@ -195,7 +199,7 @@ def bounded(backlog: Series, rate: float) -> bool:
     if not backlog:
         return False
     since = backlog[-1][0] * 2 / 3
-    return all(waiting <= rate for at, waiting in backlog if at >= since)
+    return all(waiting <= rate for when, waiting in backlog if when >= since)
 
 
 def measure(bench: Bench) -> None:
@@ -259,7 +263,7 @@ def sustain(side: Side, seconds: int, rate: float) -> Figures:
     placed, backlog = figures["placed_per_second"], figures["backlog"]
     assert isinstance(placed, float)
     assert isinstance(backlog, list)
-    during = [(at, waiting) for at, waiting in backlog if at <= seconds]
+    during = [(when, waiting) for when, waiting in backlog if when <= seconds]
     return {**figures, "bounded": float(placed >= REACHED * rate and bounded(during, rate))}
 
 

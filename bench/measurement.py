@@ -53,9 +53,9 @@ class Bench:
             self.record.notes.append(text)
 
     def compare(self, comparison: str, sides: Mapping[str, Callable[[], Figures]], rounds: int) -> None:
-        """Run each side in turn, and again: A B C, B C A, C A B. What an interrupted full run has done is not repeated.
+        """Run each side in turn: A B C, B C A, C A B, then C B A and on. What an interrupted full run did is kept.
 
-        No side always follows the same one, whose work may go on in the servers when its own run has ended.
+        So none always follows the same one, whose work may go on in the servers when its own run has ended.
         """
         total = rounds * len(sides)
         done = 0
@@ -72,13 +72,21 @@ class Bench:
                     f"[dim]{self.record.name}: {comparison}, {side} ({done} of {total}):[/] {_said(run.figures)}"
                 )
             turns.rotate(-1)
+            if number % len(turns) == 0:
+                turns.reverse()
+
+    def by_round(self, comparison: str, side: str, figure: str) -> dict[int, float]:
+        """Return a figure of each run of a side that has it, by its round."""
+        found = {
+            run.round: run.figures.get(figure)
+            for run in self.record.runs
+            if (run.comparison, run.side) == (comparison, side)
+        }
+        return {number: value for number, value in found.items() if isinstance(value, int | float)}
 
     def values(self, comparison: str, side: str, figure: str) -> list[float]:
-        """Return a figure of each run of a side."""
-        found = [
-            run.figures.get(figure) for run in self.record.runs if (run.comparison, run.side) == (comparison, side)
-        ]
-        return [value for value in found if isinstance(value, int | float)]
+        """Return a figure of each run of a side that has it."""
+        return list(self.by_round(comparison, side, figure).values())
 
     def median(self, comparison: str, side: str, figure: str) -> float:
         return statistics.median(self.values(comparison, side, figure))
@@ -88,8 +96,9 @@ class Bench:
 
         The machine may be twice as fast in one minute as in the next, but hardly between two runs of one round.
         """
-        rounds = zip(self.values(comparison, of, figure), self.values(comparison, to, figure), strict=True)
-        ratio = statistics.median(above / below if below else float("inf") for above, below in rounds)
+        above, below = self.by_round(comparison, of, figure), self.by_round(comparison, to, figure)
+        both = above.keys() & below.keys()
+        ratio = statistics.median(above[number] / below[number] if below[number] else float("inf") for number in both)
         self.record.ratios[name] = round(ratio, 3)
         self._ratios.append(f"[bold]{name}: {ratio:.2f}[/]" + (f" (target: {target})" if target else ""))
         return ratio

@@ -1,7 +1,8 @@
 """An AMQP channel that takes a whole wave at once and keeps its confirms as a range.
 
 aiormq's own `basic_publish` costs 70 to 140 us a message, this 3 to 7; and the answers are read past aiormq, which
-takes 30 to 100 us for each. It leans on hooks that aiormq does not promise: `_on_close_frame`, `write_queue`, `lock`.
+takes 30 to 100 us for each. It leans on what aiormq does not promise: `_on_close_frame`, `write_queue`, `lock`,
+`delivery_tag`, and that it reads from a protocol which a sieve can stand before.
 tests/relay/test_channel_contract.py fails when an upgrade moves one of them.
 """
 

@@ -78,6 +78,21 @@ async def test_cut_at_each_byte(make: Callable[[Behind], Any]) -> None:
 
 
 @each_sieve
+async def test_a_channel_that_is_given_up(make: Callable[[Behind], Any]) -> None:
+    """
+    While another channel is opened, the answers on the last one still get to its taker; on those before, no more.
+    """
+    behind, takers = Behind(), [Taker(), Taker(), Taker()]
+    sieve = make(behind)
+    for number, taker in enumerate(takers, 1):
+        sieve.offer(number, taker)
+
+    sieve.data_received(b"".join(marshal(Basic.Ack(delivery_tag=7), number) for number in (1, 2, 3)))
+
+    assert [len(taker.got) for taker in takers] == [0, 1, 1]
+
+
+@each_sieve
 async def test_what_is_no_frame_is_handed_on(make: Callable[[Behind], Any]) -> None:
     """
     A broker of another protocol, a frame without its end, and half a frame before the end: aiormq has words for them.

@@ -65,8 +65,8 @@ class Answers:
 class ConsumingChannel(Channel):
     """A channel that hands deliveries over as they arrive, and answers them in batches.
 
-    It leans on a hook that aiormq does not promise: `write_queue`. tests/orders/test_consumer.py fails when an upgrade
-    moves it.
+    It leans on what aiormq does not promise: `write_queue`, `connection.channels`, and that it reads from a protocol
+    which a sieve can stand before. tests/orders/test_consumer.py fails when an upgrade moves one of them.
     """
 
     def __init__(

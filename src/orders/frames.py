@@ -9,6 +9,8 @@ from pamqp import decode
 
 DELIVER = b"\0\x3c\0\x3c"  # its class and method
 
+_LARGEST_TABLE = 16 << 10  # bytes; pamqp takes the square of them
+
 _CONTENT_TYPE, _CONTENT_ENCODING, _HEADERS = 1 << 15, 1 << 14, 1 << 13
 
 _short = struct.Struct(">H").unpack_from
@@ -29,7 +31,7 @@ def read_size(header: bytes) -> int:
 
 
 def read_string(header: bytes, name: bytes) -> str | None:
-    """Return a header of a message if it is there and a string, whatever else a publisher has put there."""
+    """Return a header of a message if it is there and a string of UTF-8; whatever else is there, none raises."""
     try:
         (flags,) = _short(header, 12)
         if not flags & _HEADERS:
@@ -38,7 +40,10 @@ def read_string(header: bytes, name: bytes) -> str | None:
         for bit in (_CONTENT_TYPE, _CONTENT_ENCODING):
             if flags & bit:
                 at += 1 + header[at]
-        end = at + 4 + _long(header, at)[0]
+        size = _long(header, at)[0]
+        if size > _LARGEST_TABLE:
+            return None
+        end = at + 4 + size
         table, at = at, at + 4
         while at < end:
             found = header[at + 1 : at + 1 + header[at]]
@@ -48,8 +53,8 @@ def read_string(header: bytes, name: bytes) -> str | None:
                 return value if isinstance(value, str) else None
             size = _long(header, at + 1)[0]
             if found == name:
-                return header[at + 5 : at + 5 + size].decode(errors="replace")
+                return header[at + 5 : at + 5 + size].decode()
             at += 5 + size
-    except (ValueError, struct.error, IndexError):
+    except (ValueError, struct.error, IndexError, RecursionError):
         return None
     return None

@@ -26,18 +26,17 @@ _TELL_SECONDS = 1.0
 
 
 class Sieve(asyncio.Protocol):
-    """Reads a stream of frames: those of one channel are offered to its taker, all others go on."""
+    """Reads a stream of frames: those of a channel that has a taker are offered to it, all others go on."""
 
     def __init__(self, behind: asyncio.Protocol) -> None:
         self._behind = behind
-        self._channel = 0
-        self._take: Taker = lambda _kind, _payload: False
+        self._takers: dict[int, Taker] = {}
         self._left = b""  # of a frame that is not whole yet
         self._told = 0.0
 
     def offer(self, channel: int, take: Taker) -> None:
-        """Offer the frames of this channel from now on, and of no other."""
-        self._channel, self._take = channel, take
+        """Offer the frames of this channel from now on, and of the last one: it may be waiting for its end."""
+        self._takers = dict([*list(self._takers.items())[-1:], (channel, take)])
 
     def data_received(self, data: bytes) -> None:
         """Take out what is taken, and hand on the rest."""
@@ -54,7 +53,8 @@ class Sieve(asyncio.Protocol):
                 break
             if after > end:
                 break
-            if channel == self._channel and self._take(kind, data[at + _START_BYTES : after - 1]):
+            take = self._takers.get(channel)
+            if take is not None and take(kind, data[at + _START_BYTES : after - 1]):
                 taken = True
             else:
                 others.append(data[at:after])

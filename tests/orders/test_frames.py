@@ -48,6 +48,41 @@ def test_half_a_header() -> None:
     assert {frames.read_string(whole[:end], b"trace") for end in range(12, len(whole))} <= {None, ""}
 
 
+def test_hostile_headers() -> None:
+    """
+    Tables in tables, a table of thousands of fields and a string that is no text are read as if there were no string.
+    """
+    deep: dict[str, object] = {}
+    for _ in range(600):
+        deep = {"": deep}
+    raw = b"\x05trace" + b"S" + (2).to_bytes(4) + b"\xff\xff"
+
+    for table in (field_table({"deep": deep}), field_table({str(n): n for n in range(10_000)}), sized(raw)):
+        header = (60).to_bytes(4) + (0).to_bytes(8) + (1 << 13).to_bytes(2) + table
+        assert frames.read_string(header[:2] + b"\0\0" + header[4:], b"trace") is None
+
+
+def sized(fields: bytes) -> bytes:
+    return len(fields).to_bytes(4) + fields
+
+
+def field_table(table: dict[str, object]) -> bytes:
+    """Encode a table of tables and numbers, however deep it is: pamqp would recurse."""
+    inner: list[tuple[str, dict[str, object]]] = []
+    fields = b"".join(
+        bytes((len(name),)) + name.encode() + b"I" + value.to_bytes(4)
+        for name, value in table.items()
+        if isinstance(value, int)
+    )
+    while nested := next(((name, value) for name, value in table.items() if isinstance(value, dict)), None):
+        inner.append(nested)
+        table = nested[1]
+    encoded = sized(fields)
+    for name, _ in reversed(inner):
+        encoded = sized(bytes((len(name),)) + name.encode() + b"F" + encoded)
+    return encoded
+
+
 @pytest.mark.parametrize("redelivered", [True, False])
 @pytest.mark.parametrize("consumer", ["", "ctag1.9f3c", "c" * 255])
 def test_deliver(consumer: str, redelivered: bool) -> None:
