@@ -175,7 +175,7 @@ def running(specs: list[Spec], folder: Path, port: int, nginx_file: Path) -> Ite
 def measure(bench: Bench) -> None:
     """Measure, and compare."""
     packages.ensure(["nginx", "wrk"])
-    seconds = int(os.environ.get("SECONDS", "8" if bench.full else "4"))
+    seconds = int(os.environ.get("SECONDS", "8" if bench.full else "3"))
     rounds = int(os.environ.get("ROUNDS", "9" if bench.full else "6"))
     bench.settings(seconds=seconds, rounds=rounds, connections=CONNECTIONS, apis=APIS)
     its = bench.servers
@@ -199,9 +199,9 @@ def measure(bench: Bench) -> None:
                 bench.compare("ramp", {each.name: partial(ramp, each) for each in (theirs, mine)}, 1)
         # One after the other: their consumers still work when the placing has ended.
         with baseline(its, folder / "baseline-working", consumers=1) as theirs:
-            bench.compare("with relay and worker", {theirs.name: partial(drive, theirs, seconds)}, max(1, rounds // 2))
+            bench.compare("with relay and worker", {theirs.name: partial(drive, theirs, seconds)}, max(1, rounds // 3))
         with ours(its, folder / "ours-working", relays=1, workers=1) as mine:
-            bench.compare("with relay and worker", {mine.name: partial(drive, mine, seconds)}, max(1, rounds // 2))
+            bench.compare("with relay and worker", {mine.name: partial(drive, mine, seconds)}, max(1, rounds // 3))
         _flat(bench, its, folder)
     rate = "per_second"
     bench.ratio("ours / baseline", "placing", rate, "ours", "baseline", "at least 20")

@@ -153,7 +153,7 @@ def measure(bench: Bench) -> None:
             _drain(bench, its, folder, full, rows, rounds)
         if bench.full:
             _backlog(bench, its, folder)
-        _publishing(bench, its, min(rows, PUBLISHED), rounds)
+        _publishing(bench, its, PUBLISHED if bench.full else PUBLISHED // 2, rounds)
         with template(its) as empty:
             _latency(bench, its, folder, empty, rounds)
             _idle(bench, its, folder, empty)
