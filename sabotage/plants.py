@@ -435,6 +435,24 @@ _ALL = (
             "if False:",
         ),
     ),
+    _plant(
+        "O16",
+        "a connection on which nothing but deliveries comes is given up, as if the broker were silent",
+        "tests/orders/test_consumer.py::test_deliveries_are_a_sign_of_life",
+        ("src/orders/sieve.py", "self._tell(others)", "pass"),
+    ),
+    _plant(
+        "O17",
+        "what the broker confirms while the next channel is opened is heard by nobody",
+        "tests/test_sieves.py::test_a_channel_that_is_given_up",
+        ("relay/sieve.py", "[*list(self._takers.items())[-1:], (channel, take)]", "[(channel, take)]"),
+    ),
+    _plant(
+        "O18",
+        "tables in tables among a message's headers end the worker",
+        "tests/orders/test_frames.py::test_hostile_headers",
+        ("src/orders/frames.py", "IndexError, RecursionError)", "IndexError)"),
+    ),
 )
 
 PLANTS: Mapping[str, Plant] = {plant.id: plant for plant in _ALL}
