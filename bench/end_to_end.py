@@ -37,11 +37,11 @@ RATES = (2.0, 100.0, 500.0, 1000.0)
 THEIR_RATES = (2.0, 100.0)
 
 COUNT_OURS: LiteralString = "SELECT count(*), count(*) FILTER (WHERE status = 'done') FROM orders"
+COUNT_THEIRS: LiteralString = "SELECT count(*), count(*) FILTER (WHERE status = 'done') FROM baseline_orders"
 # To count is to read a whole table. Ours fills faster, and keeps the time of its end: it is looked at more seldom.
 LOOK_SECONDS, LOOK_SECONDS_WITHOUT_TIMES = 1.0, 0.2
 LAST_DONE: LiteralString = "SELECT extract(epoch FROM max(finished_at))::float8 FROM orders"
 NOW: LiteralString = "SELECT extract(epoch FROM clock_timestamp())::float8"
-COUNT_THEIRS: LiteralString = "SELECT count(*), count(*) FILTER (WHERE status = 'done') FROM baseline_orders"
 # Both by the database's clock; the outbox row's own time is that of the commit, but for the flush.
 LEGS: LiteralString = """
     WITH mine AS (

@@ -21,6 +21,7 @@ from sandbox.servers import Servers
 from tests.eventually import eventually
 from tests.relay.letters import letter
 from tests.relay.service import broker
+from tests.relay.wire import Wire
 
 
 @pytest.fixture
@@ -187,6 +188,27 @@ async def test_a_cancelled_wave_gives_up_its_channel(publisher: Publisher) -> No
 
     assert await publish(publisher, [letter(2)]) == {2: Answer.CONFIRMED}
     assert await publisher._ready_channel() is not before
+
+
+async def test_late_answers_count_while_the_next_channel_is_opened(topology: str) -> None:
+    """
+    A wave has no answer in time, and its channel is given up; what the broker says of it before it opens the next one
+    is still heard: a confirmed message is no silent one, which would be published again.
+    """
+    async with Wire(topology).open() as wire:
+        publisher = Publisher([wire.url], confirm_seconds=2.0)
+        await publisher.connect()
+        before = publisher._channels_used
+        old = await publisher._ready_channel()
+        wire.hold_answers()
+        publishing = asyncio.create_task(publish(publisher, [letter(1), letter(2, routing_key="nobody"), letter(3)]))
+        await eventually(lambda: publisher._channels_used > before + 1)  # the next channel is asked for
+        assert old._left == 3
+        wire.release()
+
+        assert await publishing == {1: Answer.CONFIRMED, 2: Answer.RETURNED, 3: Answer.CONFIRMED}
+        assert await publisher._ready_channel() is not old
+        await publisher.close()
 
 
 async def test_a_stopped_broker_is_lost_in_time(own_servers: Servers) -> None:

@@ -13,8 +13,8 @@ class Wire:
 
     def __init__(self, url: str) -> None:
         self._target = urlsplit(url)
-        self._flows = asyncio.Event()
-        self._flows.set()
+        self._there, self._back = asyncio.Event(), asyncio.Event()
+        self.release()
         self._pairs: set[asyncio.StreamWriter] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self.url = url
@@ -33,11 +33,17 @@ class Wire:
 
     def hold(self) -> None:
         """Take bytes and pass none on: the other end seems to be there."""
-        self._flows.clear()
+        self._there.clear()
+        self._back.clear()
+
+    def hold_answers(self) -> None:
+        """Let the server hear, and not be heard."""
+        self._back.clear()
 
     def release(self) -> None:
         """Pass bytes on again."""
-        self._flows.set()
+        self._there.set()
+        self._back.set()
 
     async def _meet(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
@@ -49,8 +55,8 @@ class Wire:
             answers, there = await asyncio.open_connection(self._target.hostname, self._target.port)
             self._pairs.add(there)
             async with asyncio.TaskGroup() as both:
-                both.create_task(self._carry(reader, there), name="wire-there")
-                both.create_task(self._carry(answers, writer), name="wire-back")
+                both.create_task(self._carry(reader, there, self._there), name="wire-there")
+                both.create_task(self._carry(answers, writer, self._back), name="wire-back")
         except OSError:
             pass
         finally:
@@ -60,10 +66,10 @@ class Wire:
                     end.transport.abort()
             self._tasks.discard(task)
 
-    async def _carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, flows: asyncio.Event) -> None:
         with contextlib.suppress(OSError):
             while data := await reader.read(CHUNK):
-                await self._flows.wait()
+                await flows.wait()
                 writer.write(data)
                 await writer.drain()
         writer.transport.abort()
