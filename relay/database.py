@@ -58,8 +58,14 @@ def sever(conn: Connection) -> None:
 
     A stopped server keeps acknowledging TCP, and psycopg's cancel hangs on it as the query does.
     """
-    with suppress(psycopg.Error, OSError), socket.socket(fileno=socket.dup(conn.fileno())) as wire:
-        wire.shutdown(socket.SHUT_RDWR)
+    if conn.closed:
+        return
+    with suppress(psycopg.Error, OSError):
+        wire = socket.socket(fileno=conn.fileno())  # no copy: it has to work with no descriptor left, too
+        try:
+            wire.shutdown(socket.SHUT_RDWR)
+        finally:
+            wire.detach()
 
 
 async def ask_for_writes(conn: Connection) -> None:
