@@ -1,5 +1,7 @@
 """Routes in weather: probed alone, widened, cleared."""
 
+import pytest
+
 from relay.backoff import backoff_seconds
 from relay.message import Route
 from relay.weather import WIDE_OPEN, Weather
@@ -136,8 +138,16 @@ def test_passing_an_open_route_changes_nothing() -> None:
 
 def test_backoff() -> None:
     """
-    Doubled each time, a quarter either way, never beyond the longest and its spread.
+    Doubled each time up to the longest; chance takes off up to half, and never adds anything.
     """
-    assert [round(backoff_seconds(n, 0.1, 1.0, 0.5), 3) for n in (1, 2, 3, 9)] == [0.1, 0.2, 0.4, 1.0]
-    assert backoff_seconds(9, 0.1, 1.0, 0.0) == 0.75
-    assert all(0.075 <= backoff_seconds(1, 0.1, 1.0) <= 0.125 for _ in range(50))
+    assert [round(backoff_seconds(n, 0.1, 1.0, 0.0), 3) for n in (1, 2, 3, 9)] == [0.1, 0.2, 0.4, 1.0]
+    assert [round(backoff_seconds(n, 0.1, 1.0, 1.0), 3) for n in (1, 2, 3, 9)] == [0.05, 0.1, 0.2, 0.5]
+    assert all(0.05 <= backoff_seconds(1, 0.1, 1.0) <= 0.1 for _ in range(50))
+
+
+@pytest.mark.parametrize("draw", [0.0, 0.5, 1.0])
+def test_no_pause_is_longer_than_the_longest(draw: float) -> None:
+    """
+    What a setting or a document calls the longest pause is the longest, whatever chance says.
+    """
+    assert max(backoff_seconds(tries, 0.1, 2.0, draw) for tries in range(1, 100)) <= 2.0
