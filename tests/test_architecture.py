@@ -19,6 +19,7 @@ LAYERS: Mapping[str, Sequence[tuple[str, set[str]]]] = {
         (
             "words",
             {
+                "actor",
                 "backoff",
                 "crash",
                 "currencies",

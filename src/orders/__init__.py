@@ -26,6 +26,7 @@ run_handler    one run of it, and what came of that; suspects, trial: in a child
 claim_orders, finish_orders, postpone_orders, redrive_orders   a status and its event, together or neither
 retries        the clock of what has to wait
 letters        messages that are never worked; dead_letters: how they get to their table; dead: the commands for it
+actor          who ran a command, for the audit
 inbox          each event once, for whoever consumes them; subscriber: such a consumer
 catalogue      the events, for others to read
 app, worker    the processes; topology, cli: the commands

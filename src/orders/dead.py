@@ -1,9 +1,7 @@
 """`orders dead`: see what failed, bring it back, or settle it for good; each change leaves an audit row."""
 
 import asyncio
-import getpass
 import json
-import socket
 import sys
 import time
 from collections.abc import Awaitable, Callable, Sequence
@@ -15,6 +13,7 @@ import psycopg
 from psycopg import AsyncConnection
 
 from orders import database, dead_letters_table, redrive_orders
+from orders.actor import actor
 from orders.batching import Verdict, judge
 from orders.dead_letters_table import Choice
 from orders.errors import first_line
@@ -157,15 +156,6 @@ def _run(command: Callable[[AsyncConnection], Awaitable[T]]) -> T:
 def _fail(command: str, complaint: str) -> NoReturn:
     click.echo(f"orders dead {command}".strip() + f": {complaint}", err=True)
     sys.exit(1)
-
-
-def actor() -> str:
-    """Return who runs this command, for the audit."""
-    try:
-        name = getpass.getuser()
-    except (KeyError, OSError):  # a container's user need not have a name
-        name = "somebody"
-    return f"{name}@{socket.gethostname()}"
 
 
 def _plain(value: Any) -> Any:

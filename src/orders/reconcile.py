@@ -7,8 +7,6 @@ young has grown old. So it may run beside a live system, whose tables it never j
 
 import asyncio
 import contextlib
-import getpass
-import socket
 import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -28,6 +26,7 @@ from rich.console import Console
 from rich.table import Table
 
 from orders import broker, database, findings, reconcile_tables
+from orders.actor import actor
 from orders.backoff import backoff
 from orders.broker import BrokerUnavailable
 from orders.errors import OrdersError, Unavailable
@@ -266,11 +265,6 @@ async def queue_depth(amqp_url: str) -> int:
         except ChannelClosed:
             raise QueueMissing from None
         return declared.message_count or 0
-
-
-def actor() -> str:
-    """Say who runs the command, for the audit."""
-    return f"{getpass.getuser()}@{socket.gethostname()}"
 
 
 def _is_an_order(key: str) -> bool:
