@@ -17,7 +17,7 @@ import httpx
 import msgspec
 
 from chaos.ledger import Answer, Forgotten, Intent, Ledger, Odd, now
-from orders.backoff import backoff
+from orders.pauses import backoff
 
 REQUEST_SECONDS = 15.0
 # Hundreds of clients that asked again at once would keep the wires, which run beside them, from carrying anything.

@@ -10,8 +10,8 @@ outcome        decides: what is written down of a claim, and what is taken back
 pace           decides: how many rows a claim may have, and when the next may come
 mark           decides: below which id nothing can ever be pending again
 outbox_table   the PostgreSQL end: claim, record, park
-database       connections with deadlines that sever
-frames         a message as the bytes of AMQP
+database       connections, and what PostgreSQL's errors mean; severing: deadlines that end any call
+frames         a message as the bytes of AMQP; amqp_bytes: what the broker says, read by hand
 channel        one AMQP channel that takes a batch at once and keeps its confirms as ranges
 publisher      the RabbitMQ end: connect, publish, tell each message's answer
 topology       what has to be there before the first message
@@ -21,6 +21,9 @@ forward        the loop between the two ends
 watch, upkeep  what runs beside it: LISTEN and the backlog, the partitions (outbox_partitions)
 health, metrics       what it tells
 operate        what operators do: blocked, retry, skip, requeue, schema (outbox_repairs)
+backoff        how long to wait before the next try; words: an error as one line
+sieve          takes out of the stream to aiormq what is read by hand
 
+It shares no Python with the service: what both need is in both, the same to the byte (tests/test_twins.py).
 The relay knows the columns of the outbox table and the broker, and no service by name.
 """

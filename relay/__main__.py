@@ -7,7 +7,7 @@ import sys
 import time
 
 from relay.backoff import backoff_seconds
-from relay.database import DatabaseLost, SchemaMissing, close, connect, deadline
+from relay.database import DatabaseLost, SchemaMissing, connect, deadline
 from relay.forward import Forwarder, Lanes, SequenceCached
 from relay.guard import Guard
 from relay.health import serve
@@ -17,6 +17,7 @@ from relay.operate import operate, parse
 from relay.outbox_table import SESSION, read_mark
 from relay.publisher import BrokerLost, Publisher
 from relay.settings import BadSetting, Settings
+from relay.severing import close
 from relay.topology import TopologyWrong, verify
 from relay.upkeep import keep
 from relay.watch import watch

@@ -13,7 +13,7 @@ from aiormq.abc import ChannelFrame
 from aiormq.channel import Channel
 from pamqp.commands import Channel as ChannelMethods
 
-from relay import frames
+from relay import amqp_bytes
 from relay.frames import Encoder
 from relay.message import CONFIRMED, Answer, Message, Reply
 from relay.sieve import HEADER, METHOD
@@ -78,12 +78,12 @@ class BatchChannel(Channel):
     def _take_method(self, method: bytes) -> bool:
         self._returned = None
         match method[:4]:
-            case frames.ACK:
-                self._answer(*frames.read_confirm(method), CONFIRMED)
-            case frames.NACK:
-                self._answer(*frames.read_confirm(method), NACKED)
-            case frames.RETURN:
-                self._returned = frames.read_return(method)
+            case amqp_bytes.ACK:
+                self._answer(*amqp_bytes.read_confirm(method), CONFIRMED)
+            case amqp_bytes.NACK:
+                self._answer(*amqp_bytes.read_confirm(method), NACKED)
+            case amqp_bytes.RETURN:
+                self._returned = amqp_bytes.read_return(method)
             case _:
                 return False
         return True
@@ -107,7 +107,7 @@ class BatchChannel(Channel):
     def _read_returned(self, reason: str, kind: int, payload: bytes) -> None:
         """Take note of a return; the confirm that follows it is then no success."""
         if kind == HEADER:
-            self._body_left, event_id = frames.read_content(payload)
+            self._body_left, event_id = amqp_bytes.read_content(payload)
             if (place := self._places.get(event_id)) is not None:
                 self._returns[place] = reason
         else:

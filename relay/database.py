@@ -1,14 +1,16 @@
 """PostgreSQL connections with deadlines of our own, and the one place that knows psycopg's errors."""
 
-import asyncio
-import socket
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Any, LiteralString
 
 import psycopg
 from psycopg import AsyncConnection, errors
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
+
+from relay import severing
+from relay.severing import close
+from relay.words import first_line
 
 CONNECT_SECONDS = 3
 STATEMENT_SECONDS = 5.0
@@ -46,28 +48,6 @@ async def connect(url: str, name: str, session: LiteralString) -> Connection:
     return conn
 
 
-async def close(conn: Connection) -> None:
-    """Close without waiting for a server that may not answer."""
-    sever(conn)
-    with suppress(psycopg.Error):
-        await conn.close()
-
-
-def sever(conn: Connection) -> None:
-    """Cut the socket under the connection: what waits on it fails by itself.
-
-    A stopped server keeps acknowledging TCP, and psycopg's cancel hangs on it as the query does.
-    """
-    if conn.closed:
-        return
-    with suppress(psycopg.Error, OSError):
-        wire = socket.socket(fileno=conn.fileno())  # no copy: it has to work with no descriptor left, too
-        try:
-            wire.shutdown(socket.SHUT_RDWR)
-        finally:
-            wire.detach()
-
-
 async def ask_for_writes(conn: Connection) -> None:
     """Raise DatabaseLost if the server takes no writes any more."""
     row = await (await conn.execute(TAKES_NO_WRITES)).fetchone()
@@ -84,12 +64,8 @@ def refuse_read_only(is_read_only: bool) -> None:
 @contextmanager
 def deadline(conn: Connection, seconds: float) -> Iterator[None]:
     """Bound what happens inside: past the deadline the connection is severed. Errors are translated."""
-    handle = asyncio.get_running_loop().call_later(seconds, sever, conn)
-    try:
-        with translated():
-            yield
-    finally:
-        handle.cancel()
+    with translated(), severing.deadline(conn, seconds):
+        yield
 
 
 @contextmanager
@@ -99,15 +75,11 @@ def translated() -> Iterator[None]:
         yield
     except (errors.UndefinedTable, errors.UndefinedFunction, errors.UndefinedColumn) as error:
         raise SchemaMissing(
-            f"the outbox table is missing or older than this relay ({_first_line(error)}): "
+            f"the outbox table is missing or older than this relay ({first_line(error)}): "
             "run `alembic upgrade head`, or load what `relay schema` prints"
         ) from error
     except errors.InsufficientPrivilege as error:
-        raise SchemaMissing(f"{_first_line(error)}: `relay schema` prints the grants") from error
+        raise SchemaMissing(f"{first_line(error)}: `relay schema` prints the grants") from error
     except (psycopg.OperationalError, psycopg.InterfaceError, psycopg.InternalError) as error:
         # InternalError: 25006 after a demotion, 25P03 when a stop outlasted the session's patience.
-        raise DatabaseLost(_first_line(error)) from error
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise DatabaseLost(first_line(error)) from error

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 from relay import outbox_table
 from relay.backoff import backoff_seconds
-from relay.database import STATEMENT_SECONDS, Connection, DatabaseLost, close, connect, deadline
+from relay.database import STATEMENT_SECONDS, Connection, DatabaseLost, connect, deadline
 from relay.guard import Guard
 from relay.mark import LowWaterMark
 from relay.message import Answer, Message, Reply, Route
@@ -26,6 +26,7 @@ from relay.outcome import Outcome
 from relay.pace import Pace
 from relay.publisher import BrokerBlocked, BrokerLost, Publisher
 from relay.settings import Settings
+from relay.severing import close
 from relay.verdict import Refused, judge
 from relay.verdict import Weather as BadWeather
 from relay.waves import Waves, sort_out

@@ -11,6 +11,7 @@ import pamqp.encode
 import pamqp.frame
 from pamqp.commands import Basic
 
+from relay.amqp_bytes import CONTENT_TYPE, DELIVERY_MODE, HEADERS, MESSAGE_ID, TIMESTAMP
 from relay.message import Message
 
 FRAME_END = b"\xce"
@@ -18,8 +19,6 @@ FRAME_OVERHEAD = 8
 BASIC_CLASS = 60
 PERSISTENT = b"\x02"
 
-# Which properties follow, in the order of their bits.
-CONTENT_TYPE, HEADERS, DELIVERY_MODE, MESSAGE_ID, TIMESTAMP = 1 << 15, 1 << 13, 1 << 12, 1 << 7, 1 << 6
 ALWAYS = DELIVERY_MODE | MESSAGE_ID | TIMESTAMP
 
 _frame_start = struct.Struct(">BHI").pack
@@ -29,14 +28,6 @@ _length = struct.Struct(">I").pack
 _strings = msgspec.json.Decoder(dict[str, str]).decode
 
 CONTENT_START_BYTES = 14  # of the frame's payload
-
-# What a broker says to a publisher, by class and method.
-ACK, NACK, RETURN = b"\0\x3c\0\x50", b"\0\x3c\0\x78", b"\0\x3c\0\x32"
-
-_confirm = struct.Struct(">QB").unpack_from
-_short = struct.Struct(">H").unpack_from
-_long = struct.Struct(">I").unpack_from
-_long_long = struct.Struct(">Q").unpack_from
 
 METHODS_KEPT = 4096
 LONGEST_NAME = 128
@@ -102,37 +93,6 @@ class Encoder:
             raise Unencodable(f"its headers take {size} bytes, and a frame of this broker {self._largest}")
         start = _content_start(2, self._channel, size, BASIC_CLASS, 0, len(message.body), flags)
         return b"".join((start, content_type, headers, PERSISTENT, event_id, created, FRAME_END))
-
-
-def read_confirm(method: bytes) -> tuple[int, bool]:
-    """Return the delivery tag of an ACK or a NACK, and whether all up to it are meant."""
-    tag, bits = _confirm(method, 4)
-    return tag, bool(bits & 1)
-
-
-def read_return(method: bytes) -> str:
-    """Return why a message comes back, as `312 NO_ROUTE`."""
-    (code,) = _short(method, 4)
-    return f"{code} {method[7 : 7 + method[6]].decode(errors='replace')}"
-
-
-def read_content(header: bytes) -> tuple[int, str]:
-    """Return the size of the body behind a content header, and the message's id, if it has one."""
-    (size,) = _long_long(header, 4)
-    (flags,) = _short(header, 12)
-    at = 14
-    for bit in range(15, 7, -1):  # what may stand before the id: short strings, but for these
-        if not flags & 1 << bit:
-            continue
-        if 1 << bit == HEADERS:
-            at += 4 + _long(header, at)[0]
-        elif bit in {12, 11}:  # delivery mode and priority
-            at += 1
-        else:
-            at += 1 + header[at]
-    if not flags & MESSAGE_ID:
-        return size, ""
-    return size, header[at + 1 : at + 1 + header[at]].decode(errors="replace")
 
 
 def short_string(value: str) -> bytes:

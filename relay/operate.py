@@ -13,9 +13,10 @@ import time
 import msgspec
 
 from relay import outbox_repairs
-from relay.database import Connection, DatabaseLost, close, connect, deadline
+from relay.database import Connection, DatabaseLost, connect, deadline
 from relay.outbox_repairs import Choice, NotBlocked
 from relay.settings import BadSetting
+from relay.severing import close
 
 COMMAND_SECONDS = 60.0
 CHUNK = 500

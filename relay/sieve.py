@@ -1,7 +1,7 @@
 """What stands between the socket and aiormq, and takes out the frames that come in thousands.
 
-aiormq makes objects of each frame, by way of two queues and a task: 30 us, and three times that for a message that
-comes back. A sieve looks at the bytes as they arrive; what its taker does not take goes on to aiormq, untouched.
+aiormq makes objects of each frame, by way of two queues and a task: 30 us, and three times that for a message. A sieve
+looks at the bytes as they arrive; what its taker does not take goes on to aiormq, untouched.
 """
 
 import asyncio

@@ -12,10 +12,11 @@ import logging
 from psycopg import sql
 
 from relay import outbox_partitions
-from relay.database import Connection, DatabaseLost, close, connect, deadline
+from relay.database import Connection, DatabaseLost, connect, deadline
 from relay.metrics import Vitals
 from relay.outbox_partitions import Partition
 from relay.settings import Settings
+from relay.severing import close
 
 log = logging.getLogger("relay")
 

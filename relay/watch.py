@@ -13,8 +13,9 @@ from typing import LiteralString
 
 from relay import outbox_table
 from relay.backoff import backoff_seconds
-from relay.database import Connection, DatabaseLost, ask_for_writes, close, connect, deadline, translated
+from relay.database import Connection, DatabaseLost, ask_for_writes, connect, deadline, translated
 from relay.metrics import Vitals
+from relay.severing import close
 
 log = logging.getLogger("relay")
 

@@ -15,21 +15,22 @@ FOLDERS = {"orders": ROOT / "src" / "orders", "relay": ROOT / "relay"}
 # From the bottom up. A module imports only from the layers below its own, so there can be no cycle either.
 LAYERS: Mapping[str, Sequence[tuple[str, set[str]]]] = {
     "orders": (
-        ("letters and numbers", {"deadlines", "entropy", "frames", "sieve"}),
+        ("letters and numbers", {"amqp_bytes", "backoff", "deadlines", "entropy", "severing", "sieve"}),
         (
             "words",
             {
                 "actor",
-                "backoff",
                 "crash",
                 "currencies",
                 "errors",
                 "head",
+                "pauses",
                 "preconditions",
                 "request_id",
                 "settings",
                 "traceparent",
                 "uuid7",
+                "words",
                 "whereabouts",
             },
         ),
@@ -70,7 +71,7 @@ LAYERS: Mapping[str, Sequence[tuple[str, set[str]]]] = {
         ("processes and commands", {"app", "cli", "healthcheck", "worker"}),
     ),
     "relay": (
-        ("words and numbers", {"backoff", "mark", "message", "metrics", "pace"}),
+        ("words and numbers", {"amqp_bytes", "backoff", "mark", "message", "metrics", "pace", "severing", "words"}),
         ("decisions, and the connections", {"database", "frames", "settings", "sieve", "verdict", "waves", "weather"}),
         ("what became of a claim, and the two ends", {"channel", "outbox_partitions", "outbox_table", "outcome"}),
         ("what leans on them", {"management", "outbox_repairs", "publisher"}),

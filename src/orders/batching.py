@@ -23,9 +23,10 @@ from prometheus_client import Counter, Gauge, Histogram
 from psycopg import AsyncConnection
 
 from orders import database, deadlines
-from orders.backoff import backoff
 from orders.crash import stop_the_process_if_it_crashed
-from orders.errors import OrdersError, Overloaded, Refused, Unavailable, first_line
+from orders.errors import OrdersError, Overloaded, Refused, Unavailable
+from orders.pauses import backoff
+from orders.words import first_line
 
 log = logging.getLogger(__name__)
 

@@ -12,9 +12,9 @@ from aiormq.exceptions import AMQPError
 from pamqp.base import Frame
 from pamqp.commands import Basic
 
-from orders import broker, frames
-from orders.backoff import backoff
+from orders import amqp_bytes, broker
 from orders.broker import BrokerUnavailable
+from orders.pauses import backoff
 from orders.sieve import HEADER, METHOD, Wire
 
 log = logging.getLogger(__name__)
@@ -84,20 +84,20 @@ class ConsumingChannel(Channel):
     def take_frame(self, kind: int, payload: bytes) -> bool:
         """Take a frame if it is part of a delivery; of what is too large to be one of ours, keep the beginning."""
         if kind == METHOD:
-            self._method = payload if payload.startswith(frames.DELIVER) else None
+            self._method = payload if payload.startswith(amqp_bytes.DELIVER) else None
             return self._method is not None
         if self._method is None:
             return False
         if kind == HEADER:
             self._header = payload
-            self._size = self._left = frames.read_size(payload)
+            self._size = self._left = amqp_bytes.read_size(payload)
             self._pieces = []
         else:
             if self._size <= LARGEST_BODY or self._size - self._left < KEPT_OF_LARGER:
                 self._pieces.append(payload)
             self._left -= len(payload)
         if self._left <= 0:
-            tag, redelivered = frames.read_deliver(self._method)
+            tag, redelivered = amqp_bytes.read_deliver(self._method)
             self._method = None
             body = b"".join(self._pieces)
             self._take(
@@ -131,7 +131,7 @@ class Delivery:
 
     def header(self, name: str) -> str | None:
         """Return a header if it is a string; headers are not to be trusted."""
-        return frames.read_string(self._header, name.encode())
+        return amqp_bytes.read_string(self._header, name.encode())
 
     def ack(self) -> None:
         """Tell the broker, very soon, that the message is done with.

@@ -1,10 +1,9 @@
 """A connection to PostgreSQL whose every call ends, whatever the server does."""
 
 import asyncio
-import contextlib
 import socket
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import psycopg
 from psycopg import AsyncConnection
@@ -14,6 +13,9 @@ from psycopg.types.numeric import Int8BinaryDumper, Int8Dumper
 
 from orders.deadlines import CONNECT_SECONDS, HEAD_START_SECONDS
 from orders.errors import StartupError
+from orders.severing import close, deadline, sever
+
+__all__ = ["close", "connect", "deadline", "require", "sever"]  # all that is done with a connection is here
 
 # What every session of ours sets, whatever the server's defaults are.
 _SESSION = {
@@ -118,40 +120,6 @@ async def _first(servers: Sequence[str]) -> AsyncConnection:
         for found in await asyncio.gather(*attempts, return_exceptions=True):
             if isinstance(found, AsyncConnection) and found is not first:
                 await close(found)  # it came too late
-
-
-@contextlib.contextmanager
-def deadline(conn: AsyncConnection, seconds: float) -> Iterator[None]:
-    """Sever the connection if the block takes longer than `seconds`: its call then ends with OperationalError.
-
-    Not a cancellation: psycopg would first ask the server to cancel the query, and wait for it, and a server that is
-    stopped answers neither.
-    """
-    timer = asyncio.get_running_loop().call_later(seconds, sever, conn)
-    try:
-        yield
-    finally:
-        timer.cancel()
-
-
-def sever(conn: AsyncConnection) -> None:
-    """Shut the socket down under the connection, so that whoever waits for it sees the end of the stream."""
-    if conn.closed:
-        return
-    with contextlib.suppress(OSError):
-        wire = socket.socket(fileno=conn.fileno())  # no copy: it has to work with no descriptor left, too
-        try:
-            wire.shutdown(socket.SHUT_RDWR)
-        finally:
-            wire.detach()
-
-
-async def close(conn: AsyncConnection | None) -> None:
-    """Close a connection, also a broken one, without waiting for the server."""
-    if conn is not None:
-        sever(conn)
-        with contextlib.suppress(psycopg.Error):
-            await conn.close()
 
 
 async def require(conn: AsyncConnection, *statements: str) -> None:

@@ -16,10 +16,10 @@ from orders import database, dead_letters_table, redrive_orders
 from orders.actor import actor
 from orders.batching import Verdict, judge
 from orders.dead_letters_table import Choice
-from orders.errors import first_line
 from orders.outbox_table import add_partitions
 from orders.redrive_orders import Redrive
 from orders.settings import DatabaseSettings
+from orders.words import first_line
 
 T = TypeVar("T")
 

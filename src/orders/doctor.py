@@ -30,9 +30,10 @@ from orders import (
     postpone_orders,
     topology,
 )
-from orders.errors import OrdersError, StartupError, first_line
+from orders.errors import OrdersError, StartupError
 from orders.settings import DoctorSettings
 from orders.whereabouts import whereabouts
+from orders.words import first_line
 
 PATIENCE_SECONDS = 5.0
 OLD_SECONDS = 10.0  # an event that is unsent for so long hangs

@@ -46,16 +46,3 @@ class Unavailable(OrdersError):
 
 class StartupError(OrdersError):
     """The process cannot start."""
-
-
-def words_of(error: Exception) -> str:
-    """Return an error's message, as UTF-8 can say it; a handler's may fail at telling it."""
-    try:
-        return str(error).encode(errors="replace").decode()
-    except Exception:  # whatever somebody else's `__str__` raises
-        return ""
-
-
-def first_line(error: Exception) -> str:
-    """Return an error's message as one line."""
-    return next(iter(words_of(error).splitlines()), type(error).__name__)

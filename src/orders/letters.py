@@ -16,11 +16,12 @@ from psycopg import AsyncConnection
 from orders import events, orders_table
 from orders.claim_orders import Wanted
 from orders.consumer import KEPT_OF_LARGER
-from orders.errors import OrdersError, first_line
+from orders.errors import OrdersError
 from orders.events import Event, data_of
 from orders.finish_orders import sayable
 from orders.order import TERMINAL, Order
 from orders.traceparent import continue_trace
+from orders.words import first_line
 
 LARGEST_EVENT = 64 << 10  # bytes; ours are some hundred
 

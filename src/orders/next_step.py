@@ -4,8 +4,8 @@ from typing import assert_never
 
 import msgspec
 
-from orders.backoff import backoff
 from orders.finish_orders import Finished, Kind
+from orders.pauses import backoff
 from orders.run_handler import Again, Committed, Died, Done, Never, Outcome, Weather
 
 FIRST_RETRY_SECONDS = 0.2

@@ -27,10 +27,10 @@ from rich.table import Table
 
 from orders import broker, database, findings, reconcile_tables
 from orders.actor import actor
-from orders.backoff import backoff
 from orders.broker import BrokerUnavailable
 from orders.errors import OrdersError, Unavailable
 from orders.findings import Cause, Finding, Kind, Memory
+from orders.pauses import backoff
 from orders.settings import ReconcileSettings
 from orders.spill import Spill
 from orders.topology import WORK_QUEUE

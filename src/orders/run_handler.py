@@ -15,9 +15,9 @@ from orders import database, outbox_table
 from orders.batching import Verdict, judge
 from orders.claim_orders import Claimed
 from orders.deadlines import STATEMENT_SECONDS
-from orders.errors import first_line, words_of
 from orders.finish_orders import Finished, finish_of, finish_orders
 from orders.handlers import Handler, PlainHandler, Refuse, Retry, TransactionalHandler, wants_connection
+from orders.words import first_line, words_of
 
 LAST_WORDS_SECONDS = 0.2  # for a handler whose connection was severed to see it and to end by itself
 STANDSTILL_SECONDS = 0.5  # a timer that is so late says that the process stood still, not that it was busy

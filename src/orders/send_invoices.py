@@ -22,9 +22,9 @@ import httpx
 import msgspec
 from msgspec import Meta
 
-from orders.backoff import backoff
 from orders.invoices import Accepted, Kind, Malformed, Refused, Survey, read
 from orders.order import TERMINAL, Status
+from orders.pauses import backoff
 
 TRY_AGAIN = frozenset({429, 502, 503, 504})  # weather; the key makes a repeat harmless
 RETRY_AFTER_MOST_SECONDS = 10.0

@@ -10,9 +10,9 @@ import psycopg
 from psycopg import AsyncConnection
 
 from orders import database
-from orders.backoff import backoff
 from orders.crash import stop_the_process_if_it_crashed
-from orders.errors import first_line
+from orders.pauses import backoff
+from orders.words import first_line
 
 log = logging.getLogger(__name__)
 

@@ -1,7 +1,7 @@
 """What stands between the socket and aiormq, and takes out the frames that come in thousands.
 
-aiormq makes objects of each frame, by way of two queues and a task: a delivery costs 90 us. A sieve looks at the bytes
-as they arrive; what its taker does not take goes on to aiormq, untouched. The relay has its own: it is taken as it is.
+aiormq makes objects of each frame, by way of two queues and a task: 30 us, and three times that for a message. A sieve
+looks at the bytes as they arrive; what its taker does not take goes on to aiormq, untouched.
 """
 
 import asyncio
@@ -97,15 +97,17 @@ class Sieve(asyncio.Protocol):
 
 
 class Wire(TransportFactory):
-    """Opens aiormq's connection with a sieve in it."""
+    """Opens aiormq's connection with a sieve in it, and keeps its transport, so that it can be cut without a word."""
 
     def __init__(self) -> None:
         self._sieve: Sieve | None = None
+        self._transport: asyncio.WriteTransport | None = None
 
     async def create(self, url: URL, **kwargs: Any) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         """Connect, by TLS for `amqps`; the broker says nothing before we do, so no byte misses the sieve."""
         factory = TLSTransportFactory() if url.scheme == "amqps" else TCPTransportFactory()
         reader, writer = await factory.create(url, **kwargs)
+        self._transport = writer.transport
         behind = writer.transport.get_protocol()
         assert isinstance(behind, asyncio.Protocol)
         self._sieve = Sieve(behind)
@@ -116,3 +118,8 @@ class Wire(TransportFactory):
         """Offer the frames of this channel to a taker; the connection is open."""
         assert self._sieve is not None
         self._sieve.offer(channel, take)
+
+    def cut(self) -> None:
+        """End the connection without a word."""
+        if self._transport is not None:
+            self._transport.abort()

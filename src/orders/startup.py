@@ -11,8 +11,8 @@ import psycopg
 import uvloop
 
 from orders import database
-from orders.backoff import backoff
 from orders.errors import StartupError
+from orders.pauses import backoff
 from orders.request_id import Lines
 
 WAIT_SECONDS = 30.0  # for a server that is not there yet: longer than one takes to start

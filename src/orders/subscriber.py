@@ -19,14 +19,14 @@ from aiormq.exceptions import AMQPError
 from psycopg import AsyncConnection
 
 from orders import broker, database, events, inbox, serving, startup
-from orders.backoff import backoff
 from orders.broker import BrokerUnavailable
 from orders.consumer import Consumer, Delivery
-from orders.errors import first_line
 from orders.events import EXCHANGE, Envelope
 from orders.handlers import Refuse
 from orders.inbox import OutsideRetention
+from orders.pauses import backoff
 from orders.settings import SubscriberSettings
+from orders.words import first_line
 
 log = logging.getLogger(__name__)
 

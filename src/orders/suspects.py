@@ -16,8 +16,8 @@ from typing import TypeVar
 import msgspec
 from prometheus_client import Counter
 
-from orders.backoff import backoff
 from orders.crash import stop_the_process_if_it_crashed
+from orders.pauses import backoff
 from orders.run_handler import Died, Job, Outcome
 from orders.trial import LARGEST_LINE, READY, Answer, Question
 

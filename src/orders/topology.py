@@ -11,10 +11,10 @@ from aiormq.abc import AbstractConnection, FieldTable
 from aiormq.exceptions import AMQPError, ChannelClosed
 
 from orders import broker
-from orders.backoff import backoff
 from orders.broker import BrokerUnavailable
 from orders.errors import StartupError
 from orders.events import EXCHANGE, REQUIRED
+from orders.pauses import backoff
 
 WORK_QUEUE = "orders.work"
 DEAD_QUEUE = "orders.dead"

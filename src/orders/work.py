@@ -10,11 +10,11 @@ import msgspec
 from prometheus_client import Counter, Gauge, Histogram
 
 from orders import next_step
-from orders.backoff import backoff
 from orders.claim_orders import Claim, Claimed, Forged, Held, Postponed, Settled, Unknown, Wanted
 from orders.consumer import Delivery
 from orders.finish_orders import Finish, Finished, finish_of
 from orders.letters import Poison, Verdict, wanted_of
+from orders.pauses import backoff
 from orders.postpone_orders import Postpone
 from orders.run_handler import Job, Outcome, Run
 from orders.traceparent import continue_trace

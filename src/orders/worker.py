@@ -31,7 +31,6 @@ from orders.batching import Batching, Limits
 from orders.claim_orders import Claim, Wanted
 from orders.consumer import Consumer
 from orders.dead_letters import DeadLetters
-from orders.errors import first_line
 from orders.finish_orders import Finish, Finished
 from orders.handlers import Handler
 from orders.letters import Letter, Verdict
@@ -42,6 +41,7 @@ from orders.settings import WorkerSettings
 from orders.suspects import Suspects
 from orders.topology import WORK_QUEUE
 from orders.wake_up import WakeUp
+from orders.words import first_line
 from orders.work import Statements, Work
 
 log = logging.getLogger("orders.worker")

@@ -6,8 +6,8 @@ from itertools import islice
 import pytest
 
 from orders import deadlines
-from orders.backoff import backoff
 from orders.batching import Limits
+from orders.pauses import backoff
 from orders.settings import ApiSettings
 from sandbox.nginx import RULES
 

@@ -6,7 +6,8 @@ import resource
 import pytest
 from psycopg.pq import TransactionStatus
 
-from relay.database import DatabaseLost, close, connect, deadline
+from relay.database import DatabaseLost, connect, deadline
+from relay.severing import close
 from tests.eventually import eventually
 
 

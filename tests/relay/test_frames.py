@@ -13,7 +13,6 @@ from pamqp.body import ContentBody
 from pamqp.commands import Basic
 from pamqp.header import ContentHeader
 
-from relay import frames
 from relay.frames import METHODS_KEPT, Encoder, Unencodable, header_table
 from relay.message import Message
 from tests.relay.letters import letter
@@ -136,50 +135,3 @@ def test_cached_addresses_are_bounded() -> None:
         assert f"key.{at}".encode() in encoder.encode(letter(1, routing_key=f"key.{at}"))
 
     assert len(encoder._methods) <= METHODS_KEPT
-
-
-@pytest.mark.parametrize("multiple", [True, False])
-def test_confirms_are_read(multiple: bool) -> None:
-    """
-    An ack and a nack, single or of a range.
-    """
-    ack = pamqp.frame.marshal(Basic.Ack(delivery_tag=2**40 + 7, multiple=multiple), 1)[7:-1]
-    nack = pamqp.frame.marshal(Basic.Nack(delivery_tag=9, multiple=multiple, requeue=True), 1)[7:-1]
-
-    assert (ack[:4], nack[:4]) == (frames.ACK, frames.NACK)
-    assert frames.read_confirm(ack) == (2**40 + 7, multiple)
-    assert frames.read_confirm(nack) == (9, multiple)
-
-
-def test_returns_are_read() -> None:
-    """
-    Why a message comes back.
-    """
-    method = pamqp.frame.marshal(
-        Basic.Return(reply_code=312, reply_text="NO_ROUTE", exchange="orders", routing_key="order.done"), 1
-    )[7:-1]
-
-    assert method[:4] == frames.RETURN
-    assert frames.read_return(method) == "312 NO_ROUTE"
-
-
-@pytest.mark.parametrize(
-    "properties",
-    [
-        Basic.Properties(),
-        Basic.Properties(message_id="event-1"),
-        Basic.Properties(content_type="a/b", headers={"a": "b", "n": 1}, delivery_mode=2, message_id="event-1"),
-        Basic.Properties(
-            content_type="a/b", content_encoding="gzip", headers={}, delivery_mode=2, priority=9, correlation_id="c",
-            reply_to="r", expiration="60000", message_id="event-1", message_type="t", user_id="u", app_id="a",
-        ),
-        Basic.Properties(content_encoding="gzip", priority=1, expiration="1", message_type="t"),
-    ],
-)  # fmt: skip
-def test_the_id_is_read_among_other_properties(properties: Basic.Properties) -> None:
-    """
-    A message that comes back is known by its id, whatever stands before it.
-    """
-    header = pamqp.frame.marshal(ContentHeader(body_size=12_345, properties=properties), 1)[7:-1]
-
-    assert frames.read_content(header) == (12_345, properties.message_id or "")

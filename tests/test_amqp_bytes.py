@@ -1,11 +1,12 @@
-"""A delivery's bytes, read by hand, against pamqp."""
+"""The bytes that are read by hand, held against pamqp; the relay's module is the same to the byte."""
 
 import pamqp.frame
 import pytest
+from pamqp.base import Frame
 from pamqp.commands import Basic
 from pamqp.header import ContentHeader
 
-from orders import frames
+from orders import amqp_bytes
 
 TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
@@ -22,7 +23,7 @@ PROPERTIES = [
 ]
 
 
-def payload(frame: Basic.Deliver | ContentHeader) -> bytes:
+def payload(frame: Frame | ContentHeader) -> bytes:
     return pamqp.frame.marshal(frame, 1)[7:-1]
 
 
@@ -34,8 +35,8 @@ def test_string_headers(properties: Basic.Properties) -> None:
     header = payload(ContentHeader(body_size=70_000, properties=properties))
     expected = (properties.headers or {}).get("traceparent")
 
-    assert frames.read_size(header) == 70_000
-    assert frames.read_string(header, b"traceparent") == (expected if isinstance(expected, str) else None)
+    assert amqp_bytes.read_size(header) == 70_000
+    assert amqp_bytes.read_string(header, b"traceparent") == (expected if isinstance(expected, str) else None)
 
 
 def test_half_a_header() -> None:
@@ -44,8 +45,8 @@ def test_half_a_header() -> None:
     """
     whole = payload(ContentHeader(body_size=1, properties=Basic.Properties(headers={"a": "b", "n": 1, "trace": "x"})))
 
-    assert frames.read_string(whole, b"trace") == "x"
-    assert {frames.read_string(whole[:end], b"trace") for end in range(12, len(whole))} <= {None, ""}
+    assert amqp_bytes.read_string(whole, b"trace") == "x"
+    assert {amqp_bytes.read_string(whole[:end], b"trace") for end in range(12, len(whole))} <= {None, ""}
 
 
 def test_hostile_headers() -> None:
@@ -59,7 +60,7 @@ def test_hostile_headers() -> None:
 
     for table in (field_table({"deep": deep}), field_table({str(n): n for n in range(10_000)}), sized(raw)):
         header = (60).to_bytes(4) + (0).to_bytes(8) + (1 << 13).to_bytes(2) + table
-        assert frames.read_string(header[:2] + b"\0\0" + header[4:], b"trace") is None
+        assert amqp_bytes.read_string(header[:2] + b"\0\0" + header[4:], b"trace") is None
 
 
 def sized(fields: bytes) -> bytes:
@@ -93,5 +94,50 @@ def test_deliver(consumer: str, redelivered: bool) -> None:
         consumer_tag=consumer, delivery_tag=2**40 + 7, redelivered=redelivered, exchange="e", routing_key="k"
     )
 
-    assert payload(deliver).startswith(frames.DELIVER)
-    assert frames.read_deliver(payload(deliver)) == (2**40 + 7, redelivered)
+    assert payload(deliver).startswith(amqp_bytes.DELIVER)
+    assert amqp_bytes.read_deliver(payload(deliver)) == (2**40 + 7, redelivered)
+
+
+@pytest.mark.parametrize("multiple", [True, False])
+def test_confirms_are_read(multiple: bool) -> None:
+    """
+    An ack and a nack, single or of a range.
+    """
+    ack = payload(Basic.Ack(delivery_tag=2**40 + 7, multiple=multiple))
+    nack = payload(Basic.Nack(delivery_tag=9, multiple=multiple, requeue=True))
+
+    assert (ack[:4], nack[:4]) == (amqp_bytes.ACK, amqp_bytes.NACK)
+    assert amqp_bytes.read_confirm(ack) == (2**40 + 7, multiple)
+    assert amqp_bytes.read_confirm(nack) == (9, multiple)
+
+
+def test_returns_are_read() -> None:
+    """
+    Why a message comes back.
+    """
+    method = payload(Basic.Return(reply_code=312, reply_text="NO_ROUTE", exchange="orders", routing_key="order.done"))
+
+    assert method[:4] == amqp_bytes.RETURN
+    assert amqp_bytes.read_return(method) == "312 NO_ROUTE"
+
+
+@pytest.mark.parametrize(
+    "properties",
+    [
+        Basic.Properties(),
+        Basic.Properties(message_id="event-1"),
+        Basic.Properties(content_type="a/b", headers={"a": "b", "n": 1}, delivery_mode=2, message_id="event-1"),
+        Basic.Properties(
+            content_type="a/b", content_encoding="gzip", headers={}, delivery_mode=2, priority=9, correlation_id="c",
+            reply_to="r", expiration="60000", message_id="event-1", message_type="t", user_id="u", app_id="a",
+        ),
+        Basic.Properties(content_encoding="gzip", priority=1, expiration="1", message_type="t"),
+    ],
+)  # fmt: skip
+def test_the_id_is_read_among_other_properties(properties: Basic.Properties) -> None:
+    """
+    A message that comes back is known by its id, whatever stands before it.
+    """
+    header = payload(ContentHeader(body_size=12_345, properties=properties))
+
+    assert amqp_bytes.read_content(header) == (12_345, properties.message_id or "")
