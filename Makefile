@@ -10,28 +10,28 @@ help:
 	@sed -n 's/^\([a-z]*\):.*## /\1	/p' $(MAKEFILE_LIST) | while IFS='	' read -r name does; do printf 'make %-8s %s\n' "$$name" "$$does"; done
 
 demo: $(VENV)/.made ## replay the bundled real orders through the whole system, from nginx to done
-	@$(BIN)/python -m sandbox.demo
+	@$(BIN)/python -m dev.sandbox.demo
 
 test: $(VENV)/.made ## run every test on real servers (ARGS=... for pytest)
 	@$(BIN)/python -m pytest $(ARGS)
 
 fuzz: $(VENV)/.made ## send 20,000 requests and more made from the OpenAPI document to a service of its own
-	@FUZZ_CASES=$${FUZZ_CASES:-20000} FUZZ_EXAMPLES=$${FUZZ_EXAMPLES:-500} $(BIN)/python -m pytest -s tests/orders/test_openapi.py $(ARGS)
+	@FUZZ_CASES=$${FUZZ_CASES:-20000} FUZZ_EXAMPLES=$${FUZZ_EXAMPLES:-500} $(BIN)/python -m pytest -s tests/orders/api/test_openapi.py $(ARGS)
 
 bench: $(VENV)/.made ## measure (ONLY=relay is one of them; FULL=1 is the long form)
-	@$(BIN)/python -m bench $(ONLY)
+	@$(BIN)/python -m dev.bench $(ONLY)
 
 up: $(VENV)/.made ## start the system in the background, or heal and rescale it (APIS=3 RELAYS=1 WORKERS=1)
-	@$(BIN)/python -m sandbox.supervisor up
+	@$(BIN)/python -m dev.sandbox.supervisor up
 
 down: $(VENV)/.made ## end what `make up` started
-	@$(BIN)/python -m sandbox.supervisor down
+	@$(BIN)/python -m dev.sandbox.supervisor down
 
 chaos: $(VENV)/.made ## break the whole system by the schedule of a seed, and check what is left (ARGS="--seed 1-12 --minutes 5")
-	@$(BIN)/python -m chaos $(ARGS)
+	@$(BIN)/python -m dev.chaos $(ARGS)
 
 sabotage: $(VENV)/.made ## plant known bugs in copies of the tree, and see that a test catches each (ARGS="S1 S5", ARGS=--list)
-	@$(BIN)/python -m sabotage $(ARGS)
+	@$(BIN)/python -m dev.sabotage $(ARGS)
 
 lint: $(VENV)/.made ## ruff, mypy --strict, and no leftovers of a merge
 	@! git grep -nE '^(<<<<<<<|>>>>>>>)( |$$)'
@@ -40,5 +40,5 @@ lint: $(VENV)/.made ## ruff, mypy --strict, and no leftovers of a merge
 	@$(BIN)/mypy
 
 $(VENV)/.made: requirements-dev.lock pyproject.toml
-	@sandbox/make-venv $(PYTHON) $(VENV)
+	@dev/sandbox/make-venv $(PYTHON) $(VENV)
 	@touch $@

@@ -13,7 +13,7 @@ import psycopg
 from psycopg import AsyncConnection
 
 from orders.handlers import Refuse
-from orders.order import Order
+from orders.model.order import Order
 
 
 async def book(order: Order, conn: AsyncConnection) -> None:

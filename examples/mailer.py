@@ -10,7 +10,7 @@ and `event.id` is one.
 from psycopg import AsyncConnection
 
 from orders import subscriber
-from orders.events import Envelope
+from orders.model.events import Envelope
 from orders.subscriber import Subscription
 
 

@@ -9,8 +9,8 @@ from psycopg import AsyncConnection, errors
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from relay import severing
+from relay.error_text import first_line
 from relay.severing import close
-from relay.words import first_line
 
 CONNECT_SECONDS = 3
 STATEMENT_SECONDS = 5.0

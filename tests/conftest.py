@@ -11,10 +11,10 @@ import psycopg
 import pytest
 from psycopg import AsyncConnection
 
-import sandbox.servers
-from sandbox.choice import Choice, ChoiceError, choose
-from sandbox.servers import Servers, in_parallel
-from sandbox.system import Counts, System, declare_topology, upgrade
+import dev.sandbox.servers
+from dev.sandbox.choice import Choice, ChoiceError, choose
+from dev.sandbox.servers import Servers, in_parallel
+from dev.sandbox.system import Counts, System, declare_topology, upgrade
 from tests import places
 
 StartSystem = Callable[..., System]
@@ -66,7 +66,7 @@ def anyio_backend() -> str:
 @pytest.fixture(scope="session")
 def servers(pytestconfig: pytest.Config) -> Iterator[Servers]:
     """PostgreSQL and RabbitMQ for all tests that do not break them."""
-    with sandbox.servers.servers(pytestconfig.stash[CHOICE], testcontainers=True) as opened:
+    with dev.sandbox.servers.servers(pytestconfig.stash[CHOICE], testcontainers=True) as opened:
         yield opened
 
 
@@ -127,7 +127,7 @@ def breakable_servers(pytestconfig: pytest.Config) -> Iterator[Servers]:
     choice = pytestconfig.stash[CHOICE]
     if choice.kind == "env":
         choice = Choice("local", "the environment's servers are not ours to stop")
-    with sandbox.servers.servers(choice, testcontainers=True) as opened:
+    with dev.sandbox.servers.servers(choice, testcontainers=True) as opened:
         yield opened
 
 

@@ -9,8 +9,8 @@ from urllib.parse import urlsplit, urlunsplit
 import psycopg
 from psycopg import sql
 
-from sandbox.servers import Servers
-from sandbox.vhosts import Management, with_vhost
+from dev.sandbox.servers import Servers
+from dev.sandbox.vhosts import Management, with_vhost
 
 NOTHING = sql.SQL("")
 

@@ -6,7 +6,7 @@ from pamqp.base import Frame
 from pamqp.commands import Basic
 from pamqp.header import ContentHeader
 
-from orders import amqp_bytes
+from orders.broker import amqp_bytes
 
 TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 

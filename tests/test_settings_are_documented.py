@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from orders.settings import ApiSettings, WaitSettings, WorkerSettings
+from orders.runtime.settings import ApiSettings, WaitSettings, WorkerSettings
 from relay.settings import Settings as RelaySettings
 
 PAGE = Path(__file__).parent.parent / "docs" / "deployment.md"

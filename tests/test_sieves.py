@@ -11,12 +11,12 @@ from pamqp.commands import Basic
 from pamqp.header import ContentHeader
 from pamqp.heartbeat import Heartbeat
 
-import orders.sieve
+import orders.broker.sieve
 import relay.sieve
 
 HEARTBEAT: bytes = pamqp.frame.marshal(Heartbeat(), 0)
 
-each_sieve = pytest.mark.parametrize("make", [relay.sieve.Sieve, orders.sieve.Sieve], ids=["relay", "orders"])
+each_sieve = pytest.mark.parametrize("make", [relay.sieve.Sieve, orders.broker.sieve.Sieve], ids=["relay", "orders"])
 
 
 class Behind(asyncio.Protocol):

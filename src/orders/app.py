@@ -11,35 +11,24 @@ from litestar.response import Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from psycopg import AsyncConnection
 
-from orders import (
-    api,
-    cancel_orders,
-    clients_table,
-    keys_table,
-    openapi,
-    orders_table,
-    outbox_table,
-    place_orders,
-    problems,
-    request_id,
-    serving,
-    startup,
-)
-from orders.api import Api, Found, Read, Write, Written
-from orders.back_pressure import LOOK_SECONDS, BackPressure
-from orders.batching import Batching, Limits
-from orders.cancel_orders import Cancellation
-from orders.clients import CONFIRM_SECONDS, Clients
-from orders.clients_table import KeyId
-from orders.errors import OrdersError
-from orders.expire_keys import BUSY_SECONDS, ExpireKeys
-from orders.head import with_head
-from orders.live import TICK_SECONDS, Live
-from orders.orders_table import Walk, Wanted
-from orders.periodic import Job, Periodic
-from orders.place_orders import Placement
-from orders.settings import ApiSettings
-from orders.wake_up import WakeUp
+from orders.api import openapi, problems, request_id, routes
+from orders.api.auth import CONFIRM_SECONDS, Clients
+from orders.api.back_pressure import LOOK_SECONDS, BackPressure
+from orders.api.expire_keys import BUSY_SECONDS, ExpireKeys
+from orders.api.head import with_head
+from orders.api.live import TICK_SECONDS, Live
+from orders.api.routes import Api, Found, Read, Write, Written
+from orders.database import cancel_orders, clients_table, keys_table, orders_table, outbox_table, place_orders
+from orders.database.batcher import Batching, Limits
+from orders.database.cancel_orders import Cancellation
+from orders.database.clients_table import KeyId
+from orders.database.orders_table import Walk, Wanted
+from orders.database.periodic import Job, Periodic
+from orders.database.place_orders import Placement
+from orders.database.wake_up import WakeUp
+from orders.model.errors import OrdersError
+from orders.runtime import http_server, startup
+from orders.runtime.settings import ApiSettings
 
 log = logging.getLogger("orders.app")
 
@@ -103,7 +92,7 @@ def create_app(settings: ApiSettings, live: Live) -> Api:
             reading = Limits(
                 batch_rows=200,
                 queue_rows=settings.orders_queue_rows,
-                queue_bytes=settings.orders_queue_rows * api.READ_SIZE,
+                queue_bytes=settings.orders_queue_rows * routes.READ_SIZE,
                 patience=settings.orders_patience,
             )
             clients = Clients(required=settings.orders_auth == "required")
@@ -123,13 +112,13 @@ def create_app(settings: ApiSettings, live: Live) -> Api:
                 Periodic("watch", url, jobs, **orders_table.BY_INDEX) as periodic,
             ):
                 live.begun = periodic.soon
-                app.state["services"] = api.Services(
+                app.state["services"] = routes.Services(
                     write=writers, read=reader, live=live, clients=clients, back_pressure=back_pressure
                 )
                 yield
 
     return Api(
-        [*api.HANDLERS, *openapi.HANDLERS, metrics],
+        [*routes.HANDLERS, *openapi.HANDLERS, metrics],
         lifespan=[lifespan],
         exception_handlers=problems.HANDLERS,
         request_max_body_size=1 << 20,
@@ -149,15 +138,15 @@ async def serve(settings: ApiSettings) -> None:
     )
     live = Live()
     app = request_id.named(with_head(create_app(settings, live)))
-    server = serving.HttpServer(app, settings.orders_host, settings.orders_port, settings.orders_grace)
+    server = http_server.HttpServer(app, settings.orders_host, settings.orders_port, settings.orders_grace)
 
     def stop() -> None:
         live.close()
         server.stop()
 
-    serving.on_stop_signals(stop)
-    serving.spare_the_collector()
-    serving.take_all_descriptors()
+    http_server.on_stop_signals(stop)
+    http_server.spare_the_collector()
+    http_server.take_all_descriptors()
     log.info("api %s listens on %s:%s", os.getpid(), settings.orders_host, settings.orders_port)
     await server.serve()
     log.info("api %s has stopped", os.getpid())

@@ -6,12 +6,14 @@ import sys
 
 import click
 
-from orders import doctor, manage, people, reconcile
-from orders import topology as broker_topology
-from orders.dead import dead
-from orders.errors import StartupError
-from orders.replay import replay
-from orders.settings import TopologySettings
+from orders.broker import topology as broker_topology
+from orders.model.errors import StartupError
+from orders.runtime.settings import TopologySettings
+from orders.tools import manage, people
+from orders.tools.dead import dead
+from orders.tools.doctor import doctor
+from orders.tools.reconcile.command import reconcile
+from orders.tools.replay.command import replay
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -37,7 +39,7 @@ def topology(wait: float) -> None:
     click.echo("exchange orders, queues orders.work and orders.dead, and their bindings are there")
 
 
-for command in (*people.COMMANDS, manage.clients, manage.purge, dead, replay, reconcile.command, doctor.command):
+for command in (*people.COMMANDS, manage.clients, manage.purge, dead, replay, reconcile, doctor):
     main.add_command(command)
 
 

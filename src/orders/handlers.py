@@ -21,9 +21,9 @@ from collections.abc import Awaitable, Callable
 
 from psycopg import AsyncConnection
 
-from orders.errors import OrdersError, StartupError
-from orders.order import Order
-from orders.settings import SettingsError, WaitSettings
+from orders.model.errors import OrdersError, StartupError
+from orders.model.order import Order
+from orders.runtime.settings import SettingsError, WaitSettings
 
 PlainHandler = Callable[[Order], Awaitable[object]]
 TransactionalHandler = Callable[[Order, AsyncConnection], Awaitable[object]]

@@ -18,15 +18,18 @@ from aiormq.abc import AbstractConnection, FieldTable
 from aiormq.exceptions import AMQPError
 from psycopg import AsyncConnection
 
-from orders import broker, database, events, inbox, serving, startup
-from orders.broker import BrokerUnavailable
-from orders.consumer import Consumer, Delivery
-from orders.events import EXCHANGE, Envelope
+from orders.broker import rabbitmq
+from orders.broker.consumer import Consumer, Delivery
+from orders.broker.rabbitmq import BrokerUnavailable
+from orders.database import inbox, postgres
+from orders.database.inbox import OutsideRetention
 from orders.handlers import Refuse
-from orders.inbox import OutsideRetention
-from orders.pauses import backoff
-from orders.settings import SubscriberSettings
-from orders.words import first_line
+from orders.model import events
+from orders.model.error_text import first_line
+from orders.model.events import EXCHANGE, Envelope
+from orders.runtime import http_server, startup
+from orders.runtime.retry_pauses import backoff
+from orders.runtime.settings import SubscriberSettings
 
 log = logging.getLogger(__name__)
 
@@ -109,7 +112,7 @@ class Subscriber:
             if stop.is_set():
                 return
             try:
-                async with broker.connect(self.settings.amqp_url, f"{self.subscription.name} declare") as connection:
+                async with rabbitmq.connect(self.settings.amqp_url, f"{self.subscription.name} declare") as connection:
                     async with asyncio.timeout(CALL_SECONDS):
                         await declare(connection, self.subscription)
                     return
@@ -121,13 +124,13 @@ class Subscriber:
         while True:
             conn = None
             try:
-                conn = await database.connect(self.settings.database_url, f"{self.subscription.name} keep")
-                with database.deadline(conn, CALL_SECONDS):
+                conn = await postgres.connect(self.settings.database_url, f"{self.subscription.name} keep")
+                with postgres.deadline(conn, CALL_SECONDS):
                     await inbox.keep(conn, self.settings.inbox_days)
             except psycopg.Error as error:
                 log.warning("%s: the inbox is not tidied: %s", self.subscription.name, first_line(error))
             finally:
-                await database.close(conn)
+                await postgres.close(conn)
             await asyncio.sleep(KEEP_SECONDS)
 
     async def _lane(self, stop: asyncio.Event) -> None:
@@ -147,7 +150,7 @@ class Subscriber:
                     if delivery.lost or stop.is_set():
                         break  # it comes again
                     try:
-                        conn = conn or await database.connect(self.settings.database_url, self.subscription.name)
+                        conn = conn or await postgres.connect(self.settings.database_url, self.subscription.name)
                         await self._handle(delivery, conn)
                         break
                     except (Refuse, OutsideRetention) as error:
@@ -160,18 +163,18 @@ class Subscriber:
                             "%s: again: %s: %s", self.subscription.name, type(error).__name__, first_line(error)
                         )
                         if conn is None or conn.broken:
-                            await database.close(conn)
+                            await postgres.close(conn)
                             conn = None
                     await asyncio.sleep(pause)
         finally:
-            await database.close(conn)
+            await postgres.close(conn)
 
     async def _handle(self, delivery: Delivery, conn: AsyncConnection) -> None:
         try:
             event = events.open_envelope(delivery.body)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise Refuse(f"not an event: {first_line(error)}") from None
-        with database.deadline(conn, self.settings.subscriber_timeout):
+        with postgres.deadline(conn, self.settings.subscriber_timeout):
             async with conn.transaction():
                 is_first = await inbox.is_first(conn, self.subscription.name, event.id)
                 if is_first:
@@ -189,14 +192,14 @@ def main(subscription: Subscription) -> None:
 
     async def serve() -> None:
         stop = asyncio.Event()
-        serving.on_stop_signals(stop.set)
+        http_server.on_stop_signals(stop.set)
         if subscription.prepare is not None:
             await startup.require_database(settings.database_url)
-            conn = await database.connect(settings.database_url, subscription.name)
+            conn = await postgres.connect(settings.database_url, subscription.name)
             try:
                 await subscription.prepare(conn)
             finally:
-                await database.close(conn)
+                await postgres.close(conn)
         subscriber = Subscriber(settings, subscription)
         await subscriber.run(stop)
         log.info("%s has stopped: %s handled, %s repeated", subscription.name, subscriber.handled, subscriber.repeated)

@@ -13,36 +13,28 @@ from litestar import Litestar, Response, get
 from prometheus_client import CONTENT_TYPE_LATEST, Gauge, generate_latest
 from psycopg import AsyncConnection
 
-from orders import (
-    claim_orders,
-    database,
-    finish_orders,
-    handlers,
-    letters,
-    orders_table,
-    outbox_table,
-    postpone_orders,
-    problems,
-    serving,
-    startup,
-    topology,
-)
-from orders.batching import Batching, Limits
-from orders.claim_orders import Claim, Wanted
-from orders.consumer import Consumer
-from orders.dead_letters import DeadLetters
-from orders.finish_orders import Finish, Finished
+from orders import handlers
+from orders.api import problems
+from orders.broker import topology
+from orders.broker.consumer import Consumer
+from orders.broker.topology import WORK_QUEUE
+from orders.database import claim_orders, finish_orders, orders_table, outbox_table, postgres, postpone_orders
+from orders.database.batcher import Batching, Limits
+from orders.database.claim_orders import Claim, Wanted
+from orders.database.finish_orders import Finish, Finished
+from orders.database.liveness import Liveness
+from orders.database.wake_up import WakeUp
 from orders.handlers import Handler
-from orders.letters import Letter, Verdict
-from orders.liveness import Liveness
-from orders.retries import Retries
-from orders.run_handler import Runner
-from orders.settings import WorkerSettings
-from orders.suspects import Suspects
-from orders.topology import WORK_QUEUE
-from orders.wake_up import WakeUp
-from orders.words import first_line
-from orders.work import Statements, Work
+from orders.model.error_text import first_line
+from orders.runtime import http_server, startup
+from orders.runtime.settings import WorkerSettings
+from orders.work import letters
+from orders.work.dead_letter_mover import DeadLetters
+from orders.work.delivery import Statements, Work
+from orders.work.due_retries import Retries
+from orders.work.letters import Letter, Verdict
+from orders.work.runner import Runner
+from orders.work.suspects import Suspects
 
 log = logging.getLogger("orders.worker")
 
@@ -143,7 +135,7 @@ async def serve(settings: WorkerSettings, handler: Handler) -> None:
     await topology.wait_and("verify", settings.amqp_url, startup.WAIT_SECONDS)
 
     stop = asyncio.Event()
-    serving.on_stop_signals(stop.set)
+    http_server.on_stop_signals(stop.set)
     # Bounded by the prefetch, and by nothing else: an order that is in hand always gets its turn.
     limits = Limits(batch_rows=256, queue_rows=1_000_000)
     runner = Runner(handler, url, timeout=settings.work_timeout)
@@ -187,7 +179,7 @@ async def serve(settings: WorkerSettings, handler: Handler) -> None:
             parts = Parts(
                 work, consumer, liveness, retries, dead_letters, lambda: sum(not each.connections for each in batches)
             )
-            server = serving.HttpServer(create_health(parts), settings.worker_host, settings.worker_port, 1)
+            server = http_server.HttpServer(create_health(parts), settings.worker_host, settings.worker_port, 1)
             consuming = asyncio.create_task(consumer.run(), name="consumer")
             health = asyncio.create_task(server.serve(), name="health")
             watching = asyncio.create_task(watch_the_loop(settings.work_timeout), name="watchdog")
@@ -218,14 +210,14 @@ async def hand_back(url: str, worker: int, in_hand: Sequence[UUID]) -> int:
         return 0
     conn = None
     try:
-        conn = await database.connect(url, "orders-hand-back")
-        with database.deadline(conn, CLOSING_SECONDS / 4):
+        conn = await postgres.connect(url, "orders-hand-back")
+        with postgres.deadline(conn, CLOSING_SECONDS / 4):
             return await claim_orders.hand_back(conn, worker, in_hand)
     except psycopg.Error as error:
         log.warning("could not hand back %s orders: %s", len(in_hand), first_line(error))
         return 0
     finally:
-        await database.close(conn)
+        await postgres.close(conn)
 
 
 def main() -> None:

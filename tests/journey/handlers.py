@@ -7,7 +7,7 @@ import asyncio
 import os
 from pathlib import Path
 
-from orders.order import Order
+from orders.model.order import Order
 
 FOLDER = Path(os.environ["JOURNEY_FOLDER"])
 GATE_POLL_SECONDS = 0.02

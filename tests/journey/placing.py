@@ -9,9 +9,9 @@ import httpx
 import msgspec
 from psycopg import AsyncConnection
 
-from orders.place_orders import place_orders, placement_of
-from orders.traceparent import continue_trace
-from sandbox.system import System
+from dev.sandbox.system import System
+from orders.database.place_orders import place_orders, placement_of
+from orders.model.traceparent import continue_trace
 from tests.orders.samples import new_order
 
 # The lengths of the acceptance are long for every day: `JOURNEYS=long make test ARGS=tests/journey/test_work_*.py`.

@@ -9,8 +9,8 @@ import aiormq
 import msgspec
 from aiormq.abc import DeliveredMessage
 
-from orders import events
-from orders.events import Envelope
+from orders.model import events
+from orders.model.events import Envelope
 from tests.eventually import eventually
 
 QUEUE = "journey.events"

@@ -2,7 +2,7 @@
 
 import asyncio
 
-from sandbox.servers import Servers
+from dev.sandbox.servers import Servers
 from tests.conftest import StartSystem
 from tests.eventually import eventually
 from tests.journey import shoppers

@@ -16,9 +16,9 @@ from pathlib import Path
 import httpx
 import pytest
 
-from sandbox.choice import Choice
-from sandbox.process import ROOT
-from sandbox.servers import Servers
+from dev.sandbox.choice import Choice
+from dev.sandbox.process import ROOT
+from dev.sandbox.servers import Servers
 from tests.eventually import eventually
 
 DEMO_SECONDS = 240.0  # on a machine that is busy with other things; alone it takes a tenth
@@ -34,7 +34,7 @@ class Demo:
         self.output = folder / "output"
         with self.output.open("wb") as output:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "sandbox.demo"],
+                [sys.executable, "-m", "dev.sandbox.demo"],
                 cwd=ROOT,
                 # A server's own environment is none of ours: it is known by its folder.
                 env=os.environ

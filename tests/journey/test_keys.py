@@ -7,7 +7,7 @@ from collections import Counter, defaultdict
 import msgspec
 import psycopg
 
-from sandbox.system import System
+from dev.sandbox.system import System
 from tests.conftest import StartSystem
 from tests.eventually import eventually
 from tests.journey.placing import LONG

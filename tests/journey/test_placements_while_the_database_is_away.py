@@ -11,8 +11,8 @@ import httpx
 import psycopg
 import pytest
 
-from orders.errors import Unavailable
-from sandbox.servers import Servers
+from dev.sandbox.servers import Servers
+from orders.model.errors import Unavailable
 from tests.conftest import StartSystem
 from tests.eventually import eventually
 from tests.journey import shoppers
@@ -70,7 +70,7 @@ async def test_placements_while_the_database_is_away(
     system = start_own_system(relays=0, workers=0)
     postgres = own_servers.postgres
     load = Placements(system.base_url)
-    # How long both take is printed; that the deadlines add up to 2 s is held by tests/orders/test_deadlines.py.
+    # How long both take is printed; that the deadlines add up to 2 s is held by tests/orders/runtime/test_timeouts.py.
     async with load.going_on():
         await eventually(lambda: len(load.accepted) > 50)
         await asyncio.to_thread(postgres.stop if fault == "stopped" else postgres.pause)

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from sandbox.ports import free_port
-from sandbox.process import ROOT
-from sandbox.servers import Servers
+from dev.sandbox.ports import free_port
+from dev.sandbox.process import ROOT
+from dev.sandbox.servers import Servers
 from tests import places
 
 API, RELAY, WORKER = "orders.app", "relay", "orders.worker"

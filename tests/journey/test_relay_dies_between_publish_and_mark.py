@@ -5,7 +5,7 @@ from contextlib import asynccontextmanager
 
 import psycopg
 
-from sandbox.system import Counts
+from dev.sandbox.system import Counts
 from tests.conftest import StartSystem
 from tests.eventually import eventually
 from tests.journey import shoppers

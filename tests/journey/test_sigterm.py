@@ -2,7 +2,7 @@
 
 import pytest
 
-from sandbox.process import Process
+from dev.sandbox.process import Process
 from tests.conftest import StartSystem
 from tests.eventually import eventually
 from tests.journey import shoppers

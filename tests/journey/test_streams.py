@@ -7,10 +7,10 @@ from uuid import UUID
 import httpx
 import psycopg
 
-from orders.claim_orders import Claimed, claim_orders
-from orders.finish_orders import finish_of, finish_orders
-from orders.live import TICK_SECONDS
-from sandbox.system import System
+from dev.sandbox.system import System
+from orders.api.live import TICK_SECONDS
+from orders.database.claim_orders import Claimed, claim_orders
+from orders.database.finish_orders import finish_of, finish_orders
 from tests.conftest import StartSystem
 from tests.eventually import eventually
 from tests.journey import shoppers

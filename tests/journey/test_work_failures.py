@@ -10,8 +10,8 @@ import aiormq
 import psycopg
 import pytest
 
-from sandbox.process import ROOT
-from sandbox.system import Counts
+from dev.sandbox.process import ROOT
+from dev.sandbox.system import Counts
 from tests.conftest import StartSystem
 from tests.eventually import eventually
 from tests.journey.placing import DEADLY, LONG, REFUSED, all_are, place, worker_statuses

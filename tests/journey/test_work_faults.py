@@ -8,8 +8,8 @@ from typing import LiteralString
 import psycopg
 from psycopg import AsyncConnection
 
+from dev.sandbox.servers import Servers
 from examples.bookkeeper import create_table
-from sandbox.servers import Servers
 from tests.conftest import StartSystem
 from tests.eventually import eventually
 from tests.journey.placing import LONG, all_are, place, statuses, worker_statuses

@@ -11,9 +11,9 @@ import aiormq
 import psycopg
 from psycopg import AsyncConnection
 
-from orders.topology import WORK_QUEUE
-from sandbox.keeper import send
-from sandbox.system import Counts
+from dev.sandbox.keeper import send
+from dev.sandbox.system import Counts
+from orders.broker.topology import WORK_QUEUE
 from tests.conftest import StartSystem
 from tests.eventually import eventually
 from tests.journey.placing import LONG, all_are, place, worker_statuses

@@ -11,7 +11,7 @@ import psycopg
 from psycopg import AsyncConnection
 from psycopg.rows import args_row
 
-from sandbox.system import System
+from dev.sandbox.system import System
 from tests.eventually import eventually
 from tests.journey.recorder import Heard, Recorder
 

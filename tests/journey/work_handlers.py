@@ -5,7 +5,7 @@ import os
 import random
 
 from orders.handlers import Refuse, Retry
-from orders.order import Order
+from orders.model.order import Order
 from tests.journey.placing import DEADLY, REFUSED
 
 NAP_SECONDS = (0.005, 0.03)

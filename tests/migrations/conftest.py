@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from sandbox.process import ROOT
-from sandbox.servers import Servers
+from dev.sandbox.process import ROOT
+from dev.sandbox.servers import Servers
 from tests import places
 
 Alembic = Callable[..., subprocess.Popen[str]]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import psycopg
 
-from sandbox import packages
+from dev.sandbox import packages
 from tests.migrations.conftest import Alembic
 from tests.migrations.schema import look
 

@@ -9,11 +9,11 @@ from uuid import UUID
 
 import msgspec
 
-from orders import next_step
-from orders.claim_orders import Claim, Forged, Held, Orphaned, Postponed, Seen, Settled, Wanted, claim_of
-from orders.next_step import NextStep
-from orders.order import TERMINAL, Status
-from orders.run_handler import Again, Died, Done, Never, Outcome, Weather
+from orders.database.claim_orders import Claim, Forged, Held, Orphaned, Postponed, Seen, Settled, Wanted, claim_of
+from orders.model.order import TERMINAL, Status
+from orders.work import decision
+from orders.work.decision import NextStep
+from orders.work.runner import Again, Died, Done, Never, Outcome, Weather
 from tests.model.relay_world import Broken
 
 MAX_FAILURES = 2
@@ -32,7 +32,7 @@ class Decisions(msgspec.Struct, frozen=True):
     """What the worker decides with."""
 
     claim_of: Callable[[Seen, Wanted], Claim | Orphaned] = claim_of
-    next_step: Callable[[Outcome, int, int], NextStep] = next_step.next_step
+    next_step: Callable[[Outcome, int, int], NextStep] = decision.next_step
 
 
 class Row(msgspec.Struct):
@@ -184,29 +184,29 @@ class World:
         assert job.outcome is not None
         is_ours = row.status == "processing" and row.attempts == job.attempt
         match self.decide.next_step(job.outcome, job.failures, MAX_FAILURES):
-            case next_step.Finish(None):
+            case decision.Finish(None):
                 if is_ours:
                     self._promise("done" in self.said, "an order is done, and its handler has not said so")
                     self._end("done")
-            case next_step.Finish(_, kind):
+            case decision.Finish(_, kind):
                 if is_ours:
                     said = "never" in self.said if kind == "refused" else self.own_failures + 1 >= MAX_FAILURES
                     self._promise(said, f"an order has failed as {kind} after {self.own_failures} failures of its own")
                     self._end("failed")
-            case next_step.Postpone():
+            case decision.Postpone():
                 if is_ours:
                     self._promise(
                         isinstance(job.outcome, Again), f"{job.outcome} is counted as the order's own failure"
                     )
                     self.own_failures += 1
                     row.worker, row.failures, row.retry = 0, row.failures + 1, job.wanted
-            case next_step.RunAgain():
+            case decision.RunAgain():
                 job.attempt = job.outcome = None
                 return
-            case next_step.Condemn():
+            case decision.Condemn():
                 self._dead_letter(at, job, "deadly")
                 return
-            case next_step.HasFinished():
+            case decision.HasFinished():
                 raise AssertionError("unreachable: these handlers take no connection")
         self._ack(at, job)
 

@@ -8,9 +8,9 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_state_machine_as_test
 
-from orders.claim_orders import Claim, Held, Orphaned, Seen, Settled, Wanted, claim_of
-from orders.next_step import NextStep, next_step
-from orders.run_handler import Again, Outcome, Weather
+from orders.database.claim_orders import Claim, Held, Orphaned, Seen, Settled, Wanted, claim_of
+from orders.work.decision import NextStep, next_step
+from orders.work.runner import Again, Outcome, Weather
 from relay.mark import LowWaterMark
 from relay.message import Answer, Message, Reply, Route
 from relay.verdict import Sent, Verdict, judge

@@ -6,8 +6,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from sandbox import packages
-from sandbox.process import ROOT
+from dev.sandbox import packages
+from dev.sandbox.process import ROOT
 
 FOLDER = ROOT / "docs" / "model"
 

@@ -10,8 +10,8 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from sandbox import nginx, packages, ports
-from sandbox.process import Process, Spec
+from dev.sandbox import nginx, packages, ports
+from dev.sandbox.process import Process, Spec
 
 
 class Answer:

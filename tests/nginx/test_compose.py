@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sandbox import ports
+from dev.sandbox import ports
 from tests.nginx import name_server, upstream
 from tests.nginx.name_server import Names
 from tests.nginx.proxy import Proxy, in_a_container

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from sandbox import nginx as sandbox_nginx
-from sandbox.process import StartError
+from dev.sandbox import nginx as sandbox_nginx
+from dev.sandbox.process import StartError
 from tests.nginx.conftest import StartApi, StartNginx
 from tests.nginx.proxy import concurrently
 from tests.nginx.upstream import answer

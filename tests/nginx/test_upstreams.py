@@ -4,7 +4,7 @@ import asyncio
 import os
 from contextlib import AsyncExitStack
 
-from sandbox import ports
+from dev.sandbox import ports
 from tests.nginx import upstream
 from tests.nginx.conftest import StartApi, StartNginx
 from tests.nginx.proxy import concurrently, eventually

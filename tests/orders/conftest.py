@@ -8,14 +8,14 @@ from typing import Any
 import httpx
 import pytest
 
+from dev.sandbox.ports import free_port
+from dev.sandbox.wire import Wire, wire_to
+from orders.api.head import with_head
+from orders.api.live import Live
+from orders.api.request_id import named
 from orders.app import create_app
-from orders.head import with_head
-from orders.live import Live
-from orders.request_id import named
-from orders.serving import HttpServer
-from orders.settings import ApiSettings
-from sandbox.ports import free_port
-from sandbox.wire import Wire, wire_to
+from orders.runtime.http_server import HttpServer
+from orders.runtime.settings import ApiSettings
 from tests.eventually import eventually
 
 NEW: dict[str, Any] = {

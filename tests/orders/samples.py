@@ -4,9 +4,9 @@ from typing import LiteralString
 
 from psycopg import AsyncConnection
 
-from orders.order import Line, NewOrder
-from orders.place_orders import Placement, placement_of
-from orders.traceparent import continue_trace
+from orders.database.place_orders import Placement, placement_of
+from orders.model.order import Line, NewOrder
+from orders.model.traceparent import continue_trace
 
 PLACED_AND_TOLD: LiteralString = """
     SELECT (SELECT count(*) FROM orders), (SELECT count(*) FROM outbox), (SELECT count(*) FROM idempotency_keys)

@@ -8,13 +8,14 @@ from contextlib import asynccontextmanager
 from psycopg import AsyncConnection
 
 from examples.mailer import create_table, write_mail
-from orders import broker, events
-from orders.events import EXCHANGE, Data, Envelope, Event
+from orders.broker import rabbitmq
 from orders.handlers import Refuse, Retry
-from orders.settings import SubscriberSettings
+from orders.model import events
+from orders.model.events import EXCHANGE, Data, Envelope, Event
+from orders.model.traceparent import continue_trace
+from orders.model.uuid7 import uuid7
+from orders.runtime.settings import SubscriberSettings
 from orders.subscriber import EventHandler, Subscriber, Subscription, declare
-from orders.traceparent import continue_trace
-from orders.uuid7 import uuid7
 from tests.eventually import eventually
 from tests.orders.work_samples import rows
 
@@ -39,7 +40,7 @@ async def subscribed(database_url: str, amqp_url: str, handle: EventHandler) -> 
 
 async def publish(amqp_url: str, bodies: Sequence[bytes]) -> None:
     """Publish to whoever has subscribed: the mailer."""
-    async with broker.connect(amqp_url, "test") as connection:
+    async with rabbitmq.connect(amqp_url, "test") as connection:
         await declare(connection, Subscription("mailer", ("order.done",), write_mail))
         channel = await connection.channel()
         for body in bodies:
@@ -83,7 +84,7 @@ async def test_failure_is_tried_again_and_refusal_is_not(database_url: str, topo
         await eventually(lambda: (subscriber.handled, subscriber.refused) == (1, 3))
 
     assert tries == {"refused": 1, "thrice": 3}
-    async with broker.connect(topology, "test") as connection:
+    async with rabbitmq.connect(topology, "test") as connection:
         channel = await connection.channel()
         for _ in range(3):
             assert (await channel.basic_get("mailer.dead", no_ack=True)).body

@@ -8,9 +8,9 @@ import aiormq
 import httpx
 from psycopg import AsyncConnection
 
-from orders.topology import WORK_QUEUE
-from sandbox.ports import free_port
-from sandbox.wire import Wire
+from dev.sandbox.ports import free_port
+from dev.sandbox.wire import Wire
+from orders.broker.topology import WORK_QUEUE
 from tests.eventually import eventually
 from tests.orders.work_samples import place
 

@@ -10,7 +10,7 @@ from psycopg import AsyncConnection
 from psycopg.conninfo import make_conninfo
 
 from orders.handlers import Refuse, Retry
-from orders.order import Order
+from orders.model.order import Order
 
 
 async def obey(order: Order) -> None:

@@ -6,10 +6,10 @@ from uuid import UUID
 
 from psycopg import AsyncConnection
 
-from orders.claim_orders import Claimed, Wanted, claim_orders
-from orders.finish_orders import finish_of, finish_orders
-from orders.place_orders import Placement, place_orders
-from orders.traceparent import continue_trace
+from orders.database.claim_orders import Claimed, Wanted, claim_orders
+from orders.database.finish_orders import finish_of, finish_orders
+from orders.database.place_orders import Placement, place_orders
+from orders.model.traceparent import continue_trace
 from tests.orders.samples import placement
 
 WORKER = 17

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import msgspec
 
-from sandbox.choice import choose
-from sandbox.servers import Servers, servers
-from sandbox.system import upgrade
+from dev.sandbox.choice import choose
+from dev.sandbox.servers import Servers, servers
+from dev.sandbox.system import upgrade
 from tests import places
 from tests.relay.schedule import Result, Run
 

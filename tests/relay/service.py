@@ -18,7 +18,7 @@ import aiormq
 from aiormq.abc import AbstractChannel, DeliveredMessage
 from psycopg import AsyncConnection
 
-from sandbox.ports import free_port
+from dev.sandbox.ports import free_port
 from tests.eventually import eventually
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -10,7 +10,7 @@ from pathlib import Path
 import psycopg
 from psycopg import AsyncConnection
 
-from sandbox.servers import Servers
+from dev.sandbox.servers import Servers
 from tests import places
 from tests.relay.conftest import StartRelay
 from tests.relay.service import ROOT, RelayProcess, append, becomes, broker, operator, recording, states

@@ -13,10 +13,10 @@ import psycopg
 import pytest
 from psycopg import AsyncConnection, sql
 
+from dev.sandbox.servers import Servers
+from dev.sandbox.system import upgrade
 from relay.database import DatabaseLost, connect, deadline
 from relay.outbox_table import SESSION
-from sandbox.servers import Servers
-from sandbox.system import upgrade
 from tests.eventually import eventually
 from tests.relay.conftest import StartRelay
 from tests.relay.service import RelayProcess, all_settled, append, append_many, becomes, states

@@ -5,8 +5,8 @@ from pathlib import Path
 
 from psycopg import AsyncConnection
 
-from sandbox.servers import Servers
-from sandbox.system import declare_topology, upgrade
+from dev.sandbox.servers import Servers
+from dev.sandbox.system import declare_topology, upgrade
 from tests import places
 from tests.relay.conftest import StartRelay
 from tests.relay.service import RelayProcess, append_many, becomes, states

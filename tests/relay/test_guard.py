@@ -12,6 +12,8 @@ import pytest
 from aiormq.abc import AbstractChannel, FieldTable
 from psycopg import AsyncConnection
 
+from dev.sandbox.servers import Servers
+from dev.sandbox.system import declare_topology
 from relay import guard as guard_module
 from relay import management
 from relay.database import connect
@@ -24,8 +26,6 @@ from relay.outbox_table import SESSION
 from relay.publisher import Publisher
 from relay.settings import Settings
 from relay.topology import shape_of
-from sandbox.servers import Servers
-from sandbox.system import declare_topology
 from tests.eventually import eventually
 from tests.relay.conftest import StartRelay
 from tests.relay.service import (

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from psycopg import AsyncConnection
 
-from sandbox.servers import Servers
-from sandbox.system import declare_topology, upgrade
+from dev.sandbox.servers import Servers
+from dev.sandbox.system import declare_topology, upgrade
 from tests import places
 from tests.eventually import eventually
 from tests.relay.service import RelayProcess, append, becomes, broker, keys_by_event, recording, states

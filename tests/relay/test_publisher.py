@@ -12,12 +12,12 @@ import pytest
 from aiormq.connection import TCPTransportFactory
 from yarl import URL
 
+from dev.sandbox.ports import free_port
+from dev.sandbox.servers import Servers
 from relay import publisher as publisher_module
 from relay.frames import FRAME_OVERHEAD, Encoder
 from relay.message import Answer, Message
 from relay.publisher import BrokerBlocked, BrokerLost, Publisher
-from sandbox.ports import free_port
-from sandbox.servers import Servers
 from tests.eventually import eventually
 from tests.relay.letters import letter
 from tests.relay.service import broker

@@ -1,0 +1,46 @@
+"""Our stack with a handler that does nothing: what uvicorn, Litestar and nginx leave for the work itself."""
+
+import logging
+
+import uvloop
+from litestar import Litestar, Request, Response, get, post
+
+from orders.api import problems, request_id
+from orders.runtime import http_server
+from orders.runtime.settings import ApiSettings
+
+ANSWER = b'{"order_id":"019ae8a2-5f7a-7c3e-8b1d-2f60a4c1d9e7","status":"placed"}'
+
+
+@post("/orders")
+async def place(request: Request) -> Response[bytes]:  # type: ignore[type-arg]
+    """Read the body, and answer always the same."""
+    await request.body()
+    return Response(ANSWER, status_code=201, media_type="application/json")
+
+
+@get(["/health", "/health/ready"])
+async def ready() -> Response[bytes]:
+    """Be ready."""
+    return Response(b"{}", media_type="application/json")
+
+
+async def serve() -> None:
+    """Serve until a signal, exactly as orders.app does."""
+    settings = ApiSettings.read()
+    app = Litestar(
+        [place, ready],
+        exception_handlers=problems.HANDLERS,
+        request_max_body_size=1 << 20,
+        openapi_config=None,
+        logging_config=None,
+    )
+    server = http_server.HttpServer(request_id.named(app), settings.orders_host, settings.orders_port, 1)
+    http_server.on_stop_signals(server.stop)
+    http_server.spare_the_collector()
+    await server.serve()
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level="WARNING")
+    uvloop.run(serve())

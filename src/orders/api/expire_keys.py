@@ -1,0 +1,39 @@
+"""Let go of old idempotency keys, in small batches above a mark of its own.
+
+The mark keeps a batch from stepping over the index entries of those before it: they stay until a vacuum, and while
+some transaction holds the horizon no vacuum removes them.
+"""
+
+import asyncio
+from datetime import UTC, datetime, timedelta
+
+from prometheus_client import Counter
+from psycopg import AsyncConnection
+
+from orders.database import keys_table
+
+BATCH_ROWS = 2000
+BUSY_SECONDS = 0.25  # between two full batches: 8,000 keys a second for each api
+QUIET_SECONDS = 30.0
+
+EXPIRED = Counter("orders_idempotency_keys_expired_total", "Idempotency keys whose retention was over")
+
+
+class ExpireKeys:
+    """Owns the mark; `run` is a job of the process's periodic connection."""
+
+    def __init__(self, retention_seconds: float) -> None:
+        self.retention = timedelta(seconds=retention_seconds)
+        self._mark = datetime(1970, 1, 1, tzinfo=UTC)
+        self._next = 0.0
+
+    def is_due(self) -> bool:
+        """Say whether it is time for a batch."""
+        return asyncio.get_running_loop().time() >= self._next
+
+    async def run(self, conn: AsyncConnection) -> None:
+        """Remove a batch, unless another api is doing so at this moment."""
+        rows, newest = await keys_table.expire(conn, self._mark, self.retention, BATCH_ROWS)
+        EXPIRED.inc(rows)
+        self._mark = newest or self._mark
+        self._next = asyncio.get_running_loop().time() + (BUSY_SECONDS if rows == BATCH_ROWS else QUIET_SECONDS)

@@ -1,0 +1,113 @@
+"""Live status: one statement per tick for all the orders that this process's streams and waits are about.
+
+Nobody keeps a state between two ticks: whoever waits says which version it has seen, and a tick answers with the
+newest above it. So changes between two ticks coalesce, and none is missed.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from uuid import UUID
+
+import msgspec
+from prometheus_client import Counter, Gauge
+from psycopg import AsyncConnection
+
+from orders.database import orders_table
+from orders.database.orders_table import StatusNow
+from orders.model.errors import Overloaded
+from orders.model.order import TERMINAL
+
+TICK_SECONDS = 0.1
+HEARTBEAT_SECONDS = 10.0  # nginx and the proxies of others take a minute of silence for a lost connection
+MOST_WATCHERS = 10_000  # each is a task and an open connection
+
+WATCHERS = Gauge("orders_watchers", "Streams of events, and requests that wait for a change")
+TICKS = Counter("orders_watch_ticks_total", "Statements for the newest status of all that is watched")
+
+_encode = msgspec.json.Encoder().encode
+
+
+class Live:
+    """Knows who waits for which order; `tick` is a job of the process's periodic connection."""
+
+    def __init__(self) -> None:
+        self.closed = False
+        self.begun: Callable[[], object] = lambda: None  # called when the first begins to watch
+        self._waiting: dict[UUID, dict[asyncio.Future[StatusNow | None], int]] = {}
+        self._watchers = 0
+
+    def is_watched(self) -> bool:
+        """Say whether a tick has anything to ask."""
+        return bool(self._waiting)
+
+    def close(self) -> None:
+        """End every stream and wait at once, and those that come late: their clients take them up elsewhere."""
+        self.closed = True
+        for futures in self._waiting.values():
+            for future in futures:
+                _settle(future, None)
+
+    async def tick(self, conn: AsyncConnection) -> None:
+        """Ask once for all that are watched, and tell those who wait for what has changed."""
+        TICKS.inc()
+        order_ids = list(self._waiting)
+        versions = [min(self._waiting[order_id].values()) for order_id in order_ids]
+        for now in await orders_table.changed(conn, order_ids, versions):
+            for future, seen in self._waiting.get(now.order_id, {}).items():
+                if now.version > seen:
+                    _settle(future, now)
+
+    async def change(self, order_id: UUID, seen: int, seconds: float) -> StatusNow | None:
+        """Return an order's newest status once its version is above `seen`.
+
+        None when that takes longer than `seconds`, or the process stops. Raises Overloaded when too many are waiting.
+        """
+        if self.closed:
+            return None
+        if self._watchers >= MOST_WATCHERS:
+            raise Overloaded
+        self._watchers += 1
+        WATCHERS.set(self._watchers)
+        future: asyncio.Future[StatusNow | None] = asyncio.get_running_loop().create_future()
+        if not self._waiting:
+            self.begun()
+        self._waiting.setdefault(order_id, {})[future] = seen
+        timer = asyncio.get_running_loop().call_later(seconds, _settle, future, None)
+        try:
+            return await future
+        finally:
+            timer.cancel()
+            self._watchers -= 1
+            WATCHERS.set(self._watchers)
+            futures = self._waiting[order_id]
+            del futures[future]
+            if not futures:
+                del self._waiting[order_id]
+
+    async def events(self, now: StatusNow, seen: int | None) -> AsyncIterator[bytes]:
+        """Yield a stream of server-sent events: the status now, then the newest whenever it changed, to the end.
+
+        https://html.spec.whatwg.org/multipage/server-sent-events.html
+        """
+        yield b"retry: 500\n\n"  # milliseconds until a client whose stream was cut comes again
+        if seen is None or seen < now.version:
+            yield _event(now)
+        while now.status not in TERMINAL and not self.closed:
+            try:
+                newer = await self.change(now.order_id, now.version, HEARTBEAT_SECONDS)
+            except Overloaded:
+                return
+            if newer is not None:
+                now = newer
+                yield _event(now)
+            elif not self.closed:
+                yield b": still here\n\n"
+
+
+def _settle(future: asyncio.Future[StatusNow | None], now: StatusNow | None) -> None:
+    if not future.done():
+        future.set_result(now)
+
+
+def _event(now: StatusNow) -> bytes:
+    return b"id: %d\ndata: %b\n\n" % (now.version, _encode(now))

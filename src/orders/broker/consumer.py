@@ -1,0 +1,256 @@
+"""Deliveries in, acks out; comes back by itself whenever the broker, the channel or the queue does."""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable
+
+import aiormq
+from aiormq.abc import AbstractConnection, ChannelFrame
+from aiormq.channel import Channel
+from aiormq.exceptions import AMQPError
+from pamqp.base import Frame
+from pamqp.commands import Basic
+
+from orders.broker import amqp_bytes, rabbitmq
+from orders.broker.rabbitmq import BrokerUnavailable
+from orders.broker.sieve import HEADER, METHOD, Wire
+from orders.runtime.retry_pauses import backoff
+
+log = logging.getLogger(__name__)
+
+CALL_SECONDS = 5.0
+LARGEST_BODY = 1 << 20  # bytes; of a larger one we keep only the beginning, for nobody is going to work it
+KEPT_OF_LARGER = 64 << 10
+
+
+class Answers:
+    """Which deliveries of a channel are done with, and how to say so in few words.
+
+    Everything up to a tag is acked at once; what lies beyond one that is still in hand is acked singly, so an order
+    that hangs holds nobody's ack.
+    """
+
+    def __init__(self) -> None:
+        self._low = 0  # every delivery up to this tag is answered
+        self._ahead: set[int] = set()  # those beyond it that are
+        self._acks: list[int] = []
+        self._rejects: list[int] = []
+
+    def ack(self, tag: int) -> None:
+        """Note that this delivery is done with."""
+        self._acks.append(tag)
+
+    def reject(self, tag: int) -> None:
+        """Note that this delivery is for the dead letters."""
+        self._rejects.append(tag)
+
+    def take(self) -> list[Frame]:
+        """Return what there is to say since the last time."""
+        acks, rejects = self._acks, self._rejects
+        self._acks, self._rejects = [], []
+        self._ahead.update(acks, rejects)
+        while self._low + 1 in self._ahead:
+            self._low += 1
+            self._ahead.remove(self._low)
+        # A range takes along all that is unanswered below its end, so rejects go before it; and its end has to be
+        # unanswered itself, or the broker closes the channel over an unknown tag.
+        answers: list[Frame] = [Basic.Reject(tag, requeue=False) for tag in rejects]
+        if below := [tag for tag in acks if tag <= self._low]:
+            answers.append(Basic.Ack(max(below), multiple=True))
+        answers.extend(Basic.Ack(tag) for tag in acks if tag > self._low)
+        return answers
+
+
+class ConsumingChannel(Channel):
+    """A channel that hands deliveries over as they arrive, and answers them in batches.
+
+    It leans on what aiormq does not promise: `write_queue`, `connection.channels`, and that it reads from a protocol
+    which a sieve can stand before. tests/orders/broker/test_consumer.py fails when an upgrade moves one of them.
+    """
+
+    def __init__(
+        self, connection: AbstractConnection, number: int, take: "Callable[[Delivery], None]", wake: asyncio.Event
+    ) -> None:
+        super().__init__(connection, number, publisher_confirms=False, frame_buffer=0)
+        self.answers = Answers()
+        self.wake = wake  # set when there is something to answer
+        self._take = take
+        self._method: bytes | None = None  # of the delivery that is being read
+        self._header = b""
+        self._pieces: list[bytes] = []
+        self._size = self._left = 0
+
+    def take_frame(self, kind: int, payload: bytes) -> bool:
+        """Take a frame if it is part of a delivery; of what is too large to be one of ours, keep the beginning."""
+        if kind == METHOD:
+            self._method = payload if payload.startswith(amqp_bytes.DELIVER) else None
+            return self._method is not None
+        if self._method is None:
+            return False
+        if kind == HEADER:
+            self._header = payload
+            self._size = self._left = amqp_bytes.read_size(payload)
+            self._pieces = []
+        else:
+            if self._size <= LARGEST_BODY or self._size - self._left < KEPT_OF_LARGER:
+                self._pieces.append(payload)
+            self._left -= len(payload)
+        if self._left <= 0:
+            tag, redelivered = amqp_bytes.read_deliver(self._method)
+            self._method = None
+            body = b"".join(self._pieces)
+            self._take(
+                Delivery(
+                    self, tag, self._header, body if self._size <= LARGEST_BODY else body[:KEPT_OF_LARGER], self._size,
+                    redelivered=redelivered,
+                )
+            )  # fmt: skip
+        return True
+
+    async def answer(self) -> None:
+        """Tell the broker what is done with by now."""
+        if (answers := self.answers.take()) and not self.is_closed:
+            await self.write_queue.put(ChannelFrame.marshall(self.number, answers))
+
+
+class Delivery:
+    """A message in hand. It stays ours until it is acked or rejected, or its channel is gone."""
+
+    __slots__ = ("_channel", "_header", "_tag", "body", "redelivered", "size")
+
+    def __init__(
+        self, channel: ConsumingChannel, tag: int, header: bytes, body: bytes, size: int, *, redelivered: bool
+    ) -> None:
+        self._channel = channel
+        self._tag = tag
+        self._header = header
+        self.body = body
+        self.size = size  # of the whole body, also where `body` is only its beginning
+        self.redelivered = redelivered
+
+    def header(self, name: str) -> str | None:
+        """Return a header if it is a string; headers are not to be trusted."""
+        return amqp_bytes.read_string(self._header, name.encode())
+
+    def ack(self) -> None:
+        """Tell the broker, very soon, that the message is done with.
+
+        An answer that gets lost with its channel only means that the message is delivered again.
+        """
+        self._channel.answers.ack(self._tag)
+        self._channel.wake.set()
+
+    def reject(self) -> None:
+        """Hand the message to the dead letters."""
+        self._channel.answers.reject(self._tag)
+        self._channel.wake.set()
+
+    @property
+    def lost(self) -> bool:
+        """Whether its channel is gone: then the broker delivers it again, to us or to another."""
+        return bool(self._channel.is_closed)
+
+
+class Consumer:
+    """Consumes one queue with a bounded prefetch; `take` gets each delivery and must return at once."""
+
+    def __init__(self, urls: str, queue: str, prefetch: int, take: Callable[[Delivery], None]) -> None:
+        self.urls = urls
+        self.queue = queue
+        self.prefetch = prefetch
+        self.take = take
+        self.connected = False
+        self._wake = asyncio.Event()
+        self._stop = asyncio.Event()
+        self._finished = asyncio.Event()
+
+    def stop(self) -> None:
+        """Take no more deliveries; those in hand may still be acked until `finish`."""
+        self._stop.set()
+        self._wake.set()
+
+    def finish(self) -> None:
+        """Close the connection: what is still in hand goes back to the queue."""
+        self._finished.set()
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Consume until stopped and finished, over as many connections as it takes."""
+        pauses = backoff()
+        told = ""
+        while not self._stop.is_set():
+            why = ""
+            try:
+                wire = Wire()
+                async with rabbitmq.connect(self.urls, f"orders {self.queue}", wire) as connection:
+                    await self._consume(connection, wire)
+                    pauses = backoff()
+            except (BrokerUnavailable, AMQPError, OSError, TimeoutError) as error:
+                why = str(error) or type(error).__name__
+            except asyncio.CancelledError:
+                if (task := asyncio.current_task()) is not None and task.cancelling():
+                    raise
+                why = "the broker's heartbeat has failed"
+            finally:
+                self.connected = False
+            if why and why != told:  # once for each trouble, not for each try
+                log.warning("no consumer of %s: %s", self.queue, why)
+            told = why
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(next(pauses)):
+                    await self._stop.wait()
+
+    async def _consume(self, connection: AbstractConnection, wire: Wire) -> None:
+        """Consume on one connection until it, its channel or the queue is gone, or we are told to stop."""
+        lost = asyncio.Event()
+
+        def lose(_why: object) -> None:
+            lost.set()
+            self._wake.set()
+
+        async with asyncio.timeout(CALL_SECONDS):
+            channel = await _open(connection, wire, self.take, self._wake)
+            # The broker cancels a consumer whose queue was deleted, or (4.3) who holds a delivery for too long.
+            channel.on_consumer_cancel_callbacks.add(lose)
+            await channel.basic_qos(prefetch_count=self.prefetch)
+            consuming = await channel.basic_consume(self.queue, _never_called)
+        for closing in (connection.closing, channel.closing):
+            closing.add_done_callback(lose)
+        self.connected = True
+        log.info("consuming %s, %s in hand at most", self.queue, self.prefetch)
+
+        await self._answer_until(channel, lost, self._stop)
+        self.connected = False
+        if not lost.is_set():
+            async with asyncio.timeout(CALL_SECONDS):
+                await channel.basic_cancel(str(consuming.consumer_tag))
+            await self._answer_until(channel, lost, self._finished)
+        if lost.is_set():
+            log.warning("the consumer of %s was cancelled, or its connection is lost", self.queue)
+
+    async def _answer_until(self, channel: ConsumingChannel, *ends: asyncio.Event) -> None:
+        """Send the answers as they come until one of the events is there; then the last ones."""
+        ended = False
+        while not ended:
+            if not any(end.is_set() for end in ends):
+                await self._wake.wait()
+            self._wake.clear()
+            ended = any(end.is_set() for end in ends)
+            async with asyncio.timeout(CALL_SECONDS):  # aiormq's queue stays full while the broker reads nothing
+                await channel.answer()
+
+
+async def _open(
+    connection: AbstractConnection, wire: Wire, take: Callable[[Delivery], None], wake: asyncio.Event
+) -> ConsumingChannel:
+    number = max(connection.channels, default=0) + 1
+    channel = ConsumingChannel(connection, number, take, wake)
+    wire.offer(number, channel.take_frame)
+    connection.channels[number] = channel
+    await channel.open()
+    return channel
+
+
+async def _never_called(_message: aiormq.abc.DeliveredMessage) -> None:
+    raise AssertionError("ConsumingChannel hands deliveries over itself")

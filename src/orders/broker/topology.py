@@ -1,0 +1,80 @@
+"""What has to exist in RabbitMQ: declared by `orders topology`, verified by every process that uses it.
+
+An event of an order to be worked goes to one quorum queue; what cannot be worked goes from there to the dead letters,
+at least once. The delivery limit is only a backstop: it counts a crash against every message that was in hand.
+"""
+
+import asyncio
+from collections.abc import Mapping
+
+from aiormq.abc import AbstractConnection, FieldTable
+from aiormq.exceptions import AMQPError, ChannelClosed
+
+from orders.broker import rabbitmq
+from orders.broker.rabbitmq import BrokerUnavailable
+from orders.model.errors import StartupError
+from orders.model.events import EXCHANGE, REQUIRED
+from orders.runtime.retry_pauses import backoff
+
+WORK_QUEUE = "orders.work"
+DEAD_QUEUE = "orders.dead"
+DEAD_EXCHANGE = "orders.dead"
+
+WORK_ARGUMENTS: FieldTable = {
+    "x-queue-type": "quorum",
+    "x-delivery-limit": 1000,
+    "x-dead-letter-exchange": DEAD_EXCHANGE,
+    "x-dead-letter-strategy": "at-least-once",
+    "x-overflow": "reject-publish",  # at-least-once dead-lettering needs it
+}
+DEAD_ARGUMENTS: FieldTable = {"x-queue-type": "quorum", "x-delivery-limit": 1000}
+
+QUEUES: Mapping[str, FieldTable] = {WORK_QUEUE: WORK_ARGUMENTS, DEAD_QUEUE: DEAD_ARGUMENTS}
+MEND = "run `orders topology`"
+
+
+async def declare(connection: AbstractConnection) -> None:
+    """Declare exchanges, queues and bindings; harmless to repeat. Raises StartupError where another shape is there."""
+    try:
+        channel = await connection.channel()
+        await channel.exchange_declare(EXCHANGE, exchange_type="topic", durable=True)
+        await channel.exchange_declare(DEAD_EXCHANGE, exchange_type="fanout", durable=True)
+        # The work queue first: RabbitMQ 3.10, killed right after a declaration, may not bring back what came last.
+        for queue, arguments in QUEUES.items():
+            await channel.queue_declare(queue, durable=True, arguments=arguments)
+        await channel.queue_bind(DEAD_QUEUE, DEAD_EXCHANGE)
+        for event_type in sorted(REQUIRED):
+            await channel.queue_bind(WORK_QUEUE, EXCHANGE, event_type)
+        await channel.close()
+    except ChannelClosed as error:
+        raise StartupError(
+            f"RabbitMQ has another shape of this topology ({error}): delete what differs, when it is empty, and {MEND}"
+        ) from None
+
+
+async def verify(connection: AbstractConnection) -> None:
+    """Raise StartupError if a queue that the worker leans on is missing."""
+    channel = await connection.channel()
+    for queue in QUEUES:
+        try:
+            await channel.queue_declare(queue, passive=True)
+        except ChannelClosed as error:
+            raise StartupError(f"the queue {queue} is not there ({error}): {MEND}") from None
+    await channel.close()
+
+
+async def wait_and(what: str, urls: str, seconds: float) -> None:
+    """Wait up to `seconds` for the broker, then `declare` or `verify`; raise StartupError with one line otherwise."""
+    loop = asyncio.get_running_loop()
+    end = loop.time() + seconds
+    for pause in backoff():
+        try:
+            async with rabbitmq.connect(urls, f"orders-{what}") as connection, asyncio.timeout(10):
+                await (declare if what == "declare" else verify)(connection)
+                return  # an else would stand far from what it follows
+        except (BrokerUnavailable, AMQPError, OSError, TimeoutError) as error:
+            if loop.time() > end:
+                raise StartupError(
+                    f"no connection to RabbitMQ in {seconds:.0f} s ({error}): is it running, and is AMQP_URL right?"
+                ) from None
+        await asyncio.sleep(pause)

@@ -1,0 +1,158 @@
+"""Cancel orders that nobody works yet: a status and its event are written by one transaction, or neither is.
+
+Whether a cancel or a worker's claim comes first is decided by the row: each is one UPDATE that wants it `placed`.
+"""
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from hashlib import sha256
+from typing import LiteralString, cast
+from uuid import UUID
+
+import msgspec
+from prometheus_client import Counter
+from psycopg import AsyncConnection
+
+from orders.database import keys_table, orders_table
+from orders.database.keys_table import Key
+from orders.database.orders_table import Wanted
+from orders.model import events
+from orders.model.errors import KeyReused, OrderNotFound, OrdersError, TooLate, Unavailable
+from orders.model.events import Data
+from orders.model.order import Order
+
+OPERATION = "cancel"
+CANCELLED = Counter("orders_cancelled_total", "Orders cancelled, each with its event")
+
+ROUNDS = 3  # each finds another state than the one before it; more than one is rare
+
+# The rows are locked first, in order, so that a key is taken only for an order that is ours to cancel, or is cancelled
+# already. `version` is what the event was made for.
+CANCEL: LiteralString = """
+    WITH asked AS (
+        SELECT * FROM unnest(
+            %b::uuid[], %b::integer[], %b::timestamptz[], %b::text[], %b::text[], %b::bytea[], %b::bytea[],
+            %b::uuid[], %b::bytea[], %b::text[]
+        ) AS t (order_id, version, finished_at, client, key, fingerprint, answer, event_id, body, traceparent)
+    ), locked AS (
+        SELECT o.order_id, o.status FROM orders o JOIN asked USING (order_id)
+        WHERE o.status IN ('placed', 'cancelled') AND o.version = asked.version
+        ORDER BY o.order_id
+        FOR UPDATE OF o
+    ), taken AS (
+        INSERT INTO idempotency_keys (client, operation, key, fingerprint, order_id, answer)
+        SELECT client, 'cancel', key, fingerprint, order_id, answer FROM asked JOIN locked USING (order_id)
+        WHERE key IS NOT NULL ORDER BY client, key
+        ON CONFLICT DO NOTHING
+        RETURNING order_id
+    ), cancelled AS (
+        UPDATE orders o
+        SET status = 'cancelled', version = o.version + 1, updated_at = asked.finished_at,
+            finished_at = asked.finished_at
+        FROM asked JOIN locked USING (order_id)
+        WHERE o.order_id = asked.order_id AND o.status = 'placed'
+          AND (asked.key IS NULL OR asked.order_id IN (SELECT order_id FROM taken))
+        RETURNING o.order_id
+    ), appended AS (
+        INSERT INTO outbox (event_id, key, exchange, routing_key, required, content_type, headers, body)
+        SELECT event_id, order_id::text, 'orders', 'order.cancelled', false, 'application/cloudevents+json',
+               jsonb_build_object('traceparent', traceparent), body
+        FROM cancelled JOIN asked USING (order_id)
+    )
+    SELECT order_id, bool_or(is_new) FROM (
+        SELECT order_id, true AS is_new FROM cancelled UNION ALL SELECT order_id, false FROM taken
+    ) AS settled GROUP BY order_id
+"""
+
+
+class Cancellation(msgspec.Struct, frozen=True, kw_only=True):
+    """A client's wish that an order be cancelled."""
+
+    order_id: UUID
+    client: str
+    traceparent: str
+    key: str | None = None
+
+    @property
+    def fingerprint(self) -> bytes:
+        """What tells a repeat from a misuse of the key."""
+        return sha256(self.order_id.bytes).digest()
+
+    @property
+    def size(self) -> int:
+        """Its size in bytes, nearly, without the order's lines, which nobody knows yet."""
+        return 2000
+
+
+class Cancelled(msgspec.Struct, frozen=True):
+    """The order is cancelled; `answer` is the body of the first answer, `replayed` if the key was used before."""
+
+    answer: bytes
+    replayed: bool = False
+
+
+Answer = Cancelled | OrdersError
+_encode = msgspec.json.Encoder().encode
+
+
+async def cancel_orders(conn: AsyncConnection, batch: Sequence[Cancellation]) -> list[Answer]:
+    """Cancel each order that is still `placed`; say of each what has become of it.
+
+    Harmless to repeat: an order that is cancelled already is what was wanted.
+    """
+    answers: dict[int, Answer] = {}
+    for round_ in range(ROUNDS + 1):
+        open_ = [number for number in range(len(batch)) if number not in answers]
+        if not open_:
+            break
+        keys = [Key(batch[n].client, OPERATION, key) for n in open_ if (key := batch[n].key) is not None]
+        first_uses = await keys_table.read_many(conn, keys) if keys else {}
+        orders = await orders_table.read_many(conn, [Wanted(batch[n].client, batch[n].order_id) for n in open_])
+        rows: dict[UUID, tuple[int, tuple[object, ...]]] = {}
+        for number, order in zip(open_, orders, strict=True):
+            asked = batch[number]
+            first = first_uses.get(Key(asked.client, OPERATION, asked.key or ""))
+            if first is not None:
+                is_ours = first.fingerprint == asked.fingerprint
+                answers[number] = Cancelled(first.answer, replayed=round_ == 0) if is_ours else KeyReused()
+            elif isinstance(order, OrderNotFound):
+                answers[number] = order
+            elif order.status == "cancelled" and asked.key is None:
+                answers[number] = Cancelled(_encode(order))
+            elif order.status not in {"placed", "cancelled"}:
+                answers[number] = TooLate(f"The order is {order.status} already.")
+            else:
+                # One row for each order, or its event would come twice; the others find it cancelled in the next round.
+                rows.setdefault(order.order_id, (number, _row(asked, order)))
+        if rows and round_ < ROUNDS:
+            columns = [list(column) for column in zip(*(row for _, row in rows.values()), strict=True)]
+            cursor = await conn.execute(CANCEL, columns, prepare=True)
+            for order_id, is_new in await cursor.fetchall():
+                CANCELLED.inc(is_new)
+                number, row = rows[order_id]
+                answers[number] = Cancelled(cast(bytes, row[6]))  # `answer`
+    return [answers.get(number) or Unavailable() for number in range(len(batch))]
+
+
+def _row(asked: Cancellation, order: Order) -> tuple[object, ...]:
+    """Make a row of CANCEL for an order that is `placed`, or `cancelled` already and only wants its key kept."""
+    seen = order.version
+    if order.status == "placed":
+        now = datetime.now(UTC)
+        order = msgspec.structs.replace(
+            order, status="cancelled", version=seen + 1, updated_at=now, finished_at=now
+        )  # fmt: skip
+    data = Data(
+        order_id=order.order_id,
+        status=order.status,
+        version=order.version,
+        customer_id=order.customer_id,
+        currency=order.currency,
+        total_minor=order.total_minor,
+        reference=order.reference,
+    )
+    event = events.event_of("order.cancelled", data, asked.traceparent)
+    return (
+        order.order_id, seen, order.finished_at, asked.client, asked.key, asked.fingerprint, _encode(order),
+        event.event_id, event.body, event.traceparent,
+    )  # fmt: skip

@@ -1,0 +1,176 @@
+"""Take orders in hand: `placed -> processing`, committed before their handler starts.
+
+Otherwise a cancel could win after the card was charged. Each claim raises `attempts`, the fence of the finish: whoever
+claimed an order before and comes late finds another number, and changes nothing. An order is claimed only for the event
+that it waits for: old news and forgeries change nothing either.
+"""
+
+from collections.abc import Sequence
+from typing import LiteralString
+from uuid import UUID
+
+import msgspec
+from psycopg import AsyncConnection
+
+from orders.database import columns, orders_table
+from orders.model.order import Order, Status
+
+NOBODY = 0  # the worker of an order that waits for its retry, or was handed back
+
+# A placed order, or one that this very worker has claimed before, in a claim or a transaction with unknown outcome.
+CLAIM: LiteralString = """
+    WITH asked AS (
+        SELECT * FROM unnest(%b::uuid[], %b::uuid[]) AS t (order_id, event_id) ORDER BY order_id
+    )
+    UPDATE orders o
+    SET status = 'processing', version = o.version + (o.status = 'placed')::integer, worker = %b,
+        attempts = o.attempts + 1, updated_at = clock_timestamp()
+    FROM asked
+    WHERE o.order_id = asked.order_id AND coalesce(o.event_id, asked.event_id) = asked.event_id
+      AND (o.status = 'placed' OR o.status = 'processing' AND o.worker = %b)
+    RETURNING o.order_id, o.status, o.version, o.customer_id, o.currency, o.lines::text, o.total_minor, o.reference,
+              o.attempts, o.failure_reason, o.created_at, o.updated_at, o.finished_at, o.failures
+"""
+
+# Whoever works an order holds the advisory lock of its worker number; it vanishes with the worker's connection.
+LOOK: LiteralString = """
+    WITH alive AS MATERIALIZED (
+        SELECT objid::bigint AS worker FROM pg_locks
+        WHERE locktype = 'advisory'
+          AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
+          AND classid = 'orders'::regclass::oid AND objsubid = 2
+    )
+    SELECT o.order_id, o.status, o.worker, o.attempts, o.event_id, o.version, o.redrives,
+           o.worker IN (SELECT worker FROM alive) AS is_worked,
+           EXISTS (SELECT FROM retries r WHERE r.order_id = o.order_id) AS is_postponed
+    FROM orders o WHERE o.order_id = ANY(%b)
+"""
+
+# Only from the worker and the attempt that were looked at: somebody else may have been faster.
+TAKE_OVER: LiteralString = """
+    WITH asked AS (
+        SELECT * FROM unnest(%b::uuid[], %b::integer[], %b::integer[]) AS t (order_id, worker, attempts)
+        ORDER BY order_id
+    )
+    UPDATE orders o
+    SET worker = %b, attempts = o.attempts + 1, updated_at = clock_timestamp()
+    FROM asked
+    WHERE o.order_id = asked.order_id AND o.status = 'processing'
+      AND o.worker = asked.worker AND o.attempts = asked.attempts
+    RETURNING o.order_id, o.status, o.version, o.customer_id, o.currency, o.lines::text, o.total_minor, o.reference,
+              o.attempts, o.failure_reason, o.created_at, o.updated_at, o.finished_at, o.failures
+"""
+
+HAND_BACK: LiteralString = """
+    UPDATE orders SET worker = 0, updated_at = clock_timestamp()
+    WHERE order_id = ANY(%b) AND status = 'processing' AND worker = %b
+"""
+
+
+class Wanted(msgspec.Struct, frozen=True):
+    """An order that an event asks to be worked; `version` is the order's, as the event tells it."""
+
+    order_id: UUID
+    event_id: UUID
+    version: int
+
+
+class Claimed(msgspec.Struct, frozen=True):
+    """The order is ours, under the attempt number it carries."""
+
+    order: Order
+    failures: int
+    suspect: bool = False  # it was in the hands of a worker that has vanished: perhaps it is what ended it
+
+
+class Held(msgspec.Struct, frozen=True):
+    """Another worker, which is alive, has it."""
+
+
+class Postponed(msgspec.Struct, frozen=True):
+    """It waits for its retry, and will come again by itself."""
+
+
+class Settled(msgspec.Struct, frozen=True):
+    """There is nothing left to do."""
+
+    status: Status
+
+
+class Unknown(msgspec.Struct, frozen=True):
+    """There is no such order."""
+
+
+class Forged(msgspec.Struct, frozen=True):
+    """The order waits for no such event, and never did."""
+
+
+Claim = Claimed | Held | Postponed | Settled | Unknown | Forged
+
+
+class Orphaned(msgspec.Struct, frozen=True):
+    """It is being worked by nobody any more: to be taken over, if nobody else is faster."""
+
+    worker: int
+    attempts: int
+
+
+class Seen(msgspec.Struct, frozen=True):
+    """An order that could not be claimed, as LOOK finds it."""
+
+    status: Status
+    worker: int | None
+    attempts: int
+    event_id: UUID | None  # of the event that it waits for, unless that is as old as the column
+    version: int
+    redrives: int
+    is_worked: bool | None  # by a worker that is alive
+    is_postponed: bool
+
+
+def claim_of(seen: Seen, wanted: Wanted) -> Claim | Orphaned:
+    """Decide why an order could not be claimed for an event, and whether it is to be taken over."""
+    if seen.event_id is not None and seen.event_id != wanted.event_id:
+        # Only an order that was redriven has had another event; what is older than that is old news.
+        return Settled(seen.status) if seen.redrives and wanted.version < seen.version else Forged()
+    if seen.status not in {"placed", "processing"}:
+        return Settled(seen.status)
+    if seen.is_postponed:
+        return Postponed()
+    if seen.worker is None or seen.is_worked:
+        return Held()  # one without a worker was claimed a moment ago, and is `placed` again: the next claim finds it
+    return Orphaned(seen.worker, seen.attempts)
+
+
+async def claim_orders(conn: AsyncConnection, worker: int, batch: Sequence[Wanted]) -> list[Claim]:
+    """Claim the orders of a batch for a worker; each order stands in it once."""
+    asked = [columns.uuids([wanted.order_id for wanted in batch]), columns.uuids([wanted.event_id for wanted in batch])]
+    cursor = await conn.execute(CLAIM, [*asked, worker, worker], prepare=True)
+    claims: dict[UUID, Claim] = {row[0]: _claimed(row) for row in await cursor.fetchall()}
+
+    left = {wanted.order_id: wanted for wanted in batch if wanted.order_id not in claims}
+    if left:
+        cursor = await conn.execute(LOOK, [list(left)], prepare=True)
+        orphans: dict[UUID, Orphaned] = {}
+        for order_id, *found in await cursor.fetchall():
+            match claim_of(Seen(*found), left[order_id]):
+                case Orphaned() as orphan:
+                    orphans[order_id] = orphan
+                    claims[order_id] = Held()  # by whoever is faster than we are
+                case claim:
+                    claims[order_id] = claim
+        if orphans:
+            of, attempts = [o.worker for o in orphans.values()], [o.attempts for o in orphans.values()]
+            cursor = await conn.execute(TAKE_OVER, [list(orphans), of, attempts, worker], prepare=True)
+            for row in await cursor.fetchall():
+                claims[row[0]] = _claimed(row, suspect=orphans[row[0]].worker != NOBODY)
+    return [claims.get(wanted.order_id, Unknown()) for wanted in batch]
+
+
+async def hand_back(conn: AsyncConnection, worker: int, order_ids: Sequence[UUID]) -> int:
+    """Let others take these orders, where they are ours still, without suspicion; return how many there were."""
+    return (await conn.execute(HAND_BACK, [list(order_ids), worker])).rowcount
+
+
+def _claimed(row: tuple[object, ...], *, suspect: bool = False) -> Claimed:
+    return Claimed(orders_table.order_of(row[:-1]), failures=row[-1], suspect=suspect)  # type: ignore[arg-type]

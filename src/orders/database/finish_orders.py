@@ -1,0 +1,118 @@
+"""See orders to their end: a status and its event are written by one transaction, or neither is."""
+
+from collections.abc import Sequence
+from typing import Literal, LiteralString
+from uuid import UUID
+
+import msgspec
+from psycopg import AsyncConnection
+
+from orders.database import columns
+from orders.database.claim_orders import Claimed
+from orders.database.columns import Column
+from orders.model import events
+from orders.model.events import Event, EventType, data_of
+from orders.model.order import Status
+
+# Only under the attempt that was claimed: a repeat, or a worker that comes late, changes nothing and tells nothing.
+# Whatever has failed can be brought back by the commands for dead letters, so each failure leaves one.
+#
+# What is appended comes with the rows that were updated: joined to `asked` again, it would be compared with each row of
+# the batch, since the planner expects one.
+FINISH: LiteralString = """
+    WITH asked AS (
+        SELECT * FROM unnest(
+            %b::uuid[], %b::bigint[], %b::text[], %b::text[], %b::text[], %b::uuid[], %b::text[], %b::bytea[],
+            %b::text[]
+        ) AS t (order_id, attempts, status, failure_reason, kind, event_id, type, body, traceparent)
+        ORDER BY order_id
+    ), finished AS (
+        UPDATE orders o
+        SET status = asked.status, version = o.version + 1, worker = NULL, failure_reason = asked.failure_reason,
+            updated_at = clock_timestamp(), finished_at = clock_timestamp()
+        FROM asked
+        WHERE o.order_id = asked.order_id AND o.status = 'processing' AND o.attempts = asked.attempts
+        RETURNING o.order_id, coalesce(o.event_id, o.order_id) AS cause,
+                  extract(epoch FROM o.finished_at - coalesce(o.placed_at, o.created_at))::float8 AS seconds,
+                  asked.status, asked.failure_reason, asked.kind, asked.event_id, asked.type, asked.body,
+                  asked.traceparent
+    ), appended AS (
+        INSERT INTO outbox (event_id, key, exchange, routing_key, required, content_type, headers, body)
+        SELECT event_id, order_id::text, 'orders', type, false, 'application/cloudevents+json',
+               jsonb_build_object('traceparent', traceparent), body
+        FROM finished
+    ), died AS (
+        INSERT INTO dead_letters (fingerprint, order_id, event_id, kind, reason)
+        SELECT uuid_send(cause), order_id, cause, kind, failure_reason FROM finished WHERE status = 'failed'
+        ON CONFLICT DO NOTHING
+    )
+    SELECT order_id, seconds FROM finished
+"""
+
+REASON_CHARACTERS = 500
+
+Kind = Literal["refused", "exhausted"]
+
+
+class Finish(msgspec.Struct, frozen=True):
+    """The end of an order under one claim: done, or failed with a reason."""
+
+    claimed: Claimed
+    event: Event
+    failure_reason: str | None = None
+    kind: Kind | None = None
+
+    @property
+    def order_id(self) -> UUID:
+        """The order's id."""
+        return self.claimed.order.order_id
+
+
+class Finished(msgspec.Struct, frozen=True):
+    """The order has come to this end just now, so long after it was placed, by the database's clock."""
+
+    status: Status
+    seconds: float
+
+
+def sayable(reason: str) -> str:
+    """Return a reason as it may be stored: no NUL, no lone surrogate, and no page of traceback."""
+    text = reason.encode(errors="replace").decode().replace("\0", "\N{REPLACEMENT CHARACTER}")
+    return text.strip()[:REASON_CHARACTERS] or "no reason given"
+
+
+def finish_of(
+    claimed: Claimed, traceparent: str, failure_reason: str | None = None, kind: Kind | None = None
+) -> Finish:
+    """Make the end of a claimed order and the event that tells of it."""
+    reason = None if failure_reason is None else sayable(failure_reason)
+    type_: EventType = "order.done" if reason is None else "order.failed"
+    data = data_of(
+        claimed.order, status="done" if reason is None else "failed", version=claimed.order.version + 1, reason=reason
+    )
+    return Finish(claimed, events.event_of(type_, data, traceparent), reason, kind)
+
+
+async def finish_orders(conn: AsyncConnection, batch: Sequence[Finish]) -> list[Finished | None]:
+    """Write the ends and their events; None for an order that is no longer ours, or was finished by an earlier run."""
+    cursor = await conn.execute(FINISH, columns_of(batch), prepare=True)
+    seconds = {row[0]: row[1] for row in await cursor.fetchall()}
+    return [
+        Finished("failed" if f.failure_reason else "done", seconds[f.order_id]) if f.order_id in seconds else None
+        for f in batch
+    ]
+
+
+def columns_of(batch: Sequence[Finish]) -> list[Column]:
+    """Turn the batch into the columns of FINISH."""
+    return [
+        columns.uuids([f.order_id for f in batch]),
+        columns.bigints([f.claimed.order.attempts for f in batch]),
+        columns.texts(["failed" if f.failure_reason else "done" for f in batch]),
+        columns.texts([f.failure_reason for f in batch]),
+        columns.texts([f.kind for f in batch]),
+        columns.uuids([f.event.event_id for f in batch]),
+        columns.texts([f.event.type for f in batch]),
+        columns.blobs([f.event.body for f in batch]),
+        columns.texts([f.event.traceparent for f in batch]),
+    ]

@@ -1,0 +1,53 @@
+"""How others see that a worker is alive: an advisory lock that its connection holds, and that vanishes with it.
+
+A worker that is stopped asks nothing, and the server ends its session after 3 s: then its orders may be taken over.
+"""
+
+import asyncio
+import secrets
+from typing import LiteralString
+
+import psycopg
+from psycopg import AsyncConnection
+
+from orders.database import postgres
+from orders.database.session import Session
+
+LOCK: LiteralString = "SELECT pg_try_advisory_lock('orders'::regclass::oid::integer, %s::integer)"
+BEAT: LiteralString = "SELECT 1"
+BEAT_SECONDS = 1.0
+REQUIRE_SECONDS = 0.5  # below the deadline of the statement that waits for it
+SILENCE = "3000"  # milliseconds after which the server ends a silent session
+
+
+class Liveness(Session):
+    """Holds the lock; `number` is what the claims of this process store."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__("worker-liveness", url, self._hold, idle_session_timeout=SILENCE)
+        self.number = secrets.randbelow(2**31 - 1) + 1
+        self.held = asyncio.Event()
+
+    async def require(self) -> None:
+        """Wait for the lock, but not for ever; raise what has a statement run again on the same connection."""
+        try:
+            async with asyncio.timeout(REQUIRE_SECONDS):
+                await self.held.wait()
+        except TimeoutError:
+            raise psycopg.errors.LockNotAvailable("the worker's lock is not held") from None
+
+    async def _hold(self, conn: AsyncConnection) -> None:
+        """Take the lock and keep it until the connection is lost."""
+        try:
+            while not self.stopping.is_set():
+                with postgres.deadline(conn, BEAT_SECONDS):
+                    if not self.held.is_set():
+                        cursor = await conn.execute(LOCK, [self.number])
+                        row = await cursor.fetchone()
+                        if row and row[0]:  # else the server has not noticed yet that our last connection is gone
+                            self.held.set()
+                    else:
+                        await conn.execute(BEAT)
+                await self.pause(BEAT_SECONDS if self.held.is_set() else 0.1)
+        finally:
+            self.held.clear()

@@ -1,0 +1,189 @@
+"""The promise: an order and its event are written by one transaction, or neither is.
+
+One statement is one transaction, with no round trip in the middle while a key is held.
+"""
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from hashlib import sha256
+from typing import LiteralString
+from uuid import UUID
+
+import msgspec
+from prometheus_client import Counter
+from psycopg import AsyncConnection
+
+from orders.database import columns, keys_table
+from orders.database.columns import Column
+from orders.database.keys_table import Key
+from orders.model import events
+from orders.model.errors import KeyReused, Unavailable
+from orders.model.events import Data, Event
+from orders.model.order import NewOrder, Order
+from orders.model.uuid7 import uuid7
+
+OPERATION = "place"
+
+PLACED = Counter("orders_placed_total", "Orders written, each with its event")
+
+# A key that was taken before, here or in a transaction that is still open, leaves its order out (and waits for that
+# transaction's end first). An order that is there already is one of ours, from a run whose outcome we never learned:
+# its row, its key and its event stand. Keys are taken in order, or two batches with the same keys would deadlock.
+#
+# What was left out is returned, for it is nearly always nothing.
+PLACE: LiteralString = """
+    WITH asked AS (
+        SELECT * FROM unnest(
+            %b::uuid[], %b::text[], %b::text[], %b::json[], %b::bigint[], %b::text[], %b::timestamptz[],
+            %b::text[], %b::text[], %b::bytea[], %b::bytea[], %b::uuid[], %b::bytea[], %b::text[]
+        ) AS t (
+            order_id, customer_id, currency, lines, total_minor, reference, created_at,
+            client, key, fingerprint, answer, event_id, body, traceparent
+        )
+    ), taken AS (
+        INSERT INTO idempotency_keys (client, operation, key, fingerprint, order_id, answer)
+        SELECT client, 'place', key, fingerprint, order_id, answer FROM asked WHERE key IS NOT NULL ORDER BY client, key
+        ON CONFLICT DO NOTHING
+        RETURNING order_id
+    ), placed AS (
+        INSERT INTO orders (order_id, client, customer_id, currency, lines, total_minor, reference, created_at,
+                            updated_at, event_id)
+        SELECT order_id, client, customer_id, currency, lines, total_minor, reference, created_at,
+               created_at, event_id
+        FROM asked
+        WHERE key IS NULL OR order_id IN (SELECT order_id FROM taken)
+        ON CONFLICT DO NOTHING
+        RETURNING order_id
+    ), appended AS (
+        INSERT INTO outbox (event_id, key, exchange, routing_key, required, content_type, headers, body)
+        SELECT event_id, order_id::text, 'orders', 'order.placed', true, 'application/cloudevents+json',
+               jsonb_build_object('traceparent', traceparent), body
+        FROM placed JOIN asked USING (order_id)
+    )
+    SELECT order_id FROM asked WHERE order_id NOT IN (SELECT order_id FROM placed)
+"""
+
+
+# Planning it anew for each batch costs more than running it, and there is but one good plan.
+PLANNED_ONCE = {"plan_cache_mode": "force_generic_plan"}
+
+
+class Placement(msgspec.Struct, frozen=True, kw_only=True):
+    """One order to write, with all that is written with it."""
+
+    order: Order
+    client: str
+    event: Event
+    answer: bytes = b""
+    key: str | None = None
+    fingerprint: bytes | None = None
+
+    @property
+    def size(self) -> int:
+        """Its size in bytes, nearly."""
+        return 500 + len(bytes(self.order.lines)) + len(self.answer) + len(self.event.body)
+
+
+class Placed(msgspec.Struct, frozen=True):
+    """The order is committed; `answer` is the body of the first answer, `replayed` if that was given before."""
+
+    order_id: UUID
+    answer: bytes
+    replayed: bool = False
+
+
+_encode = msgspec.json.Encoder().encode
+
+
+def placement_of(new: NewOrder | None, *, client: str, traceparent: str, key: str | None = None) -> Placement:
+    """Make all that is written for a new order; `None` is the tutorial's order, without customer and lines.
+
+    Raises InvalidOrder if the total does not fit 64 bits.
+    """
+    now = datetime.now(UTC)
+    order = Order(
+        order_id=uuid7(),
+        status="placed",
+        version=1,
+        customer_id=new.customer_id if new else None,
+        currency=new.currency if new else None,
+        lines=msgspec.Raw(_encode(new.lines if new else None)),
+        total_minor=new.total_minor() if new else None,
+        reference=new.reference if new else None,
+        attempts=0,
+        failure_reason=None,
+        created_at=now,
+        updated_at=now,
+        finished_at=None,
+    )
+    data = Data(
+        order_id=order.order_id,
+        status=order.status,
+        version=order.version,
+        customer_id=order.customer_id,
+        currency=order.currency,
+        total_minor=order.total_minor,
+        reference=order.reference,
+    )
+    return Placement(
+        order=order,
+        client=client,
+        event=events.event_of("order.placed", data, traceparent),
+        answer=_encode(order),
+        key=key,
+        fingerprint=sha256(_encode(new)).digest() if key is not None else None,
+    )
+
+
+async def place_orders(conn: AsyncConnection, batch: Sequence[Placement]) -> list[Placed | KeyReused | Unavailable]:
+    """Write the orders, each with its event and its key; return what to answer to each.
+
+    Harmless to repeat: what an earlier run has committed is found, not written again.
+    """
+    cursor = await conn.execute(PLACE, columns_of(batch), prepare=True)
+    left_out = {row[0] for row in await cursor.fetchall()}
+    PLACED.inc(len(batch) - len(left_out))
+    doubtful = sorted({_key(p) for p in batch if p.key is not None and p.order.order_id in left_out})
+    first_uses = await keys_table.read_many(conn, doubtful) if doubtful else {}
+
+    answers: list[Placed | KeyReused | Unavailable] = []
+    for placement in batch:
+        order_id = placement.order.order_id
+        if order_id not in left_out or placement.key is None:  # just now, or by an earlier run of this batch
+            answers.append(Placed(order_id, placement.answer))
+            continue
+        first = first_uses.get(_key(placement))
+        if first is None:  # the key's row, which was in the way a moment ago, has been removed since
+            answers.append(Unavailable())
+        elif first.order_id == order_id:
+            answers.append(Placed(order_id, placement.answer))
+        elif first.fingerprint == placement.fingerprint:
+            answers.append(Placed(first.order_id, first.answer, replayed=True))
+        else:
+            answers.append(KeyReused())
+    return answers
+
+
+def _key(placement: Placement) -> Key:
+    return Key(placement.client, OPERATION, placement.key or "")
+
+
+def columns_of(batch: Sequence[Placement]) -> list[Column]:
+    """Turn the batch into the columns of PLACE."""
+    orders = [p.order for p in batch]
+    return [
+        columns.uuids([o.order_id for o in orders]),
+        columns.texts([o.customer_id for o in orders]),
+        columns.texts([o.currency for o in orders]),
+        columns.jsons([None if o.customer_id is None else bytes(o.lines) for o in orders]),
+        columns.bigints([o.total_minor for o in orders]),
+        columns.texts([o.reference for o in orders]),
+        columns.times([o.created_at for o in orders]),
+        columns.texts([p.client for p in batch]),
+        columns.texts([p.key for p in batch]),
+        columns.blobs([p.fingerprint for p in batch]),
+        columns.blobs([p.answer if p.key is not None else None for p in batch]),
+        columns.uuids([p.event.event_id for p in batch]),
+        columns.blobs([p.event.body for p in batch]),
+        columns.texts([p.event.traceparent for p in batch]),
+    ]

@@ -1,0 +1,138 @@
+"""A connection to PostgreSQL whose every call ends, whatever the server does."""
+
+import asyncio
+import socket
+from collections import deque
+from collections.abc import Sequence
+
+import psycopg
+from psycopg import AsyncConnection
+from psycopg.abc import ConnDict
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from psycopg.types.numeric import Int8BinaryDumper, Int8Dumper
+
+from orders.database.severing import close, deadline, sever
+from orders.model.errors import StartupError
+from orders.runtime.timeouts import CONNECT_SECONDS, HEAD_START_SECONDS
+
+__all__ = ["close", "connect", "deadline", "require", "sever"]  # all that is done with a connection is here
+
+# What every session of ours sets, whatever the server's defaults are.
+_SESSION = {
+    "synchronous_commit": "on",  # a 2xx means flushed
+    # A stopped or unreachable client keeps its connection, and with it its locks, until these take them away.
+    "idle_in_transaction_session_timeout": "1500",
+    "tcp_user_timeout": "1500",
+    "statement_timeout": "10000",  # the backstop; our own deadlines are shorter
+    "lock_timeout": "5000",
+    "default_transaction_isolation": "read\\ committed",  # whatever the database's own default is
+    "timezone": "UTC",
+    # Our statements are short; compiling one can take seconds, and a plan that is only discouraged looks costly enough.
+    "jit": "off",
+    "client_min_messages": "warning",
+}
+
+
+async def connect(url: str, name: str, **session: str) -> AsyncConnection:
+    """Open an autocommit connection to the first server of `url` that takes writes.
+
+    One that is silent only costs the next ones its head start. `session` adds to or overrides the settings of the
+    session. Raises psycopg.OperationalError within CONNECT_SECONDS, also when the server's machine takes the connection
+    and its process never answers.
+    """
+    given = conninfo_to_dict(url)
+    options = [str(given.get("options") or ""), *(f"-c {key}={value}" for key, value in (_SESSION | session).items())]
+    ours: ConnDict = {
+        "application_name": name,
+        "options": " ".join(options).strip(),
+        "target_session_attrs": "read-write",
+        "connect_timeout": "60",  # never reached: the deadline is ours, and below the least that psycopg takes
+        "keepalives_idle": "5",
+        "keepalives_interval": "1",
+        "keepalives_count": "3",
+    }
+    try:
+        async with asyncio.timeout(CONNECT_SECONDS):
+            conn = await _first(await _servers(given | ours))
+    except TimeoutError:
+        raise psycopg.OperationalError("the server does not answer") from None
+    # One type for every integer: else a list's type follows its largest value, and each type is another prepared plan.
+    conn.adapters.register_dumper(int, Int8BinaryDumper)
+    conn.adapters.register_dumper(int, Int8Dumper)
+    return conn
+
+
+async def _servers(given: ConnDict) -> list[str]:
+    """Make a conninfo for each address of each server, in the order of the URL.
+
+    psycopg would do it too, but give each address two seconds at least, one after another.
+    """
+    hosts = str(given.get("host") or "").split(",")
+    ports = str(given.get("port") or "5432").split(",")
+    if given.get("hostaddr") or not all(hosts) or any(host.startswith("/") for host in hosts):
+        return [make_conninfo("", **given)]  # addresses or sockets, which need no look-up
+    if len(ports) not in {1, len(hosts)}:
+        raise psycopg.OperationalError(f"{len(ports)} ports for {len(hosts)} hosts")
+    servers: list[str] = []
+    reason = ""
+    for host, port in zip(hosts, ports * (len(hosts) // len(ports)), strict=True):
+        try:
+            found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        except OSError as error:
+            reason = f"failed to resolve host {host!r}: {error}"
+        else:
+            servers += [
+                make_conninfo("", **{**given, "host": host, "port": port, "hostaddr": str(entry[4][0])})
+                for entry in found
+            ]
+    if not servers:
+        raise psycopg.OperationalError(reason)
+    return servers
+
+
+async def _first(servers: Sequence[str]) -> AsyncConnection:
+    """Return the connection that is there first, where each server has a head start of the next one."""
+    waiting = deque(servers)
+    attempts: list[asyncio.Task[AsyncConnection]] = []
+    pending: set[asyncio.Task[AsyncConnection]] = set()
+    reasons: list[str] = []
+    first: AsyncConnection | None = None
+    try:
+        while waiting or pending:
+            if waiting:
+                attempt = AsyncConnection.connect(waiting.popleft(), autocommit=True)
+                attempts.append(asyncio.create_task(attempt, name=f"connect-{len(attempts)}"))
+                pending.add(attempts[-1])
+            done, pending = await asyncio.wait(
+                pending, timeout=HEAD_START_SECONDS if waiting else None, return_when=asyncio.FIRST_COMPLETED
+            )
+            for task in done:
+                try:
+                    first = task.result()
+                except psycopg.Error as error:
+                    reasons.append(str(error))
+                else:
+                    return first
+        raise psycopg.OperationalError("; ".join(reasons))
+    finally:
+        for task in attempts:
+            task.cancel()
+        for found in await asyncio.gather(*attempts, return_exceptions=True):
+            if isinstance(found, AsyncConnection) and found is not first:
+                await close(found)  # it came too late
+
+
+async def require(conn: AsyncConnection, *statements: str) -> None:
+    """Run statements that lean on each column we use; raise StartupError if the schema lacks one."""
+    for statement in statements:
+        try:
+            with deadline(conn, 5):
+                await conn.execute(statement)
+        except (psycopg.errors.UndefinedTable, psycopg.errors.UndefinedColumn) as error:
+            raise StartupError(
+                f"the database is not migrated ({error.diag.message_primary}): run `alembic upgrade head`"
+            ) from None
+        except psycopg.errors.InsufficientPrivilege as error:
+            raise StartupError(
+                f"the database refuses this user ({error.diag.message_primary}): grant it, see docs/deployment.md"
+            ) from None

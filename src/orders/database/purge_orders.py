@@ -1,0 +1,65 @@
+"""Forget old orders: erase them, or only whose they were. In batches, each a transaction of its own."""
+
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
+from typing import LiteralString
+from uuid import UUID
+
+from psycopg import AsyncConnection
+
+from orders.database import keys_table
+
+BATCH_ROWS = 1000
+
+# Up the primary key, which is the order of time, from where the last batch ended: what was erased before is not
+# stepped over again. An order that somebody holds at this moment is left for the next purge.
+ERASE: LiteralString = """
+    WITH walked AS MATERIALIZED (
+        SELECT order_id FROM orders
+        WHERE order_id > %(above)s AND order_id < %(below)s AND finished_at < %(before)s
+        ORDER BY order_id LIMIT %(rows)s
+        FOR UPDATE SKIP LOCKED
+    ), erased AS (
+        DELETE FROM orders WHERE order_id IN (SELECT order_id FROM walked)
+    )
+    SELECT order_id FROM walked ORDER BY order_id
+"""
+ANONYMISE: LiteralString = """
+    WITH walked AS MATERIALIZED (
+        SELECT order_id FROM orders
+        WHERE order_id > %(above)s AND order_id < %(below)s AND finished_at < %(before)s AND customer_id <> 'erased'
+        ORDER BY order_id LIMIT %(rows)s
+        FOR UPDATE SKIP LOCKED
+    ), anonymised AS (
+        UPDATE orders SET customer_id = 'erased', reference = NULL, updated_at = clock_timestamp()
+        WHERE order_id IN (SELECT order_id FROM walked)
+    )
+    SELECT order_id FROM walked ORDER BY order_id
+"""
+
+
+async def purge_orders(conn: AsyncConnection, older_than: timedelta, *, anonymise: bool) -> AsyncIterator[int]:
+    """Forget the orders that reached their end so long ago, and the keys of that age; yield the size of each batch.
+
+    The first answers that belong to keys tell of customers, too. Events do as well: the relay's retention is theirs.
+    """
+    before = datetime.now(UTC) - older_than
+    walk = {
+        "above": UUID(int=0),
+        "below": UUID(int=int(before.timestamp() * 1000) << 80),  # a UUIDv7 begins with its milliseconds
+        "before": before,
+        "rows": BATCH_ROWS,
+    }
+    while True:
+        cursor = await conn.execute(ANONYMISE if anonymise else ERASE, walk)
+        order_ids = [row[0] for row in await cursor.fetchall()]
+        yield len(order_ids)
+        if len(order_ids) < BATCH_ROWS:
+            break
+        walk["above"] = order_ids[-1]
+    mark = datetime(1970, 1, 1, tzinfo=UTC)
+    while True:
+        rows, newest = await keys_table.expire(conn, mark, older_than, BATCH_ROWS)
+        if rows < BATCH_ROWS:
+            return
+        mark = newest or mark

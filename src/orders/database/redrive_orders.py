@@ -1,0 +1,78 @@
+"""Bring failed orders back: `failed -> placed`, the event that asks for the work, and the audit, in one statement."""
+
+from collections.abc import Sequence
+from typing import LiteralString
+from uuid import UUID
+
+import msgspec
+from psycopg import AsyncConnection
+
+from orders.database import orders_table
+from orders.model import events
+from orders.model.events import data_of
+from orders.model.order import Order
+from orders.model.traceparent import continue_trace
+
+FAILED: LiteralString = """
+    SELECT o.order_id, o.status, o.version, o.customer_id, o.currency, o.lines::text, o.total_minor, o.reference,
+           o.attempts, o.failure_reason, o.created_at, o.updated_at, o.finished_at, d.id
+    FROM dead_letters d JOIN orders o ON o.order_id = d.order_id
+    WHERE d.id = ANY(%b) AND d.state = 'dead' AND o.status = 'failed'
+"""
+
+# Only from the version that was looked at: of two redrives at once, or one after the other, the second finds another.
+REDRIVE: LiteralString = """
+    WITH asked AS (
+        SELECT * FROM unnest(
+            %b::bigint[], %b::uuid[], %b::integer[], %b::uuid[], %b::bytea[], %b::text[]
+        ) AS t (letter_id, order_id, version, event_id, body, traceparent)
+        ORDER BY order_id
+    ), redriven AS (
+        UPDATE orders o
+        SET status = 'placed', version = o.version + 1, failures = 0, failure_reason = NULL, finished_at = NULL,
+            event_id = asked.event_id, redrives = o.redrives + 1, placed_at = clock_timestamp(),
+            updated_at = clock_timestamp()
+        FROM asked
+        WHERE o.order_id = asked.order_id AND o.status = 'failed' AND o.version = asked.version
+        RETURNING o.order_id
+    ), appended AS (
+        INSERT INTO outbox (event_id, key, exchange, routing_key, required, content_type, headers, body)
+        SELECT event_id, order_id::text, 'orders', 'order.redriven', true, 'application/cloudevents+json',
+               jsonb_build_object('traceparent', traceparent), body
+        FROM redriven JOIN asked USING (order_id)
+    ), settled AS (
+        UPDATE dead_letters d
+        SET state = 'redriven', settled_at = clock_timestamp()
+        FROM redriven JOIN asked USING (order_id)
+        WHERE d.id = asked.letter_id
+    ), audited AS (
+        INSERT INTO dead_letter_audit (actor, command, letter_id, order_id, event_id, reason)
+        SELECT %b, 'redrive', letter_id, order_id, event_id, %b
+        FROM redriven JOIN asked USING (order_id)
+    )
+    SELECT letter_id FROM redriven JOIN asked USING (order_id)
+"""
+
+
+class Redrive(msgspec.Struct, frozen=True):
+    """Who brings letters' orders back, and why."""
+
+    actor: str
+    reason: str = ""
+
+
+async def redrive_orders(conn: AsyncConnection, redrive: Redrive, letter_ids: Sequence[int]) -> list[int]:
+    """Bring back the orders of these letters; return the letters whose order was failed until now."""
+    cursor = await conn.execute(FAILED, [list(letter_ids)])
+    rows = [_row(orders_table.order_of(row[:-1]), row[-1]) for row in await cursor.fetchall()]
+    if not rows:
+        return []
+    columns = [list(column) for column in zip(*rows, strict=True)]
+    cursor = await conn.execute(REDRIVE, [*columns, redrive.actor, redrive.reason])
+    return [row[0] for row in await cursor.fetchall()]
+
+
+def _row(order: Order, letter_id: int) -> tuple[int, UUID, int, UUID, bytes, str]:
+    data = data_of(order, status="placed", version=order.version + 1)
+    event = events.event_of("order.redriven", data, continue_trace(None))
+    return letter_id, order.order_id, order.version, event.event_id, event.body, event.traceparent

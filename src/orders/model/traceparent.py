@@ -1,0 +1,18 @@
+"""The W3C trace context that an order carries from its request through every event about it.
+
+https://www.w3.org/TR/trace-context/#traceparent-header
+"""
+
+import re
+
+from orders.model.entropy import random_bytes
+
+_VALID = re.compile(r"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}").fullmatch
+
+
+def continue_trace(received: str | None) -> str:
+    """Return what was received if it is valid, else the start of a new, unsampled trace."""
+    if received is not None and _VALID(received):
+        return received
+    new = random_bytes(24).hex()
+    return f"00-{new[:32]}-{new[32:]}-00"

@@ -1,0 +1,175 @@
+"""`orders dead`: see what failed, bring it back, or settle it for good; each change leaves an audit row."""
+
+import asyncio
+import json
+import sys
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from datetime import datetime
+from typing import Any, NoReturn, TypeVar
+
+import click
+import psycopg
+from psycopg import AsyncConnection
+
+from orders.database import dead_letters_table, postgres, redrive_orders
+from orders.database.batcher import Verdict, judge
+from orders.database.dead_letters_table import Choice
+from orders.database.outbox_table import add_partitions
+from orders.database.redrive_orders import Redrive
+from orders.model.error_text import first_line
+from orders.runtime.settings import DatabaseSettings
+from orders.tools.actor import actor
+
+T = TypeVar("T")
+
+COMMAND_SECONDS = 30.0
+CHUNK = 500
+CHUNK_SECONDS = 0.1  # with a rate: how much of it goes at once
+
+
+@click.group()
+def dead() -> None:
+    """See the orders and messages that failed, bring them back, or discard them. Reads DATABASE_URL."""
+
+
+@dead.command("list")
+@click.option("--reason", metavar="TEXT", help="Only reasons that contain this text.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object for each reason.")
+def list_(reason: str | None, as_json: bool) -> None:
+    """List the dead letters by reason: how many there are, and how many have an order that can be brought back."""
+    groups = _run(lambda conn: _within(conn, dead_letters_table.groups(conn, reason)))
+    if as_json:
+        for group in groups:
+            click.echo(json.dumps({name: _plain(getattr(group, name)) for name in group.__struct_fields__}))
+        return
+    if not groups:
+        click.echo("no dead letters")
+        return
+    click.echo(f"{'letters':>8} {'redrivable':>10}  {'newest':<20}  {'kind':<13}  reason")
+    for group in groups:
+        newest = group.newest.strftime("%Y-%m-%d %H:%M:%S")
+        click.echo(f"{group.letters:>8} {group.redrivable:>10}  {newest:<20}  {group.kind:<13}  {group.reason}")
+    click.echo(f"{sum(group.letters for group in groups):>8} {sum(group.redrivable for group in groups):>10}  in all")
+
+
+@dead.command()
+@click.argument("letter", metavar="ID")
+def show(letter: str) -> None:
+    """Show a dead letter, by its own id or its order's, and what was done about it, as JSON."""
+    found = _run(lambda conn: _within(conn, dead_letters_table.show(conn, letter)))
+    if found is None:
+        _fail("show", f"there is no dead letter {letter}")
+    click.echo(json.dumps(_plain(found), indent=2))
+
+
+@dead.command()
+@click.option("--id", "ids", metavar="ID", multiple=True, help="This letter, or this order's; may be repeated.")
+@click.option("--reason", metavar="TEXT", help="All whose reason contains this text.")
+@click.option("--all", "everything", is_flag=True, help="All there are.")
+@click.option("--rate", type=click.FloatRange(min=0, min_open=True), help="Orders a second; without it, at once.")
+@click.option("--dry-run", is_flag=True, help="Only say what would be done.")
+@click.option("--why", default="", help="For the audit.")
+def redrive(
+    ids: Sequence[str], reason: str | None, everything: bool, rate: float | None, dry_run: bool, why: str
+) -> None:
+    """Bring failed orders back: each goes its whole way again, once, however often it is asked for."""
+    if sum([bool(ids), reason is not None, everything]) != 1:
+        raise click.UsageError("say which: one of --id, --reason and --all")
+    choice = Choice(ids=list(ids) or None, reason=reason)
+    redriven, left = _run(lambda conn: _redrive(conn, choice, None if dry_run else Redrive(actor(), why), rate))
+    click.echo(f"{'would redrive' if dry_run else 'redriven'}: {redriven}")
+    if left:
+        click.echo(f"left alone, since no failed order belongs to them: {left}; `orders dead discard` settles them")
+    if ids and not redriven:
+        sys.exit(1)
+
+
+@dead.command()
+@click.argument("letter", metavar="ID")
+@click.option("--reason", required=True, help="Why, for the audit.")
+def discard(letter: str, reason: str) -> None:
+    """Settle a dead letter for good, by its own id or its order's; the order stays as it is."""
+    if not reason.strip():
+        raise click.UsageError("--reason is empty")
+    discarded = _run(lambda conn: _within(conn, dead_letters_table.discard(conn, letter, actor(), reason)))
+    if not discarded:
+        _fail("discard", f"no letter {letter} is dead")
+    click.echo(f"discarded: {', '.join(map(str, discarded))}")
+
+
+async def _redrive(
+    conn: AsyncConnection, choice: Choice, redrive: Redrive | None, rate: float | None
+) -> tuple[int, int]:
+    """Redrive what is chosen, in chunks; return how many were, and how many belong to no failed order."""
+    chunk = CHUNK if rate is None else max(1, min(CHUNK, round(rate * CHUNK_SECONDS)))
+    started = time.monotonic()
+    redriven = left = above = 0
+    while letters := await _within(conn, dead_letters_table.chosen(conn, choice, above=above, limit=chunk)):
+        above = letters[-1].id
+        able = [letter.id for letter in letters if letter.is_redrivable]
+        left += len(letters) - len(able)
+        redriven += len(able) if redrive is None else await _redrive_chunk(conn, redrive, able)
+        if rate is not None and redrive is not None:
+            await asyncio.sleep(max(0.0, started + redriven / rate - time.monotonic()))
+    return redriven, left
+
+
+async def _redrive_chunk(conn: AsyncConnection, redrive: Redrive, letter_ids: Sequence[int]) -> int:
+    while True:
+        try:
+            return len(await _within(conn, redrive_orders.redrive_orders(conn, redrive, letter_ids)))
+        except psycopg.Error as error:
+            match judge(error):
+                case Verdict.PARTITION_MISSING:
+                    await _within(conn, add_partitions(conn))
+                case Verdict.RUN_AGAIN:
+                    continue
+                case _:
+                    raise
+
+
+async def _within(conn: AsyncConnection, call: Awaitable[T]) -> T:
+    with postgres.deadline(conn, COMMAND_SECONDS):
+        return await call
+
+
+def _run(command: Callable[[AsyncConnection], Awaitable[T]]) -> T:
+    """Run a command on a connection of its own; end with one line if the database does not answer."""
+    settings = DatabaseSettings.read_or_exit("orders dead")
+
+    async def run() -> T:
+        conn = await postgres.connect(settings.database_url, "orders-dead", statement_timeout="30000")
+        try:
+            return await command(conn)
+        finally:
+            await postgres.close(conn)
+
+    try:
+        return asyncio.run(run())
+    except (psycopg.errors.UndefinedTable, psycopg.errors.UndefinedColumn) as error:
+        _fail("", f"the database is not migrated ({error.diag.message_primary}): run `alembic upgrade head`")
+    except psycopg.Error as error:
+        _fail("", f"{first_line(error)}; what was done is committed, so ask again")
+
+
+def _fail(command: str, complaint: str) -> NoReturn:
+    click.echo(f"orders dead {command}".strip() + f": {complaint}", err=True)
+    sys.exit(1)
+
+
+def _plain(value: Any) -> Any:
+    """Return a value as JSON can tell it."""
+    match value:
+        case dict():
+            return {name: _plain(each) for name, each in value.items()}
+        case list():
+            return [_plain(each) for each in value]
+        case datetime():
+            return value.isoformat()
+        case bytes():
+            return value.decode(errors="replace")
+        case None | bool() | int() | float() | str():
+            return value
+        case _:
+            return str(value)

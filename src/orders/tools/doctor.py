@@ -1,0 +1,244 @@
+"""`orders doctor`: look at every part of the system at once, and say of each what is wrong and how to mend it.
+
+It reads only, asks everybody at the same time, and waits for nobody longer than some seconds. What it finds of single
+orders is left to `orders reconcile`.
+"""
+
+import asyncio
+import os
+import sys
+from collections.abc import Awaitable, Iterator, Mapping
+
+import click
+import httpx
+import msgspec
+import psycopg
+import uvloop
+from aiormq.exceptions import AMQPError
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Column, Table
+
+from orders.broker import rabbitmq, topology
+from orders.database import clients_table, keys_table, orders_table, outbox_table, postgres, postpone_orders
+from orders.model.error_text import first_line
+from orders.model.errors import OrdersError, StartupError
+from orders.runtime.settings import DoctorSettings
+from orders.tools.whereabouts import whereabouts
+from orders.work import letters
+
+PATIENCE_SECONDS = 5.0
+OLD_SECONDS = 10.0  # an event that is unsent for so long hangs
+MEANWHILE = "orders are taken meanwhile, and nothing is lost"
+
+COLUMNS = (
+    orders_table.COLUMNS_ARE_THERE, keys_table.COLUMNS_ARE_THERE, clients_table.COLUMNS_ARE_THERE,
+    outbox_table.COLUMNS_ARE_THERE, postpone_orders.COLUMNS_ARE_THERE, letters.COLUMNS_ARE_THERE,
+)  # fmt: skip
+
+
+UNREACHABLE = (httpx.HTTPError, httpx.InvalidURL)
+UNINTELLIGIBLE = (msgspec.MsgspecError, UnicodeDecodeError)
+
+
+class Finding(msgspec.Struct, frozen=True):
+    """What was looked at, what it says of itself, and everything that is wrong with it, each with how to mend it."""
+
+    what: str
+    where: str
+    says: str = ""
+    wrong: list[str] = []  # none: it is well
+
+
+class Health(msgspec.Struct, frozen=True):
+    """What an api tells of itself."""
+
+    database: str
+
+
+class RelayStatus(msgspec.Struct, frozen=True):
+    """What a relay tells of itself."""
+
+    broker: str
+    database: str
+    closed_routes: dict[str, str]
+    blocked_keys: int
+    backlog: int
+    oldest_pending_seconds: float
+
+    def says(self) -> str:
+        """Return what is worth a look."""
+        return f"{self.backlog} events to carry, the oldest {self.oldest_pending_seconds:.1f} s old"
+
+    def complaints(self) -> Iterator[str]:
+        """Say what is wrong, and what to do about it."""
+        if self.broker == "blocked":
+            yield f"RabbitMQ has a memory or disk alarm: give it room; {MEANWHILE}"
+        elif self.broker != "connected":
+            yield f"no connection to RabbitMQ: start it; {MEANWHILE}"
+        if self.database != "connected":
+            yield "no connection to PostgreSQL: start it"
+        for route, reason in self.closed_routes.items():
+            yield f"{route} does not take messages: {reason}"
+        if self.blocked_keys:
+            yield f"{self.blocked_keys} keys wait for you: `relay blocked`, then `relay retry` or `relay skip`"
+        if self.oldest_pending_seconds > OLD_SECONDS:
+            yield f"the oldest unsent event is {self.oldest_pending_seconds:.0f} s old"
+
+
+class WorkerStatus(msgspec.Struct, frozen=True):
+    """What a worker tells of itself."""
+
+    broker: str
+    database: str
+    in_hand: int
+    waiting_for_retry: int
+
+    def says(self) -> str:
+        """Return what is worth a look."""
+        return f"{self.in_hand} orders in hand; {self.waiting_for_retry} wait for a retry"
+
+    def complaints(self) -> Iterator[str]:
+        """Say what is wrong, and what to do about it."""
+        if self.broker != "connected":
+            yield f"no connection to RabbitMQ, or its queue is missing: start it, or {topology.MEND}"
+        if self.database != "connected":
+            yield "no connection to PostgreSQL: start it"
+
+
+async def examine(settings: DoctorSettings) -> list[Finding]:
+    """Look at everything that the settings name."""
+    looks: list[Awaitable[Finding]] = []
+    if settings.database_url:
+        looks.append(look_at_database(settings.database_url))
+    if settings.amqp_url:
+        looks.append(look_at_broker(settings.amqp_url))
+    async with httpx.AsyncClient(timeout=PATIENCE_SECONDS, trust_env=False) as client:
+        if settings.base_url:
+            looks.append(look_at_front(client, settings.base_url.rstrip("/")))
+        looks += [look_at_api(client, url) for url in split(settings.api_urls)]
+        looks += [look_at_status(client, "relay", RelayStatus, url) for url in split(settings.relay_urls)]
+        looks += [look_at_status(client, "worker", WorkerStatus, url) for url in split(settings.worker_urls)]
+        return await asyncio.gather(*looks)
+
+
+def split(urls: str) -> list[str]:
+    """Return the URLs between the commas."""
+    return [url.strip().rstrip("/") for url in urls.split(",") if url.strip()]
+
+
+async def look_at_database(url: str) -> Finding:
+    """Whether it takes writes, and has every column that we lean on."""
+    conn: psycopg.AsyncConnection | None = None
+    try:
+        conn = await postgres.connect(url, "orders-doctor")
+        where = f"{conn.info.host}:{conn.info.port}/{conn.info.dbname}"
+        await postgres.require(conn, *COLUMNS)
+        return Finding("PostgreSQL", where, f"version {conn.info.parameter_status('server_version')}, migrated")
+    except StartupError as error:
+        return Finding("PostgreSQL", "DATABASE_URL", wrong=[str(error)])
+    except psycopg.Error as error:
+        reason = first_line(error)
+        return Finding(
+            "PostgreSQL", "DATABASE_URL", wrong=[f"no connection ({reason}): start it, or mend DATABASE_URL"]
+        )
+    finally:
+        await postgres.close(conn)
+
+
+async def look_at_broker(urls: str) -> Finding:
+    """Whether it answers, and the queues are there."""
+    try:
+        async with rabbitmq.connect(urls, "orders-doctor") as connection, asyncio.timeout(PATIENCE_SECONDS):
+            await topology.verify(connection)
+            channel = await connection.channel()
+            ready = {
+                queue: (await channel.queue_declare(queue, passive=True)).message_count for queue in topology.QUEUES
+            }
+        where = f"{connection.url.host}:{connection.url.port}"
+        return Finding("RabbitMQ", where, ", ".join(f"{many} ready in {queue}" for queue, many in ready.items()))
+    except StartupError as error:
+        return Finding("RabbitMQ", "AMQP_URL", wrong=[str(error)])
+    except (OrdersError, AMQPError, OSError, TimeoutError) as error:
+        reason = str(error) or type(error).__name__
+        return Finding("RabbitMQ", "AMQP_URL", wrong=[f"no connection ({reason}): start it, or mend AMQP_URL"])
+
+
+async def look_at_front(client: httpx.AsyncClient, url: str) -> Finding:
+    """Whether a client's request gets through nginx to an api, and from there to the database."""
+    try:
+        answer = await client.get(f"{url}/health")
+        health = msgspec.json.decode(answer.content, type=Health) if answer.status_code == 200 else None
+    except UNREACHABLE as error:
+        return Finding("front", url, wrong=[f"no answer ({type(error).__name__}): start nginx, or mend BASE_URL"])
+    except UNINTELLIGIBLE:
+        return Finding("front", url, wrong=["what answers there are not the orders: mend BASE_URL"])
+    if health is None:
+        return Finding("front", url, wrong=[f"it answers {answer.status_code}: no api behind it does"])
+    return Finding("front", url, wrong=[] if health.database == "healthy" else ["its api has no database"])
+
+
+async def look_at_api(client: httpx.AsyncClient, url: str) -> Finding:
+    """Whether it is ready."""
+    try:
+        ready = await client.get(f"{url}/health/ready")
+    except UNREACHABLE as error:
+        return Finding("api", url, wrong=[silence(error)])
+    return Finding("api", url, wrong=[] if ready.is_success else ["it is not ready: the database does not answer it"])
+
+
+async def look_at_status(
+    client: httpx.AsyncClient, what: str, type_: type[RelayStatus | WorkerStatus], url: str
+) -> Finding:
+    """What its status tells."""
+    try:
+        answer = await client.get(f"{url}/status")
+        status = msgspec.json.decode(answer.content, type=type_)
+    except UNREACHABLE as error:
+        return Finding(what, url, wrong=[silence(error)])
+    except UNINTELLIGIBLE:
+        return Finding(what, url, wrong=[f"what answers there is no {what}: mend {what.upper()}_URLS"])
+    return Finding(what, url, status.says(), list(status.complaints()))
+
+
+def silence(error: Exception) -> str:
+    """Say that a process does not answer, and what to do about it."""
+    return f"no answer ({type(error).__name__}): start it, and see its log"
+
+
+def settings_from(environ: Mapping[str, str]) -> Mapping[str, str]:
+    """Return the environment if it names anything to look at, else what `make up` wrote in this folder."""
+    names = [field.name.upper() for field in msgspec.structs.fields(DoctorSettings)]
+    return environ if any(environ.get(name) for name in names) else whereabouts()
+
+
+def show(findings: list[Finding], console: Console) -> None:
+    """Print a line for each, and below it what is wrong."""
+    table = Table("", "what", Column("where", overflow="fold"), Column("says", overflow="fold"), box=None)
+    for each in findings:
+        mark = "[red]✗[/]" if each.wrong else "[green]✓[/]"
+        said = [f"[red]{escape(line)}[/]" for line in each.wrong] or [escape(each.says)]
+        table.add_row(mark, each.what, escape(each.where), "\n".join(said))
+    console.print(table)
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def doctor(*, as_json: bool) -> None:
+    """Look at every part of the system, and say what is wrong and how to mend it.
+
+    Reads DATABASE_URL, AMQP_URL, BASE_URL, API_URLS, RELAY_URLS and WORKER_URLS (comma-separated) from the environment,
+    whichever are set, or else the .run/env of `make up` in this folder. Changes nothing. Exits 0 if all is well, 1 if
+    something is not, 2 if there is nothing to look at.
+    """
+    settings = DoctorSettings.read_or_exit("orders doctor", settings_from(os.environ))
+    findings = uvloop.run(examine(settings))
+    if not findings:
+        hint = "set DATABASE_URL, AMQP_URL and BASE_URL, or start one here with `make up`"
+        click.echo(f"orders doctor: where is the system? {hint}", err=True)
+        sys.exit(2)
+    if as_json:
+        click.echo(msgspec.json.format(msgspec.json.encode(findings)).decode())
+    else:
+        show(findings, Console())
+    sys.exit(1 if any(each.wrong for each in findings) else 0)

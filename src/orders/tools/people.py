@@ -1,0 +1,254 @@
+"""Commands for people, who call the service as any client does: `orders place|get|watch|cancel|list`."""
+
+import json
+import secrets
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import click
+import httpx
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Column, Table
+
+from orders.model.order import TERMINAL
+from orders.runtime.settings import PeopleSettings
+from orders.tools.whereabouts import whereabouts
+
+COLOURS = {"placed": "cyan", "processing": "yellow", "done": "green", "failed": "red", "cancelled": "magenta"}
+RETRY_SECONDS = 30.0  # for which a placement is tried again, with its key
+
+Order = dict[str, Any]
+
+
+class Caller:
+    """Where the service is, and how its answers are shown."""
+
+    def __init__(self, base_url: str, api_key: str, *, as_json: bool) -> None:
+        headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+        self.client = httpx.Client(base_url=base_url, headers=headers, timeout=35)
+        self.as_json = as_json
+        self.console = Console()
+
+    def ask(self, method: str, path: str, **given: Any) -> httpx.Response:
+        """Send a request; end with one line if it fails."""
+        with self.explained():
+            answer = self.client.request(method, path, **given)
+        self.expect(answer)
+        return answer
+
+    def expect(self, answer: httpx.Response) -> None:
+        """End with one line, the problem's own, if the answer is not a good one."""
+        if answer.is_success:
+            return
+        answer.read()
+        try:
+            problem = answer.json()
+            detail = f"{problem['title']}: {problem['detail']} (request {problem.get('request_id')})"
+        except (ValueError, KeyError):
+            detail = answer.text[:200]
+        click.echo(f"orders: {answer.status_code} {detail}", err=True)
+        sys.exit(1)
+
+    @contextmanager
+    def explained(self) -> Iterator[None]:
+        """End with one line if nobody answers."""
+        try:
+            yield
+        except httpx.TransportError as error:
+            click.echo(f"orders: no answer from {self.client.base_url}: {error or type(error).__name__}", err=True)
+            sys.exit(1)
+
+    def show(self, order: Order) -> None:
+        """Print an order."""
+        if self.as_json:
+            click.echo(json.dumps(order))
+        else:
+            self.console.print(_card(order))
+
+
+def _coloured(status: str) -> str:
+    return f"[{COLOURS[status]}]{status}[/]"
+
+
+def _total(order: Order) -> str:
+    return "" if order["total_minor"] is None else f"{order['total_minor']:,} {order['currency']} (minor)"
+
+
+def _card(order: Order) -> Table:
+    table = Table.grid(padding=(0, 2))
+    for name in ("order_id", "status", "version", "attempts", "customer_id", "reference"):
+        value = order[name]
+        if value is not None:
+            table.add_row(name, _coloured(value) if name == "status" else escape(str(value)))
+    table.add_row("total", _total(order))
+    for name in ("failure_reason", "created_at", "updated_at", "finished_at"):
+        if order[name] is not None:
+            table.add_row(name, escape(str(order[name])))
+    for line in order["lines"] or []:
+        table.add_row("line", f"{line['quantity']} x {escape(line['sku'])} at {line['unit_price_minor']:,}")
+    return table
+
+
+def base_url_of(given: str | None, settings: PeopleSettings) -> str:
+    """Return where the service is: as given, else BASE_URL, else what `make up` wrote here."""
+    if given or settings.base_url:
+        return given or settings.base_url
+    if url := whereabouts().get("BASE_URL"):
+        return url
+    click.echo(
+        "orders: where is the service? Give --to URL, or set BASE_URL, or start one here with `make up`", err=True
+    )
+    sys.exit(2)
+
+
+def calls(function: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the options that all of them have, and a Caller for its first argument."""
+
+    @click.option("--to", help="Base URL of the service; else BASE_URL, else that of `make up` in this folder.")
+    @click.option("--json", "as_json", is_flag=True, help="Print JSON, one document a line.")
+    def command(to: str | None, *, as_json: bool, **given: Any) -> None:
+        settings = PeopleSettings.read_or_exit("orders")
+        function(Caller(base_url_of(to, settings), settings.orders_api_key, as_json=as_json), **given)
+
+    command.__doc__ = function.__doc__
+    command.__name__ = function.__name__
+    # click keeps the options of what it wraps in this list, the last one first.
+    command.__click_params__ += getattr(function, "__click_params__", [])  # type: ignore[attr-defined]
+    return command
+
+
+@click.command()
+@click.option("--customer", "customer_id", default="guest", show_default=True)
+@click.option("--currency", default="GBP", show_default=True)
+@click.option("--reference")
+@click.option("--line", "lines", multiple=True, metavar="SKU:QUANTITY:PRICE", help="Price in minor units; repeatable.")
+@click.option("--file", "file", type=click.File(), help="The whole order as JSON instead; - is stdin.")
+@click.option("--key", help="Idempotency-Key; without it a random one, so that a retry is harmless in any case.")
+@calls
+def place(
+    caller: Caller,
+    customer_id: str,
+    currency: str,
+    reference: str | None,
+    lines: tuple[str, ...],
+    file: Any,
+    key: str | None,
+) -> None:
+    """Place an order. ORDERS_API_KEY says who you are."""
+    if file is not None:
+        body = file.read()
+    else:
+        body = json.dumps(
+            {
+                "customer_id": customer_id, "currency": currency, "lines": [_line(line) for line in lines],
+                **({"reference": reference} if reference else {}),
+            }
+        )  # fmt: skip
+    headers = {"Content-Type": "application/json", "Idempotency-Key": key or secrets.token_hex(16)}
+    end = time.monotonic() + RETRY_SECONDS
+    while True:
+        last = time.monotonic() > end
+        try:
+            answer = caller.client.post("/orders", content=body, headers=headers)
+        except httpx.TransportError:
+            answer = None
+        if answer is not None and (last or answer.status_code not in {502, 503, 504}):
+            caller.expect(answer)
+            caller.show(answer.json())
+            return
+        if answer is None and last:
+            click.echo(f"orders: no answer from {caller.client.base_url}", err=True)
+            sys.exit(1)
+        time.sleep(0.5)
+
+
+def _line(given: str) -> dict[str, Any]:
+    sku, *numbers = given.rsplit(":", 2)
+    if len(numbers) != 2 or not all(number.isdecimal() for number in numbers):
+        raise click.BadParameter(f"{given!r} is not SKU:QUANTITY:PRICE", param_hint="--line")
+    return {"sku": sku, "quantity": int(numbers[0]), "unit_price_minor": int(numbers[1])}
+
+
+@click.command()
+@click.argument("order_id")
+@calls
+def get(caller: Caller, order_id: str) -> None:
+    """Show an order."""
+    caller.show(caller.ask("GET", f"/orders/{order_id}").json())
+
+
+@click.command()
+@click.argument("order_id")
+@calls
+def cancel(caller: Caller, order_id: str) -> None:
+    """Cancel an order that nobody works yet."""
+    caller.show(caller.ask("POST", f"/orders/{order_id}/cancel").json())
+
+
+@click.command(name="list")
+@click.option("--status", type=click.Choice(sorted(COLOURS)))
+@click.option("--customer", "customer_id")
+@click.option("--reference")
+@click.option("--limit", default=50, show_default=True, help="How many at most; 0: all.")
+@calls
+def list_(caller: Caller, limit: int, **filters: str | None) -> None:
+    """List orders, newest first."""
+    found: list[Order] = []
+    query: dict[str, Any] = {name: value for name, value in filters.items() if value is not None}
+    while True:
+        page = caller.ask("GET", "/orders", params={**query, "limit": min(limit - len(found), 100) if limit else 100})
+        found += page.json()["orders"]
+        query["after"] = page.json()["next"]
+        if query["after"] is None or 0 < limit <= len(found):
+            break
+    if caller.as_json:
+        for order in found:
+            click.echo(json.dumps(order))
+        return
+    table = Table(Column("order", no_wrap=True), "status", "customer", "reference", "total", "placed")
+    for order in found:
+        table.add_row(
+            order["order_id"], _coloured(order["status"]), escape(order["customer_id"] or ""),
+            escape(order["reference"] or ""), _total(order), order["created_at"][:19],
+        )  # fmt: skip
+    caller.console.print(table)
+
+
+@click.command()
+@click.argument("order_id")
+@calls
+def watch(caller: Caller, order_id: str) -> None:
+    """Follow an order to its end; exits 0 only if that is `done`."""
+    seen = ""
+    while True:
+        try:
+            headers = {"Last-Event-ID": seen} if seen else {}
+            with caller.client.stream("GET", f"/orders/{order_id}/events", headers=headers) as answer:
+                if answer.status_code not in {502, 503, 504}:
+                    caller.expect(answer)
+                for line in answer.iter_lines():
+                    if line.startswith("id: "):
+                        seen = line.removeprefix("id: ")
+                    if line.startswith("data: "):
+                        now = json.loads(line.removeprefix("data: "))
+                        _tell(caller, now)
+                        if now["status"] in TERMINAL:
+                            sys.exit(0 if now["status"] == "done" else 1)
+        except httpx.TransportError:
+            pass
+        time.sleep(0.5)  # the stream was cut: take it up again where it was
+
+
+def _tell(caller: Caller, now: dict[str, Any]) -> None:
+    if caller.as_json:
+        click.echo(json.dumps(now))
+    else:
+        reason = f"  {escape(now['failure_reason'])}" if now["failure_reason"] else ""
+        caller.console.print(f"{now['updated_at'][:23]}  {_coloured(now['status'])}{reason}")
+
+
+COMMANDS = [place, get, watch, cancel, list_]

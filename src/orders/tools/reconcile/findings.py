@@ -1,0 +1,209 @@
+"""What is wrong with an order, as far as its row and its outbox rows tell: decided here, from values alone."""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+from typing import Literal
+from uuid import UUID
+
+import msgspec
+
+from orders.model.order import TERMINAL, Status
+
+Kind = Literal["lost", "stuck", "doubled", "out_of_order"]
+Cause = Literal[
+    "order_missing",  # events of an order that is not there
+    "event_missing",  # an order, or its end, that the outbox never heard of
+    "undelivered",  # sent, and no worker ever had it
+    "skipped",  # an operator gave its message up
+    "unsent",  # the outbox still has it
+    "blocked",  # refused by the broker: an operator decides
+    "unworked",  # claimed by a worker that is gone, and no message brings it back
+    "event_twice",
+    "ended_twice",
+    "versions_descend",  # in the outbox itself
+    "published_out_of_order",
+    "status_went_back",
+]
+
+PLACED = "order.placed"
+REQUIRED = frozenset({PLACED, "order.redriven"})  # the messages that have an order worked
+ENDS = frozenset({"order.done", "order.failed", "order.cancelled"})
+ONCE = frozenset({PLACED, "order.done", "order.cancelled"})  # `failed` and `redriven` may come again
+AGAIN = "again"  # not an event: a message that was sent once more, straight to the work queue
+SETTLED = frozenset({"sent", "unrouted", "skipped"})
+
+# How much later than an order's id its first event may be drawn: what a request waits for the database, and clocks.
+CLOCKS_SECONDS = 60.0
+
+
+class OrderSeen(msgspec.Struct, frozen=True, kw_only=True):
+    """An order's row. Times are seconds since 1970; `updated` of an order that has ended is when it did."""
+
+    order_id: UUID
+    status: Status
+    version: int
+    updated: float
+    is_worked: bool = False  # its worker is alive
+    retry_due: float | None = None  # it waits for its retry until then
+
+    @property
+    def placed(self) -> float:
+        """When its id was made, since a UUIDv7 begins with its milliseconds; of an api whose clock was fast, before."""
+        return min((self.order_id.int >> 80) / 1000, self.updated)
+
+
+class EventSeen(msgspec.Struct, frozen=True, kw_only=True):
+    """An outbox row of an order. `transaction` wrote its present state; `waits` says why its key does, if it does."""
+
+    row_id: int
+    type: str
+    version: int | None
+    state: str
+    created: float
+    settled: float | None
+    transaction: int = 0
+    blocked: bool = False
+    waits: str = ""
+
+
+class Memory(msgspec.Struct, frozen=True):
+    """How far back the outbox goes, and when operators had rows sent again."""
+
+    since: float
+    requeues: tuple[float, ...] = ()
+
+    def explains(self, after: float, before: float) -> bool:
+        """Say whether rows were sent again in this time: a repeat of an earlier event may follow a later one."""
+        return any(after <= each <= before for each in self.requeues)
+
+
+class Finding(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Something wrong with one order. `row_id` is the outbox row whose message would mend it."""
+
+    kind: Kind
+    cause: Cause
+    order_id: UUID
+    reason: str
+    row_id: int | None = None
+    version: int = 0
+    since: float | None = None  # true since then, and perhaps merely young; None: wrong at any age
+
+
+def judge(order_id: UUID, order: OrderSeen | None, rows: Sequence[EventSeen], memory: Memory) -> list[Finding]:
+    """Return what is wrong with an order, by its row and its outbox rows in the order of their ids."""
+    if order is None and rows[-1].type in ENDS:
+        return []  # it came to its end and was erased since (`orders purge`); its events are the relay's to forget
+    if order is None:
+        names = ", ".join(f"row {row.row_id} {row.type}" for row in rows[:3])
+        return [
+            Finding(kind="lost", cause="order_missing", order_id=order_id, reason=f"no such order, but events: {names}")
+        ]
+    return [
+        *_missing(order, rows, memory),
+        *_doubled(order, rows),
+        *_out_of_order(order, rows, memory),
+        *_on_its_way(order, rows),
+    ]
+
+
+def _missing(order: OrderSeen, rows: Sequence[EventSeen], memory: Memory) -> Iterator[Finding]:
+    types = {row.type for row in rows}
+    if PLACED not in types and order.placed > memory.since + CLOCKS_SECONDS:
+        yield Finding(
+            kind="lost", cause="event_missing", order_id=order.order_id, version=order.version,
+            reason=f"it is {order.status}, and the outbox has no {PLACED} of it",
+        )  # fmt: skip
+    end = f"order.{order.status}"
+    if order.status in TERMINAL and end not in types and order.updated > memory.since + CLOCKS_SECONDS:
+        yield Finding(
+            kind="lost", cause="event_missing", order_id=order.order_id, version=order.version,
+            reason=f"it is {order.status}, and the outbox has no {end} of it",
+        )  # fmt: skip
+
+
+def _doubled(order: OrderSeen, rows: Sequence[EventSeen]) -> Iterator[Finding]:
+    events = [row for row in rows if row.type != AGAIN]
+    told = False
+    for type_, many in Counter(row.type for row in events).items():
+        versions = [row.version for row in events if row.type == type_ and row.version is not None]
+        if many > 1 and (type_ in ONCE or len(set(versions)) < len(versions)):
+            told = True
+            ids = ", ".join(str(row.row_id) for row in events if row.type == type_)
+            yield Finding(
+                kind="doubled", cause="event_twice", order_id=order.order_id, reason=f"{many} {type_}: rows {ids}"
+            )
+    ends = [row for row in events if row.type in ENDS]
+    if not told and len(ends) > 1 + sum(row.type == "order.redriven" for row in events):
+        names = ", ".join(f"{row.type} (row {row.row_id})" for row in ends)
+        yield Finding(kind="doubled", cause="ended_twice", order_id=order.order_id, reason=f"it ended twice: {names}")
+
+
+def _out_of_order(order: OrderSeen, rows: Sequence[EventSeen], memory: Memory) -> Iterator[Finding]:
+    events = [row for row in rows if row.type != AGAIN]
+    for earlier, later in pairwise(events):
+        if _descends(earlier, later):
+            yield Finding(
+                kind="out_of_order", cause="versions_descend", order_id=order.order_id,
+                reason=f"{later.type} (row {later.row_id}) comes behind {earlier.type} (row {earlier.row_id})",
+            )  # fmt: skip
+            break
+    for earlier, later in pairwise(events):
+        if _overtakes(earlier, later, memory):
+            yield Finding(
+                kind="out_of_order", cause="published_out_of_order", order_id=order.order_id,
+                reason=f"{later.type} (row {later.row_id}) was {later.state} before {earlier.type} "
+                       f"(row {earlier.row_id}), which is {earlier.state}",
+            )  # fmt: skip
+            break
+    if order.status not in TERMINAL and events and events[-1].type in ENDS:
+        yield Finding(
+            kind="out_of_order", cause="status_went_back", order_id=order.order_id, since=events[-1].created,
+            reason=f"it is {order.status}, and its last event is {events[-1].type} (row {events[-1].row_id})",
+        )  # fmt: skip
+
+
+def _descends(earlier: EventSeen, later: EventSeen) -> bool:
+    if later.type == PLACED and earlier.type != PLACED:
+        return True
+    return earlier.version is not None and later.version is not None and later.version < earlier.version
+
+
+def _overtakes(earlier: EventSeen, later: EventSeen, memory: Memory) -> bool:
+    """Rows settled by one transaction say nothing: their times are of its statements, not of the broker's answers."""
+    if later.settled is None or (earlier.transaction == later.transaction and earlier.settled is not None):
+        return False
+    until = float("inf") if earlier.settled is None else earlier.settled
+    return until > later.settled and not memory.explains(later.settled, until)
+
+
+def _on_its_way(order: OrderSeen, rows: Sequence[EventSeen]) -> Iterator[Finding]:
+    unsent = next((row for row in rows if row.state not in SETTLED), None)
+    if unsent is not None:
+        waits = f": {unsent.waits}" if unsent.waits else ""
+        yield Finding(
+            kind="stuck", cause="blocked" if unsent.blocked else "unsent", order_id=order.order_id,
+            since=unsent.created, reason=f"{unsent.type} (row {unsent.row_id}) is {unsent.state}{waits}",
+        )  # fmt: skip
+        return
+    message = next((row for row in reversed(rows) if row.type in REQUIRED or row.type == AGAIN), None)
+    if message is None:
+        return
+    if message.state == "skipped" and order.status == "placed":
+        yield Finding(
+            kind="lost", cause="skipped", order_id=order.order_id, row_id=message.row_id, version=order.version,
+            reason=f"it is placed, and an operator skipped {message.type} (row {message.row_id})",
+        )  # fmt: skip
+    elif order.status == "placed":
+        yield Finding(
+            kind="lost", cause="undelivered", order_id=order.order_id, row_id=message.row_id, version=order.version,
+            since=max(message.settled or 0.0, order.updated),
+            reason=f"{message.type} (row {message.row_id}) was sent, and no worker ever claimed the order",
+        )  # fmt: skip
+    elif order.status == "processing" and not order.is_worked:
+        since = order.updated if order.retry_due is None else order.retry_due
+        yield Finding(
+            kind="stuck", cause="unworked", order_id=order.order_id, row_id=message.row_id, version=order.version,
+            since=max(message.settled or 0.0, since),
+            reason="it is processing, its worker is gone, and no message has brought it to another",
+        )  # fmt: skip

@@ -1,0 +1,237 @@
+"""`orders replay`: the invoices of a file, through the front door to their end, with progress and a report."""
+
+import asyncio
+import contextlib
+import os
+import re
+import sys
+from collections.abc import AsyncIterator, Mapping
+from pathlib import Path
+from typing import NoReturn
+from urllib.parse import urlsplit
+
+import click
+import msgspec
+import uvloop
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from orders.tools.replay.invoices import Kind, Malformed, survey
+from orders.tools.replay.send_invoices import Pace, Replay, Report
+from orders.tools.whereabouts import RUN_ENV, whereabouts
+
+DEFAULT_URL = "http://127.0.0.1:8080"
+
+BAR_SECONDS = 0.1
+PLAIN_SECONDS = 2.0
+
+
+def default_url(environ: Mapping[str, str] = os.environ, run_env: Path = RUN_ENV) -> str:
+    """Return BASE_URL from the environment or of the system that `make up` started, else the port of compose."""
+    if environ.get("BASE_URL"):
+        return environ["BASE_URL"]
+    return whereabouts(run_env).get("BASE_URL", DEFAULT_URL)
+
+
+@contextlib.asynccontextmanager
+async def progress_shown(replay: Replay, console: Console) -> AsyncIterator[None]:
+    """While it is open, show how far the replay is: a bar on a terminal, a line now and then elsewhere."""
+    show: _Bar | _Lines = _Bar(replay, console) if console.is_terminal else _Lines(replay, console)
+    seconds = BAR_SECONDS if console.is_terminal else PLAIN_SECONDS
+
+    async def show_on() -> None:
+        while True:
+            await asyncio.sleep(seconds)
+            show()
+
+    with show:
+        showing = asyncio.create_task(show_on(), name="replay-progress")
+        try:
+            yield
+        finally:
+            showing.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await showing
+            show()
+
+
+class _Bar:
+    """Two bars that move: placed, and done."""
+
+    def __init__(self, replay: Replay, console: Console) -> None:
+        self._replay = replay
+        self._bars = Progress(
+            TextColumn("{task.description:<7}"),
+            BarColumn(bar_width=None),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[note]}"),
+            console=console,
+            auto_refresh=False,
+        )
+        self._placed = self._bars.add_task("placed", total=replay.found.accepted, note="")
+        self._ended = self._bars.add_task("done", total=replay.found.accepted, note="")
+
+    def __enter__(self) -> None:
+        self._bars.start()
+
+    def __exit__(self, *_: object) -> None:
+        self._bars.stop()
+
+    def __call__(self) -> None:
+        note = f"{self._replay.retries} retries" if self._replay.retries else ""
+        self._bars.update(self._placed, completed=self._replay.placed, note=note)
+        self._bars.update(self._ended, completed=self._replay.statuses["done"])
+        self._bars.refresh()
+
+
+class _Lines:
+    """A line whenever something has changed."""
+
+    def __init__(self, replay: Replay, console: Console) -> None:
+        self._replay = replay
+        self._console = console
+        self._last = ""
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def __call__(self) -> None:
+        replay = self._replay
+        line = f"{replay.placed} placed, {replay.statuses['done']} done of {replay.found.accepted}"
+        if replay.retries:
+            line += f", {replay.retries} retries ({replay.trouble})"
+        if line != self._last:
+            self._console.print(line, highlight=False, markup=False, soft_wrap=True)
+            self._last = line
+
+
+def table_of(report: Report) -> Table:
+    """Lay a report out for people."""
+    table = Table(title=f"{report.file} -> {report.to}", title_justify="left", show_header=False)
+    table.add_column(no_wrap=True)
+    table.add_column(justify="right")
+    table.add_column(overflow="fold")
+
+    def row(name: str, count: int, note: str = "") -> None:
+        table.add_row(name, f"{count:,}", escape(note))
+
+    row("invoices", report.invoices)
+    row("refused, not sent", report.refused, "by the rule:")
+    for name, kind in report.refused_by.items():
+        row("", kind.count, f"{Kind[name.upper()].value} ({kind.example})")
+    table.add_section()
+    row("placed", report.placed, f"{report.placed_before:,} of them by an earlier run" if report.placed_before else "")
+    row("done", report.done, f"{report.orders_per_second:,g} orders/s in {report.seconds:,g} s")
+    for name, count, what in (
+        ("failed", report.failed, "the handler gave up"),
+        ("cancelled", report.cancelled, "by somebody else"),
+        ("unfinished", report.unfinished, "placed, and not at their end when we stopped waiting"),
+        ("lost", report.lost, "placed, but the service answers a look at them with an error"),
+        ("rejected", report.rejected, "by the service"),
+        ("not placed", report.unplaced, "not sent, or not answered"),
+        ("retries", report.retries, "after no answer, 429, 502, 503 or 504"),
+    ):
+        if count:
+            row(name, count, what)
+    for not_done in report.not_done:
+        table.add_row("", "", escape(f"{not_done.invoice} {not_done.order_id or ''} {not_done.what}"))
+    table.add_section()
+    for name, what in (("accept", "request to 201, retries included"), ("placed_to_end", "by the service's clock")):
+        leg = report.legs[name]
+        if leg.orders:
+            table.add_row(name.replace("_", " "), "", f"p50 {leg.p50_ms:g} ms, p99 {leg.p99_ms:g} ms ({what})")
+    return table
+
+
+async def run_shown(replay: Replay, console: Console) -> None:
+    """Run a replay with its progress on the console."""
+    async with progress_shown(replay, console):
+        await replay.run()
+
+
+@click.command("replay")
+@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--to", metavar="URL", help="Where the orders go; else BASE_URL, .run/env, or http://127.0.0.1:8080.")
+@click.option("--rate", type=click.FloatRange(min=0, min_open=True), help="Orders a second at most.")
+@click.option(
+    "--concurrency",
+    type=click.IntRange(1, 1000),
+    default=Pace().concurrency,
+    show_default=True,
+    help="Requests that wait for their answer at once.",
+)
+@click.option(
+    "--patience",
+    type=click.FloatRange(min=0, min_open=True),
+    default=Pace().patience,
+    show_default=True,
+    help="Seconds without any progress after which to give up.",
+)
+@click.option(
+    "--run",
+    "run_name",
+    default="",
+    metavar="NAME",
+    help="Another name makes new orders of a file that was replayed before.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Report as JSON.")
+def replay(
+    file: Path, to: str | None, rate: float | None, concurrency: int, patience: float, run_name: str, as_json: bool
+) -> None:
+    """Place the invoices of FILE (CSV or CSV.gz) as orders, and follow each until it is done.
+
+    An invoice is refused whole, and not sent, if it is a cancellation (C...) or a line has a quantity or price that is
+    not above zero. Each order has an Idempotency-Key made of the file's content and the invoice's number: the same
+    command again goes on where an interrupted one ended, and places nothing twice.
+
+    Exit code 0: every order is done. 1: not every one. 2: the file or the call is wrong. 130: interrupted.
+    """
+    url = to or default_url()
+    if not url.startswith(("http://", "https://")) or not urlsplit(url).hostname:
+        raise click.BadParameter(f"{url!r} is not an http:// or https:// URL", param_hint="--to")
+    if not _RUN_NAME(run_name):
+        raise click.BadParameter("1 to 64 letters, digits and . _ -", param_hint="--run")
+    if not file.is_file():
+        raise click.BadParameter("the file is read twice: a pipe does not do", param_hint="FILE")
+
+    console = Console(stderr=True)
+    try:
+        found = survey(file)
+    except (Malformed, OSError) as error:
+        _fail(f"{file}: {error}; nothing was sent", 2)
+    accepted, refused = f"{found.accepted:,} to place", f"{sum(found.refused.values()):,} refused"
+    click.echo(f"{file}: {found.lines:,} lines, {found.invoices:,} invoices: {accepted}, {refused}", err=True)
+
+    pace = Pace(rate=rate, concurrency=concurrency, patience=patience)
+    running = Replay(file, found, url, pace, run_name)
+    code, error_line = 0, ""
+    try:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(run_shown(running, console))
+    except (Malformed, OSError) as error:
+        code, error_line = 2, f"{file} has been changed meanwhile: {error}"
+    except KeyboardInterrupt:
+        code, error_line = 130, "interrupted"
+    report = running.report()
+    if as_json:
+        click.echo(msgspec.json.format(msgspec.json.encode(report)))
+    else:
+        Console().print(table_of(report))
+    if code == 0 and not report.complete:
+        code, error_line = 1, report.gave_up or f"{report.accepted - report.done:,} orders are not done"
+    if code:
+        _fail(f"{error_line}; {report.placed:,} of {report.accepted:,} were placed, {report.done:,} are done", code)
+
+
+_RUN_NAME = re.compile(r"[A-Za-z0-9._-]{0,64}").fullmatch
+
+
+def _fail(what: str, code: int) -> NoReturn:
+    click.echo(f"orders replay: {what}", err=True)
+    sys.exit(code)

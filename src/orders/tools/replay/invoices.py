@@ -1,0 +1,274 @@
+"""Read orders from a CSV file of invoices, plain or gzip, in any size.
+
+The rule: an invoice is refused whole if it is a cancellation, or if any of its lines has a quantity or a price that is
+not above zero. The lines of one invoice stand together in the file: it is complete when the next one begins, so that
+one invoice at a time is all that is kept.
+"""
+
+import csv
+import gzip
+import re
+import sqlite3
+import zlib
+from collections.abc import Iterable, Iterator
+from contextlib import closing
+from decimal import Decimal
+from enum import Enum
+from hashlib import sha256
+from pathlib import Path
+from typing import IO, cast
+
+import msgspec
+
+from orders.model.currencies import Currency
+from orders.model.order import Line, NewOrder
+
+COLUMNS = ["InvoiceNo", "StockCode", "Description", "Quantity", "InvoiceDate", "UnitPrice", "CustomerID", "Country"]
+CURRENCY: Currency = "GBP"
+MINOR_DIGITS = 2  # of that currency
+GUEST = "guest"
+LINES_MOST = 1000  # of one order; an invoice that has more is not kept in memory either
+LINE_BYTES_MOST = 1 << 20
+
+_GZIP_MAGIC = b"\x1f\x8b"
+
+# Bounded, so that each is exact as a Decimal of the default 28 digits; ASCII digits only, unlike int() and Decimal().
+_QUANTITY = re.compile(r"-?[0-9]{1,18}").fullmatch
+_PRICE = re.compile(r"-?[0-9]{1,15}(\.[0-9]{1,10})?").fullmatch
+# It becomes a part of an Idempotency-Key, which takes these characters and no others.
+_NUMBER = re.compile(r"[\x21-\x7e]{1,64}").fullmatch
+
+
+class Malformed(Exception):
+    """The file is not what it should be, from this line on."""
+
+    def __init__(self, line: int, what: str) -> None:
+        super().__init__(f"line {line}: {what}")
+        self.line = line
+
+
+class Kind(Enum):
+    """Why an invoice is refused; where several hold, the first one here."""
+
+    CANCELLATION = "it is a cancellation"
+    QUANTITY = "a quantity is not above zero"
+    PRICE = "a price is not above zero"
+    FRACTION = "a price is not a whole number of pence"
+    CUSTOMERS = "its lines have several customers"
+    LENGTH = f"it has more than {LINES_MOST} lines"
+
+
+class Accepted(msgspec.Struct, frozen=True):
+    """An invoice to place."""
+
+    number: str
+    first_line: int
+    order: NewOrder
+
+
+class Refused(msgspec.Struct, frozen=True):
+    """An invoice that is not placed, and the first line that speaks against it."""
+
+    number: str
+    first_line: int
+    line: int
+    kind: Kind
+
+
+Invoice = Accepted | Refused
+
+
+class Survey(msgspec.Struct, frozen=True):
+    """What is in a file that was read to its end and is well-formed."""
+
+    fingerprint: str  # of the text, compressed or not
+    lines: int
+    accepted: int
+    refused: dict[Kind, int]
+    examples: dict[Kind, Refused]
+
+    @property
+    def invoices(self) -> int:
+        """How many invoices there are, accepted or refused."""
+        return self.accepted + sum(self.refused.values())
+
+
+def survey(path: Path) -> Survey:
+    """Read the whole file and count; raise Malformed if anything is wrong with it, anywhere."""
+    digest = sha256()
+    lines = accepted = 0
+    refused: dict[Kind, int] = {}
+    examples: dict[Kind, Refused] = {}
+
+    def counted(raw_lines: Iterable[bytes]) -> Iterator[bytes]:
+        nonlocal lines
+        for raw in raw_lines:
+            digest.update(raw)
+            lines += 1
+            yield raw
+
+    # The numbers that came before go to a private temporary file: memory would grow with the number of invoices.
+    with path.open("rb") as file, closing(sqlite3.connect("")) as seen:
+        seen.execute("CREATE TABLE seen (number TEXT PRIMARY KEY, line INTEGER) WITHOUT ROWID")
+        for invoice in _invoices(_rows(_texts(counted(_raw_lines(file, path.name))))):
+            try:
+                seen.execute("INSERT INTO seen VALUES (?, ?)", (invoice.number, invoice.first_line))
+            except sqlite3.IntegrityError:
+                ((earlier,),) = seen.execute("SELECT line FROM seen WHERE number = ?", (invoice.number,))
+                raise Malformed(
+                    invoice.first_line,
+                    f"invoice {invoice.number} began on line {earlier} and comes again after others; "
+                    "the lines of an invoice have to stand together",
+                ) from None
+            match invoice:
+                case Accepted():
+                    accepted += 1
+                case Refused(kind=kind):
+                    refused[kind] = refused.get(kind, 0) + 1
+                    examples.setdefault(kind, invoice)
+    return Survey(digest.hexdigest(), lines - 1, accepted, refused, examples)
+
+
+def read(path: Path) -> Iterator[Invoice]:
+    """Yield the invoices in the order of the file; raise Malformed where it stops being one."""
+    with path.open("rb") as file:
+        yield from _invoices(_rows(_texts(_raw_lines(file, path.name))))
+
+
+class _Row(msgspec.Struct, frozen=True):
+    """A line of an invoice, each field checked for its form."""
+
+    number: str
+    sku: str
+    description: str
+    quantity: int
+    price: Decimal
+    customer: str
+
+
+def _raw_lines(file: IO[bytes], name: str) -> Iterator[bytes]:
+    """Yield the lines as bytes, unpacked where the content (not the name) says gzip."""
+    packed = file.read(2) == _GZIP_MAGIC
+    file.seek(0)
+    if name.endswith(".gz") and not packed:
+        raise Malformed(1, "the file is not in gzip format, as its name says")
+    # GzipFile is no IO to the type checker, but it reads like one.
+    source = cast("IO[bytes]", gzip.GzipFile(fileobj=file)) if packed else file
+    number = 1
+    try:
+        while raw := source.readline(LINE_BYTES_MOST + 1):
+            if len(raw) > LINE_BYTES_MOST:
+                raise Malformed(number, f"the line is longer than {LINE_BYTES_MOST} bytes")
+            yield raw
+            number += 1
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise Malformed(number, f"the gzip stream is broken here: {error}") from None
+
+
+def _texts(raw_lines: Iterable[bytes]) -> Iterator[str]:
+    for number, raw in enumerate(raw_lines, 1):
+        try:
+            # Spreadsheets put a byte order mark before the header.
+            yield raw.decode("utf-8-sig" if number == 1 else "utf-8")
+        except UnicodeDecodeError as error:
+            raise Malformed(number, f"byte {error.start + 1} of the line is not UTF-8") from None
+
+
+def _rows(texts: Iterator[str]) -> Iterator[tuple[int, _Row]]:
+    """Yield each row after the header with the number of the line it begins on."""
+    # Strict: what the csv module would otherwise guess is an error, an unclosed quotation first of all.
+    reader = csv.reader(texts, strict=True)
+    while True:
+        line = reader.line_num + 1
+        try:
+            fields = next(reader)
+        except StopIteration:
+            if line == 1:
+                raise Malformed(1, "the file is empty") from None
+            return
+        except csv.Error as error:
+            raise Malformed(line, f"the row that begins here is not CSV: {error}") from None
+        if line == 1:
+            if fields != COLUMNS:
+                raise Malformed(1, f"the header has to be {','.join(COLUMNS)}")
+        else:
+            yield line, _row(line, fields)
+
+
+def _row(line: int, fields: list[str]) -> _Row:
+    if len(fields) != len(COLUMNS):
+        raise Malformed(line, f"there are {len(fields)} columns where the header has {len(COLUMNS)}")
+    number, sku, description, quantity, _, price, customer, _ = fields
+    if not _NUMBER(number):
+        raise Malformed(line, f"InvoiceNo is {_shown(number)}, and not 1 to 64 visible ASCII characters")
+    if not _QUANTITY(quantity):
+        raise Malformed(line, f"Quantity is {_shown(quantity)}, and not a whole number")
+    if not _PRICE(price):
+        raise Malformed(line, f"UnitPrice is {_shown(price)}, and not a decimal number")
+    return _Row(number, sku, description, int(quantity), Decimal(price), customer)
+
+
+def _shown(text: str) -> str:
+    return repr(text if len(text) <= 40 else text[:40] + "…")
+
+
+class _Open:
+    """An invoice whose lines are still being read."""
+
+    def __init__(self, number: str, first_line: int) -> None:
+        self.number = number
+        self.first_line = first_line
+        self._customer: str | None = None
+        self._lines: list[Line] = []
+        self._objections: dict[Kind, int] = {Kind.CANCELLATION: first_line} if number.startswith("C") else {}
+
+    def add(self, line: int, row: _Row) -> None:
+        """Take a line in; one that speaks against the invoice is remembered, not kept."""
+        minor = row.price.scaleb(MINOR_DIGITS)
+        if self._customer is None:
+            self._customer = row.customer
+        if row.quantity <= 0:
+            self._objections.setdefault(Kind.QUANTITY, line)
+        elif row.price <= 0:
+            self._objections.setdefault(Kind.PRICE, line)
+        elif minor != minor.to_integral_value():
+            self._objections.setdefault(Kind.FRACTION, line)
+        elif row.customer != self._customer:
+            self._objections.setdefault(Kind.CUSTOMERS, line)
+        elif len(self._lines) == LINES_MOST:
+            self._objections.setdefault(Kind.LENGTH, line)
+        else:
+            self._lines.append(
+                Line(
+                    sku=row.sku,
+                    quantity=row.quantity,
+                    unit_price_minor=int(minor),
+                    description=row.description or None,
+                )
+            )
+
+    def close(self) -> Invoice:
+        """Decide, now that every line is there."""
+        for kind in Kind:
+            if kind in self._objections:
+                return Refused(self.number, self.first_line, self._objections[kind], kind)
+        order = NewOrder(
+            customer_id=self._customer or GUEST,
+            currency=CURRENCY,
+            lines=self._lines,
+            reference=self.number,
+        )
+        return Accepted(self.number, self.first_line, order)
+
+
+def _invoices(rows: Iterator[tuple[int, _Row]]) -> Iterator[Invoice]:
+    """Yield an invoice whenever the next one begins, and the last one at the end."""
+    now: _Open | None = None
+    for line, row in rows:
+        if now is None or now.number != row.number:
+            if now is not None:
+                yield now.close()
+            now = _Open(row.number, line)
+        now.add(line, row)
+    if now is not None:
+        yield now.close()

@@ -1,0 +1,244 @@
+"""What is done with one delivery: claim the order, run its handler, finish or postpone it, ack."""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+from uuid import UUID
+
+import msgspec
+from prometheus_client import Counter, Gauge, Histogram
+
+from orders.broker.consumer import Delivery
+from orders.database.claim_orders import Claim, Claimed, Forged, Held, Postponed, Settled, Unknown, Wanted
+from orders.database.finish_orders import Finish, Finished, finish_of
+from orders.database.postpone_orders import Postpone
+from orders.model.traceparent import continue_trace
+from orders.runtime.retry_pauses import backoff
+from orders.work import decision
+from orders.work.letters import Poison, Verdict, wanted_of
+from orders.work.runner import Job, Outcome, Run
+
+log = logging.getLogger(__name__)
+
+HELD_SECONDS = 1.0  # until we look again whether an order that another worker has is still being worked
+LAST_WORDS_SECONDS = 0.5  # for handlers that are cut off when the worker stops
+
+SECONDS = [0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60]
+IN_HAND = Gauge("orders_worker_in_hand", "Orders in hand")
+FINISHED = Counter("orders_worker_finished_total", "Orders finished, by status", ["status"])
+POSTPONED = Counter("orders_worker_postponed_total", "Failures of the handler itself that lead to a retry")
+DELIVERED = Counter("orders_worker_deliveries_total", "Deliveries taken")
+REDELIVERED = Counter("orders_worker_redelivered_total", "Deliveries that the broker had made before")
+SUSPECTS = Counter("orders_worker_suspects_total", "Orders that were in hand when a worker vanished")
+DEAD_LETTERED = Counter("orders_worker_dead_lettered_total", "Messages handed to the dead letters, by kind", ["kind"])
+WEATHER = Counter("orders_worker_weather_total", "Handlers whose transaction ended because the database went away")
+HANDLER_SECONDS = Histogram("orders_worker_handler_seconds", "Duration of one run of the handler", buckets=SECONDS)
+PLACED_TO_FINISHED = Histogram(
+    "orders_placed_to_finished_seconds", "From placing (or redriving) to the end, on the database's clock",
+    ["status"], buckets=[*SECONDS, 300, 3600],
+)  # fmt: skip
+
+
+class Statements(msgspec.Struct, frozen=True):
+    """The batches that the work leans on; each call returns when its transaction is committed."""
+
+    claim: Callable[[Wanted], Awaitable[Claim]]
+    finish: Callable[[Finish], Awaitable[Finished | None]]
+    postpone: Callable[[Postpone], Awaitable[None]]
+    condemn: Callable[[Verdict], Awaitable[None]]
+
+
+class Counts(msgspec.Struct):
+    """What this worker has done since it started."""
+
+    done: int = 0
+    failed: int = 0
+    postponed: int = 0
+    redelivered: int = 0
+    dead_lettered: int = 0
+
+
+class Work:
+    """Owns the orders in hand, each in a task of its own."""
+
+    def __init__(
+        self, statements: Statements, run: Run, suspects: Run, *, max_failures: int, at_once: int | None = None
+    ) -> None:
+        """`at_once`: how many handlers may run side by side, where each needs a connection; None: all."""
+        self.statements = statements
+        self.run = run
+        self.suspects = suspects
+        self.max_failures = max_failures
+        self.counts = Counts()
+        self.crashed = asyncio.Event()
+        self._room = asyncio.Semaphore(at_once) if at_once else contextlib.nullcontext()
+        self._draining = False
+        self._tasks: dict[UUID, asyncio.Task[None]] = {}
+        self._repeats: dict[UUID, list[Delivery]] = {}  # deliveries of an order that is in hand already
+        self._claimed: set[UUID] = set()
+        self._condemned: dict[UUID, str] = {}  # events, and why: their reject may get lost, and they come again
+        self._crash: BaseException | None = None
+
+    @property
+    def in_hand(self) -> int:
+        """How many orders are in hand."""
+        return len(self._tasks)
+
+    def take(self, delivery: Delivery) -> None:
+        """Work a delivery in the background.
+
+        One that still comes while we drain is left alone: it goes back to the queue with its channel. A handler that
+        was started for it would be cut off, perhaps after its effect.
+        """
+        if self._draining:
+            return
+        DELIVERED.inc()
+        if delivery.redelivered:
+            REDELIVERED.inc()
+            self.counts.redelivered += 1
+        try:
+            wanted = wanted_of(delivery.body, delivery.size)
+        except Poison as poison:
+            self._reject(delivery, poison)
+            return
+        if (reason := self._condemned.get(wanted.event_id)) is not None:
+            self._reject(delivery, Poison("deadly", reason))
+            return
+        self._start(wanted, delivery)
+
+    async def drain(self, seconds: float, sever: Callable[[], None]) -> Sequence[UUID]:
+        """Finish what is in hand, for so long; then let go of the rest, and return the orders that there were.
+
+        An order that is still waiting for its claim is let go of at once. `sever` ends the transactions of handlers.
+        """
+        self._draining = True
+        in_hand = list(self._tasks)
+        for order_id, task in self._tasks.items():
+            if order_id not in self._claimed:
+                task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks.values(), timeout=seconds)
+        sever()
+        left = list(self._tasks.values())
+        for task in left:
+            task.cancel()
+        if left:
+            await asyncio.wait(left, timeout=LAST_WORDS_SECONDS)
+        return in_hand
+
+    def raise_crash(self) -> None:
+        """Raise what ended an order's task, if anything but its own end did."""
+        if self._crash is not None:
+            raise self._crash
+
+    def _start(self, wanted: Wanted, delivery: Delivery) -> None:
+        order_id = wanted.order_id
+        if order_id in self._tasks:
+            # Those of a lost channel have come again, or will: a broker that flaps must not pile them up here.
+            self._repeats[order_id] = [each for each in self._repeats.get(order_id, ()) if not each.lost] + [delivery]
+            return
+        task = asyncio.create_task(self._work(wanted, delivery), name="order")
+        self._tasks[order_id] = task
+        IN_HAND.set(len(self._tasks))
+
+        def end(task: asyncio.Task[None]) -> None:
+            del self._tasks[order_id]
+            self._claimed.discard(order_id)
+            IN_HAND.set(len(self._tasks))
+            if not task.cancelled():
+                error = task.exception()
+            else:  # nobody but `drain` does that; left alone, the order would stay in our hands for ever
+                error = None if self._draining else RuntimeError(f"order {order_id} was cancelled by its own handler")
+            if error is not None:
+                self._crash = self._crash or error
+                self.crashed.set()
+                return
+            for repeat in self._repeats.pop(order_id, ()):
+                if not repeat.lost:
+                    self.take(repeat)  # and most often find it settled
+
+        task.add_done_callback(end)
+
+    async def _work(self, wanted: Wanted, delivery: Delivery) -> None:
+        try:
+            await self._work_order(wanted, delivery)
+        except Poison as poison:
+            self._reject(delivery, poison)
+        else:
+            delivery.ack()
+
+    def _reject(self, delivery: Delivery, poison: Poison) -> None:
+        log.warning("to the dead letters: %s: %s", poison.kind, poison)
+        DEAD_LETTERED.labels(poison.kind).inc()
+        self.counts.dead_lettered += 1
+        delivery.reject()
+
+    async def _work_order(self, wanted: Wanted, delivery: Delivery) -> None:
+        """Bring an order to its end or to its retry; return when that is committed, or there is nothing left to do."""
+        traceparent = continue_trace(delivery.header("traceparent"))
+        suspect = False
+        pauses = backoff()
+        while True:
+            async with self._room:
+                claim = await self.statements.claim(wanted)
+                if isinstance(claim, Claimed):
+                    self._claimed.add(wanted.order_id)
+                    suspect = suspect or claim.suspect
+                    outcome = await self._run(Job(claim, traceparent), suspect=suspect)
+                    if await self._settle(claim, wanted, delivery, traceparent, outcome):
+                        return
+            match claim:
+                case Settled() | Postponed():
+                    return
+                case Unknown():
+                    raise Poison("unknown", "there is no such order")
+                case Forged():
+                    raise Poison("forged", "its order waits for another event")
+                case Held():
+                    await asyncio.sleep(HELD_SECONDS)
+                case Claimed():
+                    await asyncio.sleep(next(pauses))
+
+    async def _run(self, job: Job, *, suspect: bool) -> Outcome:
+        if suspect:
+            SUSPECTS.inc()
+        started = asyncio.get_running_loop().time()
+        outcome = await (self.suspects if suspect else self.run)(job)
+        HANDLER_SECONDS.observe(asyncio.get_running_loop().time() - started)
+        return outcome
+
+    async def _settle(
+        self, claim: Claimed, wanted: Wanted, delivery: Delivery, traceparent: str, outcome: Outcome
+    ) -> bool:
+        """Write down what came of a run; False if it has to be run again, because nobody knows."""
+        step = decision.next_step(outcome, claim.failures, self.max_failures)
+        match step:
+            case decision.Finish(reason, kind):
+                self._count(await self.statements.finish(finish_of(claim, traceparent, reason, kind)))
+            case decision.HasFinished(finished):
+                self._count(finished)
+            case decision.Postpone(seconds, reason):
+                log.info("order %s: again in %.1f s: %s", wanted.order_id, seconds, reason)
+                POSTPONED.inc()
+                self.counts.postponed += 1
+                await self.statements.postpone(Postpone(claim, wanted, seconds, delivery.body, traceparent))
+            case decision.RunAgain(reason):
+                log.warning("order %s: its transaction is lost: %s", wanted.order_id, reason)
+                WEATHER.inc()
+                return False
+            case decision.Condemn(reason):
+                await self.statements.condemn(Verdict(wanted.event_id, reason))
+                self._condemned[wanted.event_id] = reason
+                raise Poison("deadly", reason)
+        return True
+
+    def _count(self, finished: Finished | None) -> None:
+        if finished is None:
+            return  # by an earlier run, or by another worker who claimed it since
+        if finished.status == "done":
+            self.counts.done += 1
+        else:
+            self.counts.failed += 1
+        FINISHED.labels(finished.status).inc()
+        PLACED_TO_FINISHED.labels(finished.status).observe(finished.seconds)

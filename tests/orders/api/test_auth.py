@@ -1,0 +1,180 @@
+from typing import Any
+from uuid import uuid4
+
+import psycopg
+import pytest
+from psycopg import AsyncConnection
+
+from orders.api.auth import CONFIRM_SECONDS, Clients, new_key
+from orders.database import clients_table
+from orders.database.clients_table import ClientKey, KeyId
+from orders.model.errors import Unauthorized
+from tests.eventually import eventually
+from tests.orders.conftest import NEW, Api, StartApi
+
+
+async def add(conn: AsyncConnection, client: str) -> dict[str, str]:
+    """Make a key, and return the header that carries it."""
+    token, key_id, key = new_key(client)
+    await clients_table.add(conn, key_id, key)
+    return {"Authorization": f"Bearer {token}"}
+
+
+async def test_only_the_digest_is_stored(api: Api, conn: AsyncConnection) -> None:
+    """
+    Whoever reads the table cannot speak for a client.
+    """
+    token = (await add(conn, "shop"))["Authorization"].removeprefix("Bearer ")
+    cursor = await conn.execute("SELECT client_keys::text FROM client_keys")
+    (row,) = await cursor.fetchall()
+
+    assert token[-43:] not in row[0]
+
+
+async def test_a_client_sees_only_its_own(api: Api, conn: AsyncConnection) -> None:
+    """
+    Another's order cannot be read, listed, streamed, waited for or cancelled, nor told from one that is not there.
+    """
+    mine, other = await add(conn, "mine"), await add(conn, "other")
+    placed = (await api.client.post("/orders", json=NEW, headers=mine)).json()
+
+    async def seen(order_id: str, headers: dict[str, str]) -> list[tuple[Any, ...]]:
+        asked = {**headers, "X-Request-ID": "same"}
+        answers = [
+            await api.client.get(f"/orders/{order_id}", headers=asked),
+            await api.client.get(f"/orders/{order_id}", headers={**asked, "Prefer": "wait=1"}),
+            await api.client.get(f"/orders/{order_id}", headers={**asked, "If-None-Match": "*"}),
+            await api.client.get(f"/order/get/{order_id}", headers=asked),
+            await api.client.get(f"/orders/{order_id}/events", headers={**asked, "Last-Event-ID": "9"}),
+            await api.client.post(f"/orders/{order_id}/cancel", headers=asked),
+            await api.client.post(f"/orders/{order_id}/cancel", headers={**asked, "Idempotency-Key": "k"}),
+        ]
+        return [(each.status_code, each.content, sorted(set(each.headers) - {"date"})) for each in answers]
+
+    nowhere = str(uuid4())
+    for stranger in (other, {}):
+        assert await seen(nowhere, stranger) == await seen(placed["order_id"], stranger)
+        assert {404} == {each[0] for each in await seen(placed["order_id"], stranger)}
+        assert (await api.client.get("/orders", headers=stranger)).json()["orders"] == []
+        assert (await api.client.get("/orders?customer_id=17850", headers=stranger)).json()["orders"] == []
+    assert [placed["order_id"]] == [
+        order["order_id"] for order in (await api.client.get("/orders", headers=mine)).json()["orders"]
+    ]
+    assert (await api.client.post(f"/orders/{placed['order_id']}/cancel", headers=mine)).status_code == 200
+
+
+async def test_keys_of_two_clients_are_apart(api: Api, conn: AsyncConnection) -> None:
+    """
+    Two clients may use the same Idempotency-Key, and so may those without a name.
+    """
+    ids = set()
+    for headers in (await add(conn, "a"), await add(conn, "b"), {}):
+        answer = await api.client.post("/orders", json=NEW, headers={**headers, "Idempotency-Key": "k"})
+        assert (answer.status_code, answer.headers.get("idempotency-replayed")) == (201, None)
+        ids.add(answer.json()["order_id"])
+
+    assert len(ids) == 3
+
+
+async def test_a_revoked_key_stops_working(api: Api, conn: AsyncConnection) -> None:
+    """
+    A revoked key is refused once the keys in use are confirmed, a second later; the client's other key goes on.
+    """
+    first, second = await add(conn, "shop"), await add(conn, "shop")
+    for headers in (first, second):
+        assert (await api.client.get("/orders", headers=headers)).status_code == 200
+    await clients_table.revoke(conn, "shop", first["Authorization"].split("_")[1])
+
+    async def refused() -> bool:
+        return (await api.client.get("/orders", headers=first)).status_code == 401
+
+    await eventually(refused)
+    assert CONFIRM_SECONDS <= 1
+    assert (await api.client.get("/orders", headers=second)).status_code == 200
+
+
+async def test_a_new_key_works_soon_after_it_was_refused(api: Api, conn: AsyncConnection) -> None:
+    """
+    A key that was tried too early is believed once it is there.
+    """
+    token, key_id, key = new_key("shop")
+    headers = {"Authorization": f"Bearer {token}"}
+    assert (await api.client.get("/orders", headers=headers)).status_code == 401
+    await clients_table.add(conn, key_id, key)
+
+    async def accepted() -> bool:
+        return (await api.client.get("/orders", headers=headers)).status_code == 200
+
+    await eventually(accepted, 3)
+
+
+@pytest.mark.parametrize(
+    "authorization", ["Bearer x", "Basic eDp5", "Bearer", "", "Bearer orders_0123456789ab_" + "x" * 43]
+)
+async def test_wrong_keys(api: Api, authorization: str) -> None:
+    """
+    Who shows a key that is none is not taken for anonymous.
+    """
+    answer = await api.client.post("/orders", json=NEW, headers={"Authorization": authorization})
+
+    assert (answer.status_code, answer.headers["www-authenticate"]) == (401, "Bearer")
+    assert answer.headers["content-type"] == "application/problem+json"
+
+
+async def test_a_wrong_secret(api: Api, conn: AsyncConnection) -> None:
+    """
+    The id of a key is not the key.
+    """
+    headers = await add(conn, "shop")
+    await api.client.get("/orders", headers=headers)
+    wrong = {"Authorization": headers["Authorization"][:-1] + ("a" if headers["Authorization"][-1] != "a" else "b")}
+
+    assert (await api.client.get("/orders", headers=wrong)).status_code == 401
+
+
+async def test_required(start_api: StartApi, conn: AsyncConnection) -> None:
+    """
+    Where keys are required nobody is anonymous, on the tutorial's routes neither; health and docs stay open.
+    """
+    api = await start_api(ORDERS_AUTH="required")
+    for method, path in (
+        ("POST", "/orders"), ("GET", "/orders"), ("GET", f"/orders/{uuid4()}"), ("POST", f"/orders/{uuid4()}/cancel"),
+        ("GET", f"/orders/{uuid4()}/events"), ("POST", "/order/place"), ("GET", f"/order/get/{uuid4()}"),
+    ):  # fmt: skip
+        assert (await api.client.request(method, path)).status_code == 401, path
+    for path in ("/health", "/openapi.json", "/docs"):
+        assert (await api.client.get(path)).status_code == 200
+    assert (await api.client.post("/order/place", headers=await add(conn, "shop"))).status_code == 200
+
+
+async def test_a_key_in_use_costs_no_query(conn: AsyncConnection) -> None:
+    """
+    A key is looked up once, and confirmed for all requests by one statement a second.
+    """
+    token, key_id, key = new_key("shop")
+    await clients_table.add(conn, key_id, key)
+    clients = Clients(required=True)
+    lookups = []
+
+    async def find(key_id: KeyId) -> ClientKey | None:
+        lookups.append(key_id)
+        return (await clients_table.read_many(conn, [key_id])).get(key_id)
+
+    for _ in range(100):
+        assert await clients.client_of(f"Bearer {token}", find) == "shop"
+    await clients.confirm(conn)
+    assert [key_id] == lookups
+
+    await clients_table.revoke(conn, "shop", None)
+    await clients.confirm(conn)
+    with pytest.raises(Unauthorized):
+        await clients.client_of(f"Bearer {token}", find)
+    assert [key_id] == lookups
+
+
+async def test_the_schema_has_no_nameless_client(conn: AsyncConnection) -> None:
+    """
+    No key can speak for the anonymous client.
+    """
+    with pytest.raises(psycopg.errors.CheckViolation):
+        await clients_table.add(conn, KeyId("0" * 12), ClientKey("", b"\0" * 32))

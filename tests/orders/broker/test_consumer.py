@@ -1,0 +1,196 @@
+"""Deliveries in, acks out, against a real broker: also the contract with the hooks of aiormq that it leans on."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+
+import aiormq
+import pytest
+from aiormq.abc import AbstractChannel
+from pamqp.base import Frame
+from pamqp.commands import Basic
+
+from orders.broker import rabbitmq, topology
+from orders.broker.consumer import KEPT_OF_LARGER, LARGEST_BODY, Answers, Consumer, Delivery
+from orders.broker.topology import DEAD_QUEUE, WORK_QUEUE
+from tests.eventually import eventually
+
+
+class Hand:
+    """Whoever takes deliveries, and keeps them."""
+
+    def __init__(self) -> None:
+        self.deliveries: list[Delivery] = []
+
+    def take(self, delivery: Delivery) -> None:
+        self.deliveries.append(delivery)
+
+    def bodies(self) -> list[bytes]:
+        return [delivery.body for delivery in self.deliveries]
+
+
+@asynccontextmanager
+async def consuming(amqp_url: str, hand: Hand, prefetch: int = 100) -> AsyncIterator[Consumer]:
+    consumer = Consumer(amqp_url, WORK_QUEUE, prefetch, hand.take)
+    running = asyncio.create_task(consumer.run())
+    await eventually(lambda: consumer.connected)
+    yield consumer
+    consumer.stop()
+    consumer.finish()
+    await asyncio.wait_for(running, 10)
+
+
+@asynccontextmanager
+async def channel(amqp_url: str) -> AsyncIterator[AbstractChannel]:
+    connection = await aiormq.connect(amqp_url)
+    async with connection:
+        yield await connection.channel()
+
+
+async def publish(amqp_url: str, bodies: Sequence[bytes], properties: Basic.Properties | None = None) -> None:
+    async with channel(amqp_url) as publishing:
+        for body in bodies:
+            await publishing.basic_publish(body, routing_key=WORK_QUEUE, properties=properties)
+
+
+def said(frames: Sequence[Frame]) -> list[tuple[str, int | None, bool]]:
+    return [(frame.name, frame.delivery_tag, getattr(frame, "multiple", False)) for frame in frames]  # type: ignore[attr-defined]
+
+
+def test_answers_are_ranges() -> None:
+    """
+    What is done up to a tag is acked at once; what lies beyond one that hangs is acked singly; nothing twice.
+    """
+    answers = Answers()
+    for tag in (2, 3, 5):
+        answers.ack(tag)
+    assert said(answers.take()) == [("Basic.Ack", tag, False) for tag in (2, 3, 5)]
+
+    answers.ack(6)
+    answers.ack(1)
+    # Up to 3 all is answered; 1 is the last of these that the broker has not heard of.
+    assert said(answers.take()) == [("Basic.Ack", 1, True), ("Basic.Ack", 6, False)]
+
+    answers.reject(4)
+    answers.ack(7)
+    assert said(answers.take()) == [("Basic.Reject", 4, False), ("Basic.Ack", 7, True)]
+    assert answers.take() == []
+
+
+async def test_hanging_delivery_holds_no_ack(topology: str) -> None:
+    """
+    With one delivery in hand for ever, all behind it are acked, and only it comes again.
+    """
+    hand = Hand()
+    bodies = [b"%d" % number for number in range(500)]
+    await publish(topology, bodies)
+    async with consuming(topology, hand, prefetch=50):
+        acked = 0
+
+        def ack_all_but_the_first() -> bool:
+            nonlocal acked
+            for delivery in hand.deliveries[max(1, acked) :]:
+                delivery.ack()
+            acked = len(hand.deliveries)
+            return acked == len(bodies)
+
+        await eventually(ack_all_but_the_first)
+
+    again = Hand()
+    async with consuming(topology, again):
+        await eventually(lambda: again.bodies() == [hand.bodies()[0]])
+        assert again.deliveries[0].redelivered
+        again.deliveries[0].reject()
+    async with channel(topology) as looking:
+
+        async def is_dead() -> bool:
+            message = await looking.basic_get(DEAD_QUEUE, no_ack=True)
+            return message.body == hand.bodies()[0]
+
+        await eventually(is_dead)
+
+
+async def test_oversized_delivery_is_not_kept(topology: str) -> None:
+    """
+    Of a body that is too large to be one of ours, the beginning is kept, and its size.
+    """
+    hand = Hand()
+    await publish(topology, [b"x" * (LARGEST_BODY + 1), b"small", b""])
+    async with consuming(topology, hand):
+        await eventually(lambda: len(hand.deliveries) == 3)
+        large, small, empty = hand.deliveries
+        assert (large.size, large.body) == (LARGEST_BODY + 1, b"x" * KEPT_OF_LARGER)
+        assert (small.size, small.body) == (5, b"small")
+        assert (empty.size, empty.body) == (0, b"")
+
+
+async def test_headers_are_read_with_care(topology: str) -> None:
+    """
+    A header counts only if it is a string, whatever a publisher puts there.
+    """
+    hand = Hand()
+    await publish(topology, [b"a"], Basic.Properties(headers={"traceparent": 7, "x-death": [{"count": 99}], "s": "t"}))
+    await publish(topology, [b"b"])
+    async with consuming(topology, hand):
+        await eventually(lambda: len(hand.deliveries) == 2)
+        assert [hand.deliveries[0].header(name) for name in ("traceparent", "x-death", "s")] == [None, None, "t"]
+        assert hand.deliveries[1].header("traceparent") is None
+
+
+async def test_queue_is_deleted_and_made_again(topology: str) -> None:
+    """
+    When its queue is deleted the consumer is cancelled; it subscribes again by itself once the queue is back.
+    """
+    hand = Hand()
+    async with consuming(topology, hand) as consumer:
+        async with channel(topology) as operator:
+            await operator.queue_delete(WORK_QUEUE)
+            await eventually(lambda: not consumer.connected)
+        await redeclare(topology)
+        await eventually(lambda: consumer.connected)
+        await publish(topology, [b"after"])
+        await eventually(lambda: hand.bodies() == [b"after"])
+
+
+async def test_channel_is_closed_by_the_broker(topology: str) -> None:
+    """
+    When the broker closes the channel over an answer, what was in hand comes again on the next one.
+    """
+    hand = Hand()
+    await publish(topology, [b"a"])
+    async with consuming(topology, hand):
+        await eventually(lambda: len(hand.deliveries) == 1)
+        first = hand.deliveries[0]
+        first._channel.answers.ack(999)  # a tag that the broker does not know
+        first._channel.wake.set()
+        await eventually(lambda: len(hand.deliveries) == 2)
+        assert first.lost
+        assert hand.deliveries[1].redelivered
+        hand.deliveries[1].ack()
+
+
+async def redeclare(amqp_url: str) -> None:
+    async with rabbitmq.connect(amqp_url, "test") as connection:
+        await topology.declare(connection)
+
+
+async def test_deliveries_are_a_sign_of_life(
+    topology: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """
+    A connection on which nothing but deliveries comes, so that the broker sends no heartbeat, is not given up.
+    """
+    monkeypatch.setattr(rabbitmq, "HEARTBEAT_SECONDS", 1)  # aiormq gives up after 6 s of silence
+    caplog.set_level(logging.INFO, "orders.consumer")
+    hand = Hand()
+    async with consuming(topology, hand), channel(topology) as publishing:
+        until = asyncio.get_running_loop().time() + 8
+        sent = 0
+        while asyncio.get_running_loop().time() < until:
+            await publishing.basic_publish(b"news", routing_key=WORK_QUEUE)
+            sent += 1
+            await eventually(lambda sent=sent: len(hand.deliveries) == sent)  # type: ignore[misc]
+            hand.deliveries[-1].ack()
+
+    assert sum("consuming" in record.message for record in caplog.records) == 1

@@ -1,0 +1,76 @@
+"""A status and its event are written by one transaction, once."""
+
+import pytest
+from psycopg import AsyncConnection
+
+from orders.database.finish_orders import REASON_CHARACTERS, finish_of, finish_orders, sayable
+from orders.model import events
+from orders.model.traceparent import continue_trace
+from tests.orders.work_samples import LETTERS, claim, place, rows
+
+EVENTS_OF_THE_END = "SELECT routing_key, required, body FROM outbox WHERE routing_key <> 'order.placed' ORDER BY id"
+
+
+async def test_repeat_of_a_finish(conn: AsyncConnection) -> None:
+    """
+    A finish that is run twice finishes the order once, and tells of it once.
+    """
+    placed = await place(conn)
+    finishes = [finish_of(each, continue_trace(None)) for each in await claim(conn, placed)]
+
+    [first] = await finish_orders(conn, finishes)
+    [second] = await finish_orders(conn, finishes)
+
+    assert first is not None
+    assert first.status == "done"
+    assert 0 < first.seconds < 60
+    assert second is None
+    [(routing_key, required, body)] = await rows(conn, EVENTS_OF_THE_END)
+    assert (routing_key, required) == ("order.done", False)
+    assert isinstance(body, bytes)
+    assert events.open_envelope(body).data.version == 3
+
+
+async def test_late_worker_is_fenced(conn: AsyncConnection) -> None:
+    """
+    Whoever claimed an order before somebody else did cannot finish it any more.
+    """
+    placed = await place(conn)
+    [late] = await claim(conn, placed)
+    [current] = await claim(conn, placed)
+    trace = continue_trace(None)
+
+    assert await finish_orders(conn, [finish_of(late, trace, "too late", "refused")]) == [None]
+    assert await rows(conn, LETTERS) == []
+    [finished] = await finish_orders(conn, [finish_of(current, trace)])
+    assert finished is not None
+
+
+async def test_failure_leaves_a_letter(conn: AsyncConnection) -> None:
+    """
+    An order that fails has its reason, its event, and a dead letter to bring it back by.
+    """
+    placed = await place(conn)
+    [claimed] = await claim(conn, placed)
+
+    await finish_orders(conn, [finish_of(claimed, continue_trace(None), "card\0declined", "exhausted")])
+
+    reason = "card\N{REPLACEMENT CHARACTER}declined"
+    assert await rows(conn, "SELECT status, failure_reason, worker FROM orders") == [("failed", reason, None)]
+    assert await rows(conn, LETTERS) == [(placed[0].order.order_id, "exhausted", reason, "dead", 1)]
+    [(routing_key, _, body)] = await rows(conn, EVENTS_OF_THE_END)
+    assert routing_key == "order.failed"
+    assert isinstance(body, bytes)
+    assert events.open_envelope(body).data.failure_reason == reason
+
+
+@pytest.mark.parametrize(
+    ("reason", "said"),
+    [("", "no reason given"), ("a\ud800b", "a?b"), ("  x \n", "x"), ("y" * 9999, "y" * REASON_CHARACTERS)],
+    ids=["empty", "surrogate", "blanks", "long"],
+)
+def test_any_reason_can_be_stored(reason: str, said: str) -> None:
+    """
+    A handler may say what it likes: the reason fits its column.
+    """
+    assert sayable(reason) == said

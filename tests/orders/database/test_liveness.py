@@ -1,0 +1,22 @@
+"""The lock that shows a worker alive."""
+
+import psycopg
+import pytest
+
+from orders.database.batcher import Verdict, judge
+from orders.database.liveness import Liveness
+from tests.eventually import eventually
+
+
+async def test_lock_that_is_not_held(database_url: str) -> None:
+    """
+    Whoever requires the lock is told in time that it is not there, so as to ask again: no connection is given up.
+    """
+    liveness = Liveness(database_url)
+    with pytest.raises(psycopg.OperationalError) as caught:
+        await liveness.require()
+    assert judge(caught.value) is Verdict.RUN_AGAIN
+
+    async with liveness:
+        await eventually(liveness.held.is_set)
+        await liveness.require()

@@ -1,0 +1,44 @@
+"""Hints to the relay: the first leaves at once, and under load one serves many commits."""
+
+import pytest
+from psycopg import AsyncConnection
+
+from orders.database import wake_up as module
+from orders.database.wake_up import APART_SECONDS, WakeUp, apart
+from tests.eventually import eventually
+
+
+def test_hints_are_as_far_apart_as_there_is_to_carry() -> None:
+    """
+    An event on its own is soon followed by the next hint; a batch is not.
+    """
+    assert apart(1) < apart(3) < apart(100) == apart(1_000_000) == APART_SECONDS
+
+
+async def test_commits_that_come_together_are_one_hint(
+    database_url: str, conn: AsyncConnection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """
+    Who listens hears of each commit, but not once for each.
+    """
+    monkeypatch.setattr(module, "apart", lambda rows: 0.0)
+    heard: list[str] = []
+    conn.add_notify_handler(lambda notify: heard.append(notify.channel))
+    await conn.execute("LISTEN outbox")
+
+    async def count() -> int:
+        await conn.execute("SELECT 1")  # brings what was said
+        return len(heard)
+
+    async def has_heard_twice() -> bool:
+        return await count() == 2
+
+    async with WakeUp(database_url) as wake_up:
+        for _ in range(50):
+            wake_up.soon()
+        assert await eventually(count) == 1
+
+        wake_up.soon(100)
+        await eventually(has_heard_twice)
+
+    assert heard == ["outbox", "outbox"]

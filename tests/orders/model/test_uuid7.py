@@ -1,0 +1,47 @@
+"""The ids are UUIDv7, and ascend whatever the clock does."""
+
+import time
+from uuid import RFC_4122, UUID, uuid4
+
+import pytest
+
+from orders.model import uuid7 as module
+from orders.model.uuid7 import text_of, uuid7
+
+
+def test_layout() -> None:
+    """
+    An id has the version and variant of RFC 9562, the time in front, and random bits at its end.
+    """
+    before = time.time_ns() // 1_000_000
+    one, other = uuid7(), uuid7()
+    after = time.time_ns() // 1_000_000
+
+    assert (one.version, one.variant) == (7, RFC_4122)
+    assert before <= one.int >> 80 <= after
+    assert one.int & (1 << 62) - 1 != other.int & (1 << 62) - 1
+    assert UUID(text_of(one)) == one
+
+
+def test_ascending_while_the_clock_stands_still_or_steps_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    More ids than the counter holds within a millisecond, and a clock that steps back, leave them in order.
+    """
+    readings = [1_800_000_000_000] * 5_000 + [1_799_999_000_000] * 100 + [1_800_000_001_000]
+    monkeypatch.setattr(module, "_last", 0)
+    clock = iter(readings)
+    monkeypatch.setattr(time, "time_ns", lambda: next(clock) * 1_000_000)
+    ids = [uuid7() for _ in readings]
+
+    assert ids == sorted(set(ids))
+    assert {each.version for each in ids} == {7}
+    assert ids[0].int >> 80 == readings[0]
+    assert ids[-1].int >> 80 == readings[-1]
+
+
+def test_text() -> None:
+    """
+    An id's text is the one that everybody writes.
+    """
+    for value in [UUID(int=0), UUID(int=2**128 - 1), uuid4(), uuid7()]:
+        assert text_of(value) == str(value)

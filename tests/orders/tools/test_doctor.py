@@ -1,0 +1,180 @@
+"""`orders doctor` at a terminal: a system that is well, one that is broken in parts, and none at all."""
+
+import json
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import httpx
+import psycopg
+import pytest
+
+from dev.sandbox.ports import free_port
+from dev.sandbox.servers import Servers
+from orders.broker import rabbitmq
+from orders.tools.doctor import RelayStatus
+from tests import places
+from tests.conftest import StartSystem
+from tests.eventually import eventually
+
+Wrong = dict[str, list[str]]
+
+
+def ask(folder: Path, *arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
+    path = {"PYTHONPATH": ":".join(path for path in sys.path if path), "COLUMNS": "200"}
+    return subprocess.run(
+        [sys.executable, "-m", "orders.cli", "doctor", *arguments],
+        cwd=folder, env=path | environ, text=True, capture_output=True, timeout=60,
+    )  # fmt: skip
+
+
+def examine(folder: Path, **environ: str) -> tuple[int, Wrong]:
+    """Ask; return the exit code, and what is wrong with each part that was looked at."""
+    done = ask(folder, "--json", **environ)
+    assert not done.stderr, done.stderr
+    return done.returncode, {each["what"]: each["wrong"] for each in json.loads(done.stdout)}
+
+
+async def test_a_system_and_its_parts(start_system: StartSystem, tmp_path: Path) -> None:
+    """All is well, also by the `.run/env` of this folder; then what is broken is named, and how it is mended."""
+    system = start_system(apis=1)
+    run = tmp_path / "shop" / ".run"
+    run.mkdir(parents=True)
+    (run / "env").write_text("".join(f"{name}={value}\n" for name, value in system.env().items()))
+    parts = {"PostgreSQL", "RabbitMQ", "front", "api", "relay", "worker"}
+
+    assert examine(run.parent) == (0, {part: [] for part in parts})
+    shown = ask(run.parent)
+    assert shown.returncode == 0, shown.stdout
+    assert "✗" not in shown.stdout
+    assert shown.stdout.count("✓") == len(parts)
+
+    system.process("worker-1").stop()
+    system.process("api-1").pause()
+    async with rabbitmq.connect(system.amqp_url, "test") as connection:
+        await (await connection.channel()).queue_delete("orders.work")
+    with psycopg.connect(system.database_url) as conn:
+        conn.execute("ALTER TABLE retries RENAME TO gone")
+    code, wrong = examine(tmp_path, **system.env())
+
+    assert code == 1
+    assert wrong["relay"] == []
+    assert all("`alembic upgrade head`" in each for each in wrong["PostgreSQL"])
+    assert all("`orders topology`" in each for each in wrong["RabbitMQ"])
+    assert all("start it" in each for each in wrong["worker"] + wrong["api"])
+    assert [len(wrong[part]) for part in sorted(parts - {"relay"})] == [1, 1, 1, 1, 1]
+    assert "✗" in ask(tmp_path, **system.env()).stdout
+
+
+async def test_a_relay_that_may_not_publish(start_system: StartSystem, tmp_path: Path) -> None:
+    """A closed route is told as the relay tells it."""
+    system = start_system(apis=1, workers=0, with_nginx=False)
+    async with rabbitmq.connect(system.amqp_url, "test") as connection:
+        await (await connection.channel()).queue_delete("orders.work")
+    async with httpx.AsyncClient() as client:
+        (await client.post(f"{system.base_url}/order/place")).raise_for_status()
+
+    def told() -> str:
+        _, wrong = examine(tmp_path, RELAY_URLS=system.relay_urls[0])
+        assert len(wrong["relay"]) == 1
+        return wrong["relay"][0]
+
+    assert "order.placed does not take messages" in await eventually(told, 30)
+
+
+def test_nobody_is_there(tmp_path: Path) -> None:
+    """Each part that does not answer has its line; so has a URL that leads to something else."""
+    nowhere = f"127.0.0.1:{free_port()}"
+    code, wrong = examine(
+        tmp_path,
+        DATABASE_URL=f"postgresql://nobody@{nowhere}/none",
+        AMQP_URL=f"amqp://{nowhere}",
+        BASE_URL=f"http://{nowhere}",
+        RELAY_URLS=f"http://{nowhere}, http://{nowhere}",
+    )
+
+    assert code == 1
+    assert set(wrong) == {"PostgreSQL", "RabbitMQ", "front", "relay"}
+    assert "DATABASE_URL" in wrong["PostgreSQL"][0]
+    assert "AMQP_URL" in wrong["RabbitMQ"][0]
+    assert "nginx" in wrong["front"][0]
+    assert "log" in wrong["relay"][0]
+
+
+@pytest.fixture
+def page() -> Iterator[str]:
+    """Where a server answers everything with a page that is not ours."""
+
+    class Page(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b"<html>\xff</html>")
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Page) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}/"
+        server.shutdown()
+        thread.join()
+
+
+def test_addresses_that_lead_elsewhere(page: str, tmp_path: Path) -> None:
+    """What is no address, and what answers but is not ours, spoils only its own line, and no password is shown."""
+    everything = {"AMQP_URL": "amqp://orders:secret#1@127.0.0.1", "API_URLS": "http://127.0.0.1:port", "BASE_URL": page}
+    everything |= {"RELAY_URLS": page, "WORKER_URLS": page}
+    code, wrong = examine(tmp_path, **everything)
+
+    assert code == 1
+    assert "AMQP_URL" in wrong["RabbitMQ"][0]
+    assert "secret" not in str(wrong)
+    assert "InvalidURL" in wrong["api"][0]
+    assert "BASE_URL" in wrong["front"][0]
+    assert ["RELAY_URLS" in wrong["relay"][0], "WORKER_URLS" in wrong["worker"][0]] == [True, True]
+
+
+def test_not_migrated(servers: Servers, tmp_path: Path) -> None:
+    """A database without the tables is told apart from none."""
+    with places.database(servers) as url:
+        _, wrong = examine(tmp_path, DATABASE_URL=url)
+
+    assert "`alembic upgrade head`" in wrong["PostgreSQL"][0]
+
+
+def test_nothing_to_look_at(tmp_path: Path) -> None:
+    """Without an address it says what to set, and a wrong one is named; both end with 2."""
+    nothing, wrong = ask(tmp_path), ask(tmp_path, DATABASE_URL="mysql://x")
+
+    assert (nothing.returncode, wrong.returncode) == (2, 2)
+    assert "`make up`" in nothing.stderr
+    assert "DATABASE_URL is wrong" in wrong.stderr
+
+
+@pytest.mark.parametrize(
+    ("told", "said"),
+    [
+        ({}, []),
+        ({"broker": "blocked"}, ["alarm"]),
+        ({"broker": "disconnected"}, ["start it"]),
+        ({"database": "disconnected"}, ["PostgreSQL"]),
+        ({"blocked_keys": 2}, ["`relay blocked`"]),
+        ({"oldest_pending_seconds": 11.0}, ["11 s old"]),
+        ({"closed_routes": {"orders/order.placed": "its queue is full"}}, ["its queue is full"]),
+    ],
+)
+def test_what_a_relay_tells(told: dict[str, object], said: list[str]) -> None:
+    """Each trouble of a relay is a line of its own."""
+    well = {
+        "broker": "connected", "database": "connected", "closed_routes": {}, "blocked_keys": 0, "backlog": 0,
+        "oldest_pending_seconds": 0.0,
+    }  # fmt: skip
+    complaints = list(RelayStatus(**well | told).complaints())  # type: ignore[arg-type]
+
+    assert len(complaints) == len(said)
+    assert all(word in line for word, line in zip(said, complaints, strict=True))

@@ -1,0 +1,76 @@
+"""What becomes of an order after a run of its handler, for every outcome there is."""
+
+from typing import get_args
+
+import pytest
+
+from orders.database.finish_orders import Finished
+from orders.work.decision import (
+    FIRST_RETRY_SECONDS,
+    LONGEST_RETRY_SECONDS,
+    Condemn,
+    Finish,
+    HasFinished,
+    NextStep,
+    Postpone,
+    RunAgain,
+    next_step,
+    retry_seconds,
+)
+from orders.work.runner import Again, Committed, Died, Done, Never, Outcome, Weather
+
+MOST = 5
+FINISHED = Finished("done", 0.5)
+
+CASES: list[tuple[Outcome, int, NextStep]] = [
+    (Done(), 0, Finish()),
+    (Done(), MOST - 1, Finish()),
+    (Committed(FINISHED), 0, HasFinished(FINISHED)),
+    (Committed(None), 0, HasFinished(None)),
+    (Never("no stock"), 0, Finish("no stock", "refused")),
+    (Again("busy", 7), 0, Postpone(7, "busy")),
+    (Again("busy", -7), 0, Postpone(0, "busy")),
+    (Again("busy", 7), MOST - 2, Postpone(7, "busy")),
+    (Again("busy", 7), MOST - 1, Finish("busy (attempt 5 of 5)", "exhausted")),
+    (Again("busy"), MOST + 3, Finish("busy (attempt 9 of 5)", "exhausted")),
+    # An outage spends nobody's budget.
+    (Weather("gone"), 0, RunAgain("gone")),
+    (Weather("gone"), MOST - 1, RunAgain("gone")),
+    (Died("killed"), 0, Condemn("killed")),
+    (Died("killed"), MOST - 1, Condemn("killed")),
+]
+
+
+@pytest.mark.parametrize(("outcome", "failures", "step"), CASES)
+def test_next_step(outcome: Outcome, failures: int, step: NextStep) -> None:
+    """
+    Only the handler's own failures count, and only the last of them ends the order.
+    """
+    assert next_step(outcome, failures, MOST) == step
+
+
+def test_every_outcome_has_its_step() -> None:
+    """
+    No outcome was forgotten in this table.
+    """
+    assert {type(outcome) for outcome, _, _ in CASES} == set(get_args(Outcome))
+
+
+def test_a_single_attempt() -> None:
+    """
+    Where one attempt is all there is, the first failure is the last.
+    """
+    assert next_step(Again("busy"), 0, 1) == Finish("busy (attempt 1 of 1)", "exhausted")
+
+
+@pytest.mark.parametrize("failures", [0, 1, 3, 7, 8, 30, 500])
+def test_a_retry_waits_longer_each_time(failures: int) -> None:
+    """
+    Where the handler has no wish, the pause doubles up to the longest, and at most half of it is taken off.
+    """
+    step = next_step(Again("busy"), failures, 1000)
+    assert isinstance(step, Postpone)
+    pause = min(FIRST_RETRY_SECONDS * 2**failures, LONGEST_RETRY_SECONDS)
+
+    for seconds in (step.seconds, retry_seconds(failures)):
+        assert pause / 2 <= seconds <= pause

@@ -1,0 +1,93 @@
+"""The clock of the retries, and what it survives."""
+
+import pytest
+from psycopg import AsyncConnection
+
+from orders.database.postpone_orders import Postpone, postpone_orders
+from orders.model.traceparent import continue_trace
+from orders.work.due_retries import ALL_SECONDS, RECENT_SECONDS, SWEEP_SECONDS, Retries, window
+from tests.eventually import eventually
+from tests.orders.work_samples import claim, place, rows, wanted
+
+SENT = "SELECT count(*) FROM outbox WHERE exchange = ''"
+
+
+@pytest.mark.parametrize(
+    ("since_sweep", "seconds"),
+    [
+        (float("inf"), ALL_SECONDS),
+        (SWEEP_SECONDS + 0.1, ALL_SECONDS),
+        (SWEEP_SECONDS, RECENT_SECONDS),
+        (0.0, RECENT_SECONDS),
+    ],
+)
+def test_how_far_back_a_look_goes(since_sweep: float, seconds: float) -> None:
+    """
+    The first look goes back to the beginning, then one every half a minute; between them a minute is enough.
+    """
+    assert window(since_sweep) == seconds
+    assert RECENT_SECONDS > SWEEP_SECONDS
+
+
+async def postpone(conn: AsyncConnection, many: int) -> None:
+    placed = await place(conn, many)
+    await postpone_orders(
+        conn,
+        [
+            Postpone(claimed, wanted(each), 0, each.event.body, continue_trace(None))
+            for claimed, each in zip(await claim(conn, placed), placed, strict=True)
+        ],
+    )
+
+
+async def test_due_retries_are_sent(conn: AsyncConnection, database_url: str) -> None:
+    """
+    What is due goes to the outbox, more than one batch of it too, and whoever carries it on is told.
+    """
+    told = 0
+
+    def tell() -> None:
+        nonlocal told
+        told += 1
+
+    await postpone(conn, 300)
+    async with Retries(database_url, tell):
+
+        async def all_sent() -> bool:
+            return await rows(conn, SENT) == [(300,)]
+
+        await eventually(all_sent)
+    assert told == 2
+    assert await rows(conn, "SELECT count(*) FROM retries") == [(0,)]
+
+
+async def test_the_outbox_has_no_partition(conn: AsyncConnection, database_url: str) -> None:
+    """
+    Where the next id has no partition, it is made, and the retries are sent.
+    """
+    await postpone(conn, 1)
+    await conn.execute("SELECT setval('outbox_id_seq', 20000000)")
+    async with Retries(database_url, lambda: None):
+
+        async def is_sent() -> bool:
+            return await rows(conn, SENT) == [(1,)]
+
+        await eventually(is_sent)
+
+
+async def test_its_connection_is_lost(conn: AsyncConnection, database_url: str) -> None:
+    """
+    The clock goes on after every loss of its connection.
+    """
+    async with Retries(database_url, lambda: None):
+        for many in (1, 2):
+            await postpone(conn, 1)
+
+            async def is_sent(many: int = many) -> bool:
+                return await rows(conn, SENT) == [(many,)]
+
+            await eventually(is_sent)
+            await conn.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'orders-retries' "
+                "AND datname = current_database()"
+            )

@@ -1,0 +1,108 @@
+"""Suspects run in a child process, and only what dies alone is poison."""
+
+import asyncio
+from typing import Any
+
+import pytest
+from psycopg import AsyncConnection
+
+from orders.model.traceparent import continue_trace
+from orders.work.runner import Again, Died, Done, Job, Never, Outcome
+from orders.work.suspects import Suspects, halves
+from tests.orders.work_samples import claim, place
+
+TIMEOUT = 2.0
+
+
+@pytest.fixture
+def child_settings(monkeypatch: pytest.MonkeyPatch, database_url: str) -> None:
+    """What a child process finds in its environment: its parent's."""
+    monkeypatch.setenv("DATABASE_URL", database_url)
+    monkeypatch.setenv("AMQP_URL", "amqp://nobody@127.0.0.1:1/")
+    monkeypatch.setenv("ORDERS_HANDLER", "tests.orders.work_handlers:obey")
+    monkeypatch.setenv("WORK_TIMEOUT", str(TIMEOUT))
+
+
+async def jobs(conn: AsyncConnection, references: list[str]) -> list[Job]:
+    placed = [each for reference in references for each in await place(conn, reference=reference)]
+    return [Job(claimed, continue_trace(None)) for claimed in await claim(conn, placed)]
+
+
+async def outcomes(conn: AsyncConnection, references: list[str]) -> list[Outcome]:
+    """Run one order of each reference, all of them suspects."""
+    by_reference: dict[str | None, Outcome] = {}
+    async with Suspects(timeout=TIMEOUT) as suspects:
+        asked = await jobs(conn, references)
+        for job, outcome in zip(asked, await asyncio.gather(*map(suspects, asked)), strict=True):
+            by_reference[job.claimed.order.reference] = outcome
+    return [by_reference[reference] for reference in references]
+
+
+async def test_neighbours_of_a_deadly_order(conn: AsyncConnection, child_settings: None) -> None:
+    """
+    Of many suspects only the deadly one is convicted; the others have their own outcome, as if nothing had been.
+    """
+    references = ["refuse", "exit", "retry", "print", *(f"good {number}" for number in range(20))]
+
+    refused, deadly, again, *good = await outcomes(conn, references)
+
+    assert refused == Never("no stock")
+    assert deadly == Died("the process that ran it alone exited with code 7, 2 times")
+    assert again == Again("busy", 7)
+    assert good == [Done()] * 21
+
+
+async def test_order_that_blocks_its_process(conn: AsyncConnection, child_settings: None) -> None:
+    """
+    A handler that never gives the loop back is killed with its process, and found.
+    """
+    blocking, good = await outcomes(conn, ["block", "good"])
+
+    assert isinstance(blocking, Died)
+    assert "no sign of life" in blocking.reason
+    assert good == Done()
+
+
+async def test_innocent_suspect(conn: AsyncConnection, child_settings: None) -> None:
+    """
+    An order that was only near when a worker died is done.
+    """
+    assert await outcomes(conn, ["good"]) == [Done()]
+
+
+async def test_suspect_whose_handler_is_cancelled(conn: AsyncConnection, child_settings: None) -> None:
+    """
+    A cancellation that ends the handler is an answer like any other, not a child that fell silent.
+    """
+    outcome = Again("something that the handler waited for was cancelled")
+
+    assert await outcomes(conn, ["be cancelled"]) == [outcome]
+
+
+@pytest.mark.parametrize(
+    ("group", "parts"), [("a", ["a"]), ("ab", ["a", "b"]), ("abc", ["a", "bc"]), ("abcdef", ["abc", "def"])]
+)
+def test_the_guilty_one_is_in_one_of_the_halves(group: str, parts: list[str]) -> None:
+    """
+    A group is halved, each of it is in one part, and who is alone stays alone.
+    """
+    assert halves(group) == parts
+
+
+async def test_no_child_can_be_started(
+    conn: AsyncConnection, child_settings: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """
+    A machine that has no process left to give is weather: the suspects wait until there is one.
+    """
+    start, refusals = asyncio.create_subprocess_exec, iter([BlockingIOError("no more processes")])
+
+    async def start_later(*command: str, **how: Any) -> asyncio.subprocess.Process:
+        for refusal in refusals:
+            raise refusal
+        return await start(*command, **how)
+
+    monkeypatch.setattr(asyncio, "create_subprocess_exec", start_later)
+
+    assert await outcomes(conn, ["good"]) == [Done()]
+    assert list(refusals) == []
