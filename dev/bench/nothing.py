@@ -6,7 +6,7 @@ import uvloop
 from litestar import Litestar, Request, Response, get, post
 
 from orders.api import problems, request_id
-from orders.runtime import http_server
+from orders.runtime import http_server, process
 from orders.runtime.settings import ApiSettings
 
 ANSWER = b'{"order_id":"019ae8a2-5f7a-7c3e-8b1d-2f60a4c1d9e7","status":"placed"}'
@@ -36,8 +36,8 @@ async def serve() -> None:
         logging_config=None,
     )
     server = http_server.HttpServer(request_id.named(app), settings.orders_host, settings.orders_port, 1)
-    http_server.on_stop_signals(server.stop)
-    http_server.spare_the_collector()
+    process.on_stop_signals(server.stop)
+    process.spare_the_collector()
     await server.serve()
 
 

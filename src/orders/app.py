@@ -18,7 +18,7 @@ from orders.api.expire_keys import BUSY_SECONDS, ExpireKeys
 from orders.api.head import with_head
 from orders.api.live import TICK_SECONDS, Live
 from orders.api.routes import Api, Found, Read, Write, Written
-from orders.database import cancel_orders, clients_table, keys_table, orders_table, outbox_table, place_orders
+from orders.database import cancel_orders, clients_table, keys_table, orders_table, outbox_table, place_orders, postgres
 from orders.database.batcher import Batching, Limits
 from orders.database.cancel_orders import Cancellation
 from orders.database.clients_table import KeyId
@@ -27,7 +27,7 @@ from orders.database.periodic import Job, Periodic
 from orders.database.place_orders import Placement
 from orders.database.wake_up import WakeUp
 from orders.model.errors import OrdersError
-from orders.runtime import http_server, startup
+from orders.runtime import http_server, process
 from orders.runtime.settings import ApiSettings
 
 log = logging.getLogger("orders.app")
@@ -129,7 +129,7 @@ def create_app(settings: ApiSettings, live: Live) -> Api:
 
 async def serve(settings: ApiSettings) -> None:
     """Start, serve until a signal, finish what is in hand."""
-    await startup.require_database(
+    await postgres.require_database(
         settings.database_url,
         orders_table.COLUMNS_ARE_THERE,
         keys_table.COLUMNS_ARE_THERE,
@@ -144,9 +144,9 @@ async def serve(settings: ApiSettings) -> None:
         live.close()
         server.stop()
 
-    http_server.on_stop_signals(stop)
-    http_server.spare_the_collector()
-    http_server.take_all_descriptors()
+    process.on_stop_signals(stop)
+    process.spare_the_collector()
+    process.take_all_descriptors()
     log.info("api %s listens on %s:%s", os.getpid(), settings.orders_host, settings.orders_port)
     await server.serve()
     log.info("api %s has stopped", os.getpid())
@@ -155,7 +155,7 @@ async def serve(settings: ApiSettings) -> None:
 def main() -> None:
     """Run the api; settings come from the environment."""
     settings = ApiSettings.read_or_exit("orders.app")
-    startup.run("orders.app", lambda: serve(settings), settings.log_level)
+    process.run("orders.app", lambda: serve(settings), settings.log_level)
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ from orders.handlers import Refuse
 from orders.model import events
 from orders.model.error_text import first_line
 from orders.model.events import EXCHANGE, Envelope
-from orders.runtime import http_server, startup
+from orders.runtime import process
 from orders.runtime.retry_pauses import backoff
 from orders.runtime.settings import SubscriberSettings
 
@@ -79,7 +79,7 @@ class Subscriber:
     async def run(self, stop: asyncio.Event) -> None:
         """Handle events until `stop` is set; what is in hand then is finished, or goes back to the queue."""
         settings = self.settings
-        await startup.require_database(settings.database_url, inbox.COLUMNS_ARE_THERE)
+        await postgres.require_database(settings.database_url, inbox.COLUMNS_ARE_THERE)
         await self._declare(stop)
         consumer = Consumer(
             settings.amqp_url, self.subscription.name, 2 * settings.subscriber_at_once, self._deliveries.put_nowait
@@ -192,9 +192,9 @@ def main(subscription: Subscription) -> None:
 
     async def serve() -> None:
         stop = asyncio.Event()
-        http_server.on_stop_signals(stop.set)
+        process.on_stop_signals(stop.set)
         if subscription.prepare is not None:
-            await startup.require_database(settings.database_url)
+            await postgres.require_database(settings.database_url)
             conn = await postgres.connect(settings.database_url, subscription.name)
             try:
                 await subscription.prepare(conn)
@@ -204,4 +204,4 @@ def main(subscription: Subscription) -> None:
         await subscriber.run(stop)
         log.info("%s has stopped: %s handled, %s repeated", subscription.name, subscriber.handled, subscriber.repeated)
 
-    startup.run(subscription.name, serve, settings.log_level)
+    process.run(subscription.name, serve, settings.log_level)

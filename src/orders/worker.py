@@ -26,7 +26,7 @@ from orders.database.liveness import Liveness
 from orders.database.wake_up import WakeUp
 from orders.handlers import Handler
 from orders.model.error_text import first_line
-from orders.runtime import http_server, startup
+from orders.runtime import http_server, process
 from orders.runtime.settings import WorkerSettings
 from orders.work import letters
 from orders.work.dead_letter_mover import DeadLetters
@@ -125,17 +125,17 @@ async def watch_the_loop(timeout: float) -> None:
 async def serve(settings: WorkerSettings, handler: Handler) -> None:
     """Start, work until a signal, finish what is in hand or hand it back."""
     url = settings.database_url
-    await startup.require_database(
+    await postgres.require_database(
         url,
         orders_table.COLUMNS_ARE_THERE,
         outbox_table.COLUMNS_ARE_THERE,
         postpone_orders.COLUMNS_ARE_THERE,
         letters.COLUMNS_ARE_THERE,
     )
-    await topology.wait_and("verify", settings.amqp_url, startup.WAIT_SECONDS)
+    await topology.wait_and("verify", settings.amqp_url, process.WAIT_SECONDS)
 
     stop = asyncio.Event()
-    http_server.on_stop_signals(stop.set)
+    process.on_stop_signals(stop.set)
     # Bounded by the prefetch, and by nothing else: an order that is in hand always gets its turn.
     limits = Limits(batch_rows=256, queue_rows=1_000_000)
     runner = Runner(handler, url, timeout=settings.work_timeout)
@@ -223,7 +223,7 @@ async def hand_back(url: str, worker: int, in_hand: Sequence[UUID]) -> int:
 def main() -> None:
     """Run the worker; settings come from the environment."""
     settings = WorkerSettings.read_or_exit("orders.worker")
-    startup.run("orders.worker", lambda: serve(settings, handlers.load(settings.orders_handler)), settings.log_level)
+    process.run("orders.worker", lambda: serve(settings, handlers.load(settings.orders_handler)), settings.log_level)
 
 
 if __name__ == "__main__":

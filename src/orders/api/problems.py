@@ -13,8 +13,8 @@ from litestar.types import ASGIApp
 from prometheus_client import Counter
 
 from orders.api.head import allow
-from orders.api.request_id import REQUEST_ID
 from orders.model import errors
+from orders.runtime.process import REQUEST_ID
 
 log = logging.getLogger(__name__)
 

@@ -1,14 +1,11 @@
 """The name of a request, from whoever sent it to every line and answer about it: X-Request-ID."""
 
-import logging
 import re
 from collections.abc import Awaitable, Callable, MutableMapping
-from contextvars import ContextVar
 from typing import Any
 
 from orders.model.entropy import random_bytes
-
-REQUEST_ID: ContextVar[str | None] = ContextVar("request_id", default=None)
+from orders.runtime.process import REQUEST_ID
 
 # Harmless in a header, a log line and a JSON string; nginx has the same rule.
 _VALID = re.compile(rb"[A-Za-z0-9._~+/=:@-]{1,128}").fullmatch
@@ -43,13 +40,3 @@ def named(app: _App) -> _App:
         return app(scope, receive, send_with_id)
 
     return with_request_id
-
-
-class Lines(logging.Formatter):
-    """A log line, which names the request that it is about."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        """Format a record; outside of a request there is none to name."""
-        request_id = REQUEST_ID.get()
-        record.request = f" [{request_id}]" if request_id else ""
-        return super().format(record)

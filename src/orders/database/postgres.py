@@ -2,8 +2,10 @@
 
 import asyncio
 import socket
+import time
 from collections import deque
 from collections.abc import Sequence
+from typing import LiteralString
 
 import psycopg
 from psycopg import AsyncConnection
@@ -13,9 +15,18 @@ from psycopg.types.numeric import Int8BinaryDumper, Int8Dumper
 
 from orders.database.severing import close, deadline, sever
 from orders.model.errors import StartupError
+from orders.runtime.process import WAIT_SECONDS
+from orders.runtime.retry_pauses import backoff
 from orders.runtime.timeouts import CONNECT_SECONDS, HEAD_START_SECONDS
 
-__all__ = ["close", "connect", "deadline", "require", "sever"]  # all that is done with a connection is here
+__all__ = [
+    "close",
+    "connect",
+    "deadline",
+    "require",
+    "require_database",
+    "sever",
+]  # all that is done with a connection is here
 
 # What every session of ours sets, whatever the server's defaults are.
 _SESSION = {
@@ -136,3 +147,25 @@ async def require(conn: AsyncConnection, *statements: str) -> None:
             raise StartupError(
                 f"the database refuses this user ({error.diag.message_primary}): grant it, see docs/deployment.md"
             ) from None
+
+
+async def require_database(url: str, *statements: LiteralString) -> None:
+    """Wait for PostgreSQL, then check that it has every column we lean on; raise StartupError if not."""
+    end = time.monotonic() + WAIT_SECONDS
+    for pause in backoff():
+        try:
+            conn = await connect(url, "orders-startup")
+        except psycopg.Error as error:
+            if time.monotonic() > end:
+                reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+                raise StartupError(
+                    f"no connection to PostgreSQL in {WAIT_SECONDS:.0f} s ({reason}): is it running, and is "
+                    "DATABASE_URL right?"
+                ) from None
+            await asyncio.sleep(pause)
+            continue
+        try:
+            await require(conn, *statements)
+            return
+        finally:
+            await close(conn)

@@ -2,10 +2,7 @@
 
 import asyncio
 import contextlib
-import gc
 import os
-import resource
-import signal
 import socket
 from collections.abc import Iterator
 from typing import Any
@@ -146,27 +143,3 @@ def waiting_at(listener: Any) -> Iterator[socket.socket]:
             conn, _ = own.accept()
             conn.setblocking(False)
             yield conn
-
-
-def spare_the_collector() -> None:
-    """Have the garbage collector pass over what is here to stay, and come more seldom.
-
-    Nearly all objects of a request go without it. With its own thresholds it looks at what a hundred requests have in
-    hand several times for each of them.
-    """
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(10_000, 20, 50)
-
-
-def take_all_descriptors() -> None:
-    """Open as many connections as the system lets us: its soft limit is often 1,024, and each stream holds one."""
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-
-
-def on_stop_signals(stop: Any) -> None:
-    """Call `stop()` at SIGTERM and SIGINT: a handler only sets a flag."""
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop)

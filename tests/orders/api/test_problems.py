@@ -3,7 +3,7 @@ import re
 
 import pytest
 
-from orders.api.request_id import REQUEST_ID, Lines
+from orders.runtime.process import REQUEST_ID, Lines
 from tests.orders.conftest import NEW, Api
 
 JSON = {"Content-Type": "application/json"}

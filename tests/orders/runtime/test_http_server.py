@@ -1,23 +1,8 @@
-"""What the HTTP server asks of the system, and what becomes of who came just before its end."""
+"""Connections that come just before the server's end are served."""
 
-import resource
 import socket
 
-from orders.runtime import http_server
 from tests.orders.conftest import Api
-
-
-def test_every_descriptor_that_there_is() -> None:
-    """
-    A soft limit that somebody left low does not limit the streams.
-    """
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (1024, hard))
-    try:
-        http_server.take_all_descriptors()
-        assert resource.getrlimit(resource.RLIMIT_NOFILE) == (hard, hard)
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 async def test_who_connected_before_the_end_is_served(api: Api) -> None:
