@@ -33,11 +33,12 @@ chaos: $(VENV)/.made ## break the whole system by the schedule of a seed, and ch
 sabotage: $(VENV)/.made ## plant known bugs in copies of the tree, and see that a test catches each (ARGS="S1 S5", ARGS=--list)
 	@$(BIN)/python -m dev.sabotage $(ARGS)
 
-lint: $(VENV)/.made ## ruff, mypy --strict, and no leftovers of a merge
+lint: $(VENV)/.made ## ruff, mypy --strict, the import contracts, and no leftovers of a merge
 	@! git grep -nE '^(<<<<<<<|>>>>>>>)( |$$)'
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
+	@PYTHONPATH=src:. $(BIN)/lint-imports --no-logo
 
 $(VENV)/.made: requirements-dev.lock pyproject.toml
 	@dev/sandbox/make-venv $(PYTHON) $(VENV)

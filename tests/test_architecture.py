@@ -55,17 +55,6 @@ every_module = pytest.mark.parametrize(
 )
 
 
-@every_module
-def test_the_table_is_the_only_seam(package: str, module: str) -> None:
-    """
-    The relay knows nothing of the orders, nor they of it, and neither of what surrounds them.
-    """
-    beside = {"dev", "tests", "migrations", "examples"}
-    foreign = ({"orders", "relay"} | beside) - {package}
-
-    assert set() == {name.split(".")[0] for name in imported(package, module)} & foreign
-
-
 @pytest.mark.parametrize("module", modules("relay"))
 def test_the_relay_needs_few_packages(module: str) -> None:
     """
