@@ -22,7 +22,7 @@ watch, upkeep  what runs beside it: LISTEN and the backlog, the partitions (outb
 health, metrics       what it tells
 operate        what operators do: blocked, retry, skip, requeue, schema (outbox_repairs)
 backoff        how long to wait before the next try; words: an error as one line
-sieve          takes out of the stream to aiormq what is read by hand
+frame_filter   takes out of the stream to aiormq the frames that `channel` reads
 
 It shares no Python with the service: what both need is in both, the same to the byte (tests/test_twins.py).
 The relay knows the columns of the outbox table and the broker, and no service by name.

@@ -2,7 +2,7 @@
 
 aiormq's own `basic_publish` costs 70 to 140 us a message, this 3 to 7; and the answers are read past aiormq, which
 takes 30 to 100 us for each. It leans on what aiormq does not promise: `_on_close_frame`, `write_queue`, `lock`,
-`delivery_tag`, and that it reads from a protocol which a sieve can stand before.
+`delivery_tag`, and that it reads from a protocol in front of which a frame filter can stand.
 tests/relay/test_channel_contract.py fails when an upgrade moves one of them.
 """
 
@@ -14,9 +14,9 @@ from aiormq.channel import Channel
 from pamqp.commands import Channel as ChannelMethods
 
 from relay import amqp_bytes
+from relay.frame_filter import HEADER, METHOD
 from relay.frames import Encoder
 from relay.message import CONFIRMED, Answer, Message, Reply
-from relay.sieve import HEADER, METHOD
 
 NACKED = Reply(Answer.NACKED, "the broker would not take it (is its queue full?)")
 

@@ -17,9 +17,9 @@ from aiormq.abc import AbstractChannel
 from yarl import URL
 
 from relay.channel import BatchChannel
+from relay.frame_filter import FilteredTransport
 from relay.frames import Unencodable
 from relay.message import Answer, Message, Reply
-from relay.sieve import Wire
 from relay.verdict import Closure, split_suspects, whose_channel_closure, whose_connection_closure
 
 log = logging.getLogger("relay")
@@ -66,7 +66,7 @@ class Publisher:
         self._confirm_seconds = confirm_seconds
         self._name = name
         self._connection: aiormq.Connection | None = None
-        self._wire = Wire()
+        self._transport = FilteredTransport()
         self._channel: BatchChannel | None = None
         self._asking: AbstractChannel | None = None
         self._channels_used = 0
@@ -111,11 +111,11 @@ class Publisher:
 
     async def _connect_to(self, url: str) -> aiormq.Connection:
         self.drop()
-        self._wire = wire = Wire()
+        self._transport = transport = FilteredTransport()
         target = URL(url).update_query(heartbeat=str(HEARTBEAT_SECONDS), name=self._name)
-        connection = aiormq.Connection(target, transport_factory=wire)
+        connection = aiormq.Connection(target, transport_factory=transport)
         with self._deadline(CONNECT_SECONDS, "no answer to the connection"), translated():
-            # Until TCP and TLS are up there is no wire to cut.
+            # Until TCP and TLS are up there is no transport to cut.
             async with asyncio.timeout(CONNECT_SECONDS):
                 await connection.connect()
         self._connection = connection
@@ -124,7 +124,7 @@ class Publisher:
     def drop(self) -> None:
         """Cut the connection without a word; whoever waits on it fails at once."""
         connection, self._connection, self._channel, self._asking = self._connection, None, None, None
-        self._wire.cut()
+        self._transport.cut()
         if connection is not None and not connection.is_closed:
             self._end(connection.close(aiormq.exceptions.AMQPConnectionError("dropped")), "relay-drop-connection")
 
@@ -134,7 +134,7 @@ class Publisher:
         if connection is not None:
             with contextlib.suppress(BrokerLost), self._deadline(RPC_SECONDS, "no answer to the close"), translated():
                 await connection.close()
-        self._wire.cut()
+        self._transport.cut()
         if self._closing:
             await asyncio.wait(self._closing, timeout=RPC_SECONDS)
 
@@ -263,7 +263,7 @@ class Publisher:
             connection = await self.connect()
         self._channels_used = self._channels_used % WAVE_CHANNELS + 1
         channel = BatchChannel(connection, self._channels_used)
-        self._wire.offer(channel.number, channel.take)
+        self._transport.register(channel.number, channel.take)
         connection.channels[self._channels_used] = channel
         with self._deadline(RPC_SECONDS, "no answer to the opening of a channel"), translated():
             await channel.open()
@@ -278,7 +278,7 @@ class Publisher:
         def cut() -> None:
             nonlocal late
             late = True
-            self._wire.cut()
+            self._transport.cut()
 
         handle = asyncio.get_running_loop().call_later(seconds, cut)
         try:

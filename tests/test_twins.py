@@ -9,8 +9,8 @@ TWINS = {
     "amqp_bytes.py": "broker/amqp_bytes.py",
     "backoff.py": "runtime/backoff.py",
     "error_text.py": "model/error_text.py",
+    "frame_filter.py": "broker/frame_filter.py",
     "severing.py": "database/severing.py",
-    "sieve.py": "broker/sieve.py",
 }
 
 

@@ -443,13 +443,13 @@ _ALL = (
         "O16",
         "a connection on which nothing but deliveries comes is given up, as if the broker were silent",
         "tests/orders/broker/test_consumer.py::test_deliveries_are_a_sign_of_life",
-        ("src/orders/broker/sieve.py", "self._tell(others)", "pass"),
+        ("src/orders/broker/frame_filter.py", "self._add_heartbeat(others)", "pass"),
     ),
     _plant(
         "O17",
         "what the broker confirms while the next channel is opened is heard by nobody",
-        "tests/test_sieves.py::test_a_channel_that_is_given_up",
-        ("relay/sieve.py", "[*list(self._takers.items())[-1:], (channel, take)]", "[(channel, take)]"),
+        "tests/test_frame_filters.py::test_a_channel_that_is_given_up",
+        ("relay/frame_filter.py", "[*list(self._handlers.items())[-1:], (channel, handle)]", "[(channel, handle)]"),
     ),
     _plant(
         "O18",

@@ -19,7 +19,7 @@ listing        lists of orders, a page at a time
 clients        who asks: API keys, without a query per request
 periodic       what recurs beside the requests: ticks, keys to confirm, old keys to let go, the outbox's age
 orders_table, outbox_table, keys_table, clients_table   every statement that names its table
-consumer       deliveries in, acks out; sieve, amqp_bytes: what is read of the stream to aiormq by hand
+consumer       deliveries in, acks out; frame_filter, amqp_bytes: what is read of the stream to aiormq by hand
 work           what is done with one delivery
 handlers       the work itself, chosen by a setting
 run_handler    one run of it, and what came of that; suspects, trial: in a child process
@@ -33,5 +33,6 @@ database       connections; severing: deadlines that end any call
 backoff        how long to wait before the next try; pauses: one after the other; words: an error as one line
 app, worker    the processes; topology, cli: the commands
 
-amqp_bytes, backoff, severing, sieve and words are in the relay too, the same to the byte (tests/test_twins.py).
+amqp_bytes, backoff, severing, frame_filter and error_text are in the relay too, the same to the byte
+(tests/test_twins.py).
 """

@@ -14,18 +14,18 @@ from pamqp.base import Frame
 from pamqp.commands import Basic
 
 from relay.channel import NACKED, BatchChannel
+from relay.frame_filter import METHOD, FilteredTransport
 from relay.message import CONFIRMED, Answer, Message
-from relay.sieve import METHOD, Wire
 from tests.relay.letters import letter
 
 
 @pytest.fixture
 async def channel(topology: str) -> AsyncIterator[BatchChannel]:
-    wire = Wire()
+    wire = FilteredTransport()
     async with aiormq.connect(topology, transport_factory=wire) as connection:
         assert isinstance(connection, aiormq.Connection)
         opened = BatchChannel(connection, 1)
-        wire.offer(1, opened.take)
+        wire.register(1, opened.take)
         connection.channels[1] = opened
         await opened.open()
         yield opened

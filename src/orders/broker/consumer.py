@@ -13,8 +13,8 @@ from pamqp.base import Frame
 from pamqp.commands import Basic
 
 from orders.broker import amqp_bytes, rabbitmq
+from orders.broker.frame_filter import HEADER, METHOD, FilteredTransport
 from orders.broker.rabbitmq import BrokerUnavailable
-from orders.broker.sieve import HEADER, METHOD, Wire
 from orders.runtime.retry_pauses import backoff
 
 log = logging.getLogger(__name__)
@@ -66,7 +66,8 @@ class ConsumingChannel(Channel):
     """A channel that hands deliveries over as they arrive, and answers them in batches.
 
     It leans on what aiormq does not promise: `write_queue`, `connection.channels`, and that it reads from a protocol
-    which a sieve can stand before. tests/orders/broker/test_consumer.py fails when an upgrade moves one of them.
+    in front of which a frame filter can stand.
+    tests/orders/broker/test_consumer.py fails when an upgrade moves one of them.
     """
 
     def __init__(
@@ -182,7 +183,7 @@ class Consumer:
         while not self._stop.is_set():
             why = ""
             try:
-                wire = Wire()
+                wire = FilteredTransport()
                 async with rabbitmq.connect(self.urls, f"orders {self.queue}", wire) as connection:
                     await self._consume(connection, wire)
                     pauses = backoff()
@@ -201,7 +202,7 @@ class Consumer:
                 async with asyncio.timeout(next(pauses)):
                     await self._stop.wait()
 
-    async def _consume(self, connection: AbstractConnection, wire: Wire) -> None:
+    async def _consume(self, connection: AbstractConnection, wire: FilteredTransport) -> None:
         """Consume on one connection until it, its channel or the queue is gone, or we are told to stop."""
         lost = asyncio.Event()
 
@@ -242,11 +243,11 @@ class Consumer:
 
 
 async def _open(
-    connection: AbstractConnection, wire: Wire, take: Callable[[Delivery], None], wake: asyncio.Event
+    connection: AbstractConnection, wire: FilteredTransport, take: Callable[[Delivery], None], wake: asyncio.Event
 ) -> ConsumingChannel:
     number = max(connection.channels, default=0) + 1
     channel = ConsumingChannel(connection, number, take, wake)
-    wire.offer(number, channel.take_frame)
+    wire.register(number, channel.take_frame)
     connection.channels[number] = channel
     await channel.open()
     return channel
