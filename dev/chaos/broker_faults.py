@@ -28,7 +28,7 @@ from dev.sandbox.system import declare_topology
 from dev.sandbox.wire import Weather
 from orders.broker.topology import WORK_QUEUE
 from orders.model import events
-from orders.model.uuid7 import uuid7
+from orders.model.ids import uuid7
 
 RABBITMQ = ("rabbitmq",)
 FIRES_SECONDS = 40.0

@@ -227,11 +227,11 @@ _ALL = (
         "message ids are the time of day",
         "tests/orders/database/test_place_orders.py::test_ids_ascend",
         (
-            "src/orders/model/uuid7.py",
+            "src/orders/model/ids.py",
             "_last = max(time.time_ns() // 1_000_000 << 12, _last + 1)",
             "_last = time.time_ns() // 1_000_000 << 12",
         ),
-        ("src/orders/model/uuid7.py", "random = int.from_bytes(random_bytes(8)) >> 2", "random = len(random_bytes(8))"),
+        ("src/orders/model/ids.py", "random = int.from_bytes(random_bytes(8)) >> 2", "random = len(random_bytes(8))"),
     ),
     _plant(
         "S17",

@@ -8,7 +8,7 @@ from uuid import UUID
 import msgspec
 from psycopg import AsyncConnection
 
-from orders.model.uuid7 import uuid7
+from orders.model.ids import uuid7
 
 ORDER: LiteralString = """
     INSERT INTO orders (order_id, status, version, worker, failure_reason, created_at, updated_at, finished_at)

@@ -12,8 +12,8 @@ from orders.broker import rabbitmq
 from orders.handlers import Refuse, Retry
 from orders.model import events
 from orders.model.events import EXCHANGE, Data, Envelope, Event
+from orders.model.ids import uuid7
 from orders.model.traceparent import continue_trace
-from orders.model.uuid7 import uuid7
 from orders.runtime.settings import SubscriberSettings
 from orders.subscriber import EventHandler, Subscriber, Subscription, declare
 from tests.eventually import eventually

@@ -4,7 +4,7 @@ import re
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
-from orders.model.entropy import random_bytes
+from orders.model.ids import random_bytes
 from orders.runtime.process import REQUEST_ID
 
 # Harmless in a header, a log line and a JSON string; nginx has the same rule.

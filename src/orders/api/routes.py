@@ -25,9 +25,9 @@ from orders.database.clients_table import ClientKey, KeyId
 from orders.database.orders_table import StatusNow, Walk, Walked, Wanted
 from orders.database.place_orders import Placed, Placement, placement_of
 from orders.model.errors import OrderNotFound, OrdersError
+from orders.model.ids import text_of
 from orders.model.order import TERMINAL, NewOrder, Order, Status
 from orders.model.traceparent import continue_trace
-from orders.model.uuid7 import text_of
 
 # What a read counts for in a batch of them, in bytes. Nobody knows yet how large an order is: few have more than this,
 # and a batch of the largest is still bounded. Of steps down a list few stand together in front of a GET.

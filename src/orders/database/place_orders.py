@@ -19,8 +19,8 @@ from orders.database.keys_table import Key
 from orders.model import events
 from orders.model.errors import KeyReused, Unavailable
 from orders.model.events import Data, Event
+from orders.model.ids import uuid7
 from orders.model.order import NewOrder, Order
-from orders.model.uuid7 import uuid7
 
 OPERATION = "place"
 

@@ -8,6 +8,7 @@ from uuid import UUID
 from psycopg import AsyncConnection
 
 from orders.database import keys_table
+from orders.model.ids import lowest_id
 
 BATCH_ROWS = 1000
 
@@ -46,7 +47,7 @@ async def purge_orders(conn: AsyncConnection, older_than: timedelta, *, anonymis
     before = datetime.now(UTC) - older_than
     walk = {
         "above": UUID(int=0),
-        "below": UUID(int=int(before.timestamp() * 1000) << 80),  # a UUIDv7 begins with its milliseconds
+        "below": lowest_id(before),
         "before": before,
         "rows": BATCH_ROWS,
     }

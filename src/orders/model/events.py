@@ -9,8 +9,8 @@ from uuid import UUID
 
 import msgspec
 
+from orders.model.ids import text_of, uuid7
 from orders.model.order import Order, Status
-from orders.model.uuid7 import text_of, uuid7
 
 EXCHANGE = "orders"
 CONTENT_TYPE = "application/cloudevents+json"

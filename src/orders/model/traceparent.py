@@ -5,7 +5,7 @@ https://www.w3.org/TR/trace-context/#traceparent-header
 
 import re
 
-from orders.model.entropy import random_bytes
+from orders.model.ids import random_bytes
 
 _VALID = re.compile(r"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}").fullmatch
 

@@ -24,8 +24,8 @@ from orders.database.finish_orders import finish_of, finish_orders
 from orders.database.liveness import Liveness
 from orders.database.postpone_orders import Postpone, postpone_orders
 from orders.database.redrive_orders import Redrive, redrive_orders
+from orders.model.ids import uuid7
 from orders.model.traceparent import continue_trace
-from orders.model.uuid7 import uuid7
 from tests.eventually import eventually
 from tests.orders.work_samples import WORKER, claim, fail, place, rows, wanted
 

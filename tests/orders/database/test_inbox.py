@@ -9,7 +9,7 @@ from psycopg import AsyncConnection
 
 from orders.database import inbox
 from orders.database.inbox import OutsideRetention
-from orders.model.uuid7 import uuid7
+from orders.model.ids import uuid7
 from tests.orders.work_samples import rows
 
 

@@ -7,8 +7,8 @@ from psycopg import AsyncConnection
 from orders.database.redrive_orders import Redrive, redrive_orders
 from orders.model import events
 from orders.model.events import Data
+from orders.model.ids import uuid7
 from orders.model.traceparent import continue_trace
-from orders.model.uuid7 import uuid7
 from orders.work.letters import LARGEST_EVENT, UNDELIVERABLE, Letter, Poison, Verdict, bury, wanted_of
 from tests.orders.work_samples import LETTERS, STATUSES, claim, fail, place, rows, wanted
 

@@ -30,6 +30,7 @@ from orders.broker.rabbitmq import BrokerUnavailable
 from orders.broker.topology import WORK_QUEUE
 from orders.database import postgres
 from orders.model.errors import OrdersError, Unavailable
+from orders.model.ids import lowest_id
 from orders.runtime.retry_pauses import backoff
 from orders.runtime.settings import ReconcileSettings
 from orders.tools.actor import actor
@@ -67,11 +68,11 @@ class Span(msgspec.Struct, frozen=True):
 
     @property
     def first(self) -> UUID:
-        return uuid7_floor(self.since) if self.since else UUID(int=0)
+        return lowest_id(self.since) if self.since else UUID(int=0)
 
     @property
     def below(self) -> UUID:
-        return uuid7_floor(self.until) if self.until else UUID(int=2**128 - 1)
+        return lowest_id(self.until) if self.until else UUID(int=2**128 - 1)
 
 
 class Report(msgspec.Struct, kw_only=True):
@@ -100,11 +101,6 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True):
     limit: int
     with_broker: bool
     repair: bool
-
-
-def uuid7_floor(moment: datetime) -> UUID:
-    """Return the least UUIDv7 of this millisecond."""
-    return UUID(int=int(moment.timestamp() * 1000) << 80)
 
 
 class Reconciliation:

@@ -8,6 +8,7 @@ from uuid import UUID
 
 import msgspec
 
+from orders.model.ids import seconds_of
 from orders.model.order import TERMINAL, Status
 
 Kind = Literal["lost", "stuck", "doubled", "out_of_order"]
@@ -50,7 +51,7 @@ class OrderSeen(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def placed(self) -> float:
         """When its id was made, since a UUIDv7 begins with its milliseconds; of an api whose clock was fast, before."""
-        return min((self.order_id.int >> 80) / 1000, self.updated)
+        return min(seconds_of(self.order_id), self.updated)
 
 
 class EventSeen(msgspec.Struct, frozen=True, kw_only=True):

@@ -16,7 +16,7 @@ from psycopg import AsyncConnection
 from dev.sandbox.process import ROOT
 from dev.sandbox.system import Counts
 from orders.broker.topology import WORK_QUEUE
-from orders.model.uuid7 import uuid7
+from orders.model.ids import uuid7
 from tests.conftest import StartSystem
 from tests.eventually import eventually
 from tests.journey import shoppers

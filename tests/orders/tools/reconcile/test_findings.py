@@ -3,7 +3,7 @@
 import msgspec
 import pytest
 
-from orders.model.uuid7 import uuid7
+from orders.model.ids import uuid7
 from orders.tools.reconcile.findings import AGAIN, EventSeen, Finding, Memory, OrderSeen, judge
 
 ORDER = OrderSeen(order_id=uuid7(), status="done", version=3, updated=100.0)

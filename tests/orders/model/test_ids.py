@@ -1,12 +1,13 @@
 """The ids are UUIDv7, and ascend whatever the clock does."""
 
 import time
+from datetime import UTC, datetime, timedelta
 from uuid import RFC_4122, UUID, uuid4
 
 import pytest
 
-from orders.model import uuid7 as module
-from orders.model.uuid7 import text_of, uuid7
+from orders.model import ids
+from orders.model.ids import lowest_id, seconds_of, text_of, uuid7
 
 
 def test_layout() -> None:
@@ -28,15 +29,15 @@ def test_ascending_while_the_clock_stands_still_or_steps_back(monkeypatch: pytes
     More ids than the counter holds within a millisecond, and a clock that steps back, leave them in order.
     """
     readings = [1_800_000_000_000] * 5_000 + [1_799_999_000_000] * 100 + [1_800_000_001_000]
-    monkeypatch.setattr(module, "_last", 0)
+    monkeypatch.setattr(ids, "_last", 0)
     clock = iter(readings)
     monkeypatch.setattr(time, "time_ns", lambda: next(clock) * 1_000_000)
-    ids = [uuid7() for _ in readings]
+    made = [uuid7() for _ in readings]
 
-    assert ids == sorted(set(ids))
-    assert {each.version for each in ids} == {7}
-    assert ids[0].int >> 80 == readings[0]
-    assert ids[-1].int >> 80 == readings[-1]
+    assert made == sorted(set(made))
+    assert {each.version for each in made} == {7}
+    assert made[0].int >> 80 == readings[0]
+    assert made[-1].int >> 80 == readings[-1]
 
 
 def test_text() -> None:
@@ -45,3 +46,17 @@ def test_text() -> None:
     """
     for value in [UUID(int=0), UUID(int=2**128 - 1), uuid4(), uuid7()]:
         assert text_of(value) == str(value)
+
+
+def test_time_and_id() -> None:
+    """
+    An id tells when it was made, and a moment which ids came no earlier.
+    """
+    moment = datetime(2026, 12, 1, 12, 30, 15, 250_000, tzinfo=UTC)
+
+    assert seconds_of(lowest_id(moment)) == moment.timestamp()
+    assert (
+        lowest_id(datetime.now(UTC) - timedelta(seconds=1))
+        < uuid7()
+        < lowest_id(datetime.now(UTC) + timedelta(hours=1))
+    )
