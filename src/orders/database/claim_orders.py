@@ -12,7 +12,7 @@ from uuid import UUID
 import msgspec
 from psycopg import AsyncConnection
 
-from orders.database import columns, orders_table
+from orders.database import orders_table, pg_arrays
 from orders.model.order import Order, Status
 
 NOBODY = 0  # the worker of an order that waits for its retry, or was handed back
@@ -144,7 +144,10 @@ def claim_of(seen: Seen, wanted: Wanted) -> Claim | Orphaned:
 
 async def claim_orders(conn: AsyncConnection, worker: int, batch: Sequence[Wanted]) -> list[Claim]:
     """Claim the orders of a batch for a worker; each order stands in it once."""
-    asked = [columns.uuids([wanted.order_id for wanted in batch]), columns.uuids([wanted.event_id for wanted in batch])]
+    asked = [
+        pg_arrays.uuids([wanted.order_id for wanted in batch]),
+        pg_arrays.uuids([wanted.event_id for wanted in batch]),
+    ]
     cursor = await conn.execute(CLAIM, [*asked, worker, worker], prepare=True)
     claims: dict[UUID, Claim] = {row[0]: _claimed(row) for row in await cursor.fetchall()}
 

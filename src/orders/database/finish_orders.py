@@ -7,9 +7,9 @@ from uuid import UUID
 import msgspec
 from psycopg import AsyncConnection
 
-from orders.database import columns
+from orders.database import pg_arrays
 from orders.database.claim_orders import Claimed
-from orders.database.columns import Column
+from orders.database.pg_arrays import PgArray
 from orders.model import events
 from orders.model.events import Event, EventType, data_of
 from orders.model.order import Status
@@ -103,16 +103,16 @@ async def finish_orders(conn: AsyncConnection, batch: Sequence[Finish]) -> list[
     ]
 
 
-def columns_of(batch: Sequence[Finish]) -> list[Column]:
+def columns_of(batch: Sequence[Finish]) -> list[PgArray]:
     """Turn the batch into the columns of FINISH."""
     return [
-        columns.uuids([f.order_id for f in batch]),
-        columns.bigints([f.claimed.order.attempts for f in batch]),
-        columns.texts(["failed" if f.failure_reason else "done" for f in batch]),
-        columns.texts([f.failure_reason for f in batch]),
-        columns.texts([f.kind for f in batch]),
-        columns.uuids([f.event.event_id for f in batch]),
-        columns.texts([f.event.type for f in batch]),
-        columns.blobs([f.event.body for f in batch]),
-        columns.texts([f.event.traceparent for f in batch]),
+        pg_arrays.uuids([f.order_id for f in batch]),
+        pg_arrays.bigints([f.claimed.order.attempts for f in batch]),
+        pg_arrays.texts(["failed" if f.failure_reason else "done" for f in batch]),
+        pg_arrays.texts([f.failure_reason for f in batch]),
+        pg_arrays.texts([f.kind for f in batch]),
+        pg_arrays.uuids([f.event.event_id for f in batch]),
+        pg_arrays.texts([f.event.type for f in batch]),
+        pg_arrays.blobs([f.event.body for f in batch]),
+        pg_arrays.texts([f.event.traceparent for f in batch]),
     ]

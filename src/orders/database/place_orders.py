@@ -13,9 +13,9 @@ import msgspec
 from prometheus_client import Counter
 from psycopg import AsyncConnection
 
-from orders.database import columns, keys_table
-from orders.database.columns import Column
+from orders.database import keys_table, pg_arrays
 from orders.database.keys_table import Key
+from orders.database.pg_arrays import PgArray
 from orders.model import events
 from orders.model.errors import KeyReused, Unavailable
 from orders.model.events import Data, Event
@@ -168,22 +168,22 @@ def _key(placement: Placement) -> Key:
     return Key(placement.client, OPERATION, placement.key or "")
 
 
-def columns_of(batch: Sequence[Placement]) -> list[Column]:
+def columns_of(batch: Sequence[Placement]) -> list[PgArray]:
     """Turn the batch into the columns of PLACE."""
     orders = [p.order for p in batch]
     return [
-        columns.uuids([o.order_id for o in orders]),
-        columns.texts([o.customer_id for o in orders]),
-        columns.texts([o.currency for o in orders]),
-        columns.jsons([None if o.customer_id is None else bytes(o.lines) for o in orders]),
-        columns.bigints([o.total_minor for o in orders]),
-        columns.texts([o.reference for o in orders]),
-        columns.times([o.created_at for o in orders]),
-        columns.texts([p.client for p in batch]),
-        columns.texts([p.key for p in batch]),
-        columns.blobs([p.fingerprint for p in batch]),
-        columns.blobs([p.answer if p.key is not None else None for p in batch]),
-        columns.uuids([p.event.event_id for p in batch]),
-        columns.blobs([p.event.body for p in batch]),
-        columns.texts([p.event.traceparent for p in batch]),
+        pg_arrays.uuids([o.order_id for o in orders]),
+        pg_arrays.texts([o.customer_id for o in orders]),
+        pg_arrays.texts([o.currency for o in orders]),
+        pg_arrays.jsons([None if o.customer_id is None else bytes(o.lines) for o in orders]),
+        pg_arrays.bigints([o.total_minor for o in orders]),
+        pg_arrays.texts([o.reference for o in orders]),
+        pg_arrays.times([o.created_at for o in orders]),
+        pg_arrays.texts([p.client for p in batch]),
+        pg_arrays.texts([p.key for p in batch]),
+        pg_arrays.blobs([p.fingerprint for p in batch]),
+        pg_arrays.blobs([p.answer if p.key is not None else None for p in batch]),
+        pg_arrays.uuids([p.event.event_id for p in batch]),
+        pg_arrays.blobs([p.event.body for p in batch]),
+        pg_arrays.texts([p.event.traceparent for p in batch]),
     ]
