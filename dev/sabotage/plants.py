@@ -209,16 +209,16 @@ _ALL = (
     _plant(
         "S15",
         "an order whose COMMIT was not answered is refused",
-        "tests/orders/database/test_batcher.py::test_what_never_reached_the_server",
+        "tests/orders/database/test_errors.py::test_what_never_reached_the_server",
         (
-            "src/orders/database/batcher.py",
+            "src/orders/database/errors.py",
             (
                 "    if not isinstance(error, psycopg.Error) or error.sqlstate is None:\n"
-                "        return Verdict.CONNECTION_LOST\n"
+                "        return ErrorClass.CONNECTION_LOST\n"
             ),
             (
                 "    if not isinstance(error, psycopg.Error) or error.sqlstate is None:\n"
-                "        return Verdict.ONE_IS_GUILTY\n"
+                "        return ErrorClass.ONE_IS_GUILTY\n"
             ),
         ),
     ),

@@ -1,6 +1,6 @@
 """Take orders, and see each of them through to its end.
 
-    HTTP -> api -> batching -> place_orders -> orders + outbox   one transaction
+    HTTP -> api -> batcher  -> place_orders -> orders + outbox   one transaction
                                                    |
                                      the relay, a program apart, knows only the outbox table
                                                    |
@@ -12,7 +12,7 @@
 order          what an order is, and what a valid one looks like
 events         what is told to others about an order
 api            HTTP in and out; problems: how errors are answered
-batching       many callers, one statement
+batcher        many callers, one statement
 place_orders   the promise: an order and its event, together or neither; cancel_orders: a status and its event
 live           streams and waits: one statement per tick for all of them
 listing        lists of orders, a page at a time

@@ -19,7 +19,7 @@ from orders.api.head import with_head
 from orders.api.live import TICK_SECONDS, Live
 from orders.api.routes import Api, Found, Read, Write, Written
 from orders.database import cancel_orders, clients_table, keys_table, orders_table, outbox_table, place_orders, postgres
-from orders.database.batcher import Batching, Limits
+from orders.database.batcher import Batcher, Limits
 from orders.database.cancel_orders import Cancellation
 from orders.database.clients_table import KeyId
 from orders.database.orders_table import Walk, Wanted
@@ -105,10 +105,10 @@ def create_app(settings: ApiSettings, live: Live) -> Api:
                 Job(run=expire.run, every=BUSY_SECONDS, wanted=expire.is_due),
             ]
             async with (
-                Batching[Write, Written](
+                Batcher[Write, Written](
                     "write", url, write, writing, mend=outbox_table.add_partitions, session=place_orders.PLANNED_ONCE
                 ) as writers,
-                Batching[Read, Found]("read", url, read, reading, session=orders_table.BY_INDEX) as reader,
+                Batcher[Read, Found]("read", url, read, reading, session=orders_table.BY_INDEX) as reader,
                 Periodic("watch", url, jobs, **orders_table.BY_INDEX) as periodic,
             ):
                 live.begun = periodic.soon

@@ -19,7 +19,7 @@ from orders.broker import topology
 from orders.broker.consumer import Consumer
 from orders.broker.topology import WORK_QUEUE
 from orders.database import claim_orders, finish_orders, orders_table, outbox_table, postgres, postpone_orders
-from orders.database.batcher import Batching, Limits
+from orders.database.batcher import Batcher, Limits
 from orders.database.claim_orders import Claim, Wanted
 from orders.database.finish_orders import Finish, Finished
 from orders.database.liveness import Liveness
@@ -160,10 +160,10 @@ async def serve(settings: WorkerSettings, handler: Handler) -> None:
             return answers
 
         async with (
-            Batching[Wanted, Claim]("claim", url, claim, limits) as claiming,
-            Batching("finish", url, finish, limits, mend=outbox_table.add_partitions) as finishing,
-            Batching("postpone", url, postpone_orders.postpone_orders, limits) as postponing,
-            Batching("bury", url, bury, limits, mend=outbox_table.add_partitions) as burying,
+            Batcher[Wanted, Claim]("claim", url, claim, limits) as claiming,
+            Batcher("finish", url, finish, limits, mend=outbox_table.add_partitions) as finishing,
+            Batcher("postpone", url, postpone_orders.postpone_orders, limits) as postponing,
+            Batcher("bury", url, bury, limits, mend=outbox_table.add_partitions) as burying,
             Retries(url, wake_up.soon) as retries,
             DeadLetters(settings.amqp_url, burying) as dead_letters,
         ):

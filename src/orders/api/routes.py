@@ -19,7 +19,7 @@ from orders.api.back_pressure import BackPressure
 from orders.api.listing import Query
 from orders.api.live import Live
 from orders.api.problems import BadRequest
-from orders.database.batcher import Batching
+from orders.database.batcher import Batcher
 from orders.database.cancel_orders import Cancellation, Cancelled
 from orders.database.clients_table import ClientKey, KeyId
 from orders.database.orders_table import StatusNow, Walk, Walked, Wanted
@@ -61,8 +61,8 @@ class Caller(msgspec.Struct, frozen=True):
 class Services(msgspec.Struct, frozen=True):
     """What the handlers work with."""
 
-    write: Batching[Write, Written]
-    read: Batching[Read, Found]
+    write: Batcher[Write, Written]
+    read: Batcher[Read, Found]
     live: Live
     clients: Clients
     back_pressure: BackPressure

@@ -14,7 +14,6 @@ import contextlib
 import logging
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
-from enum import Enum
 from typing import Generic, TypeVar
 
 import msgspec
@@ -23,6 +22,7 @@ from prometheus_client import Counter, Gauge, Histogram
 from psycopg import AsyncConnection
 
 from orders.database import postgres
+from orders.database.errors import ErrorClass, classify
 from orders.model.error_text import first_line
 from orders.model.errors import OrdersError, Overloaded, Refused, Unavailable
 from orders.runtime import timeouts
@@ -58,46 +58,15 @@ WAITING = Gauge("orders_batch_waiting", "Rows that wait for a statement, or are 
 RERUNS = Counter("orders_batch_reruns_total", "Batches run again, by why", ["statement", "why"])
 
 
-class Verdict(Enum):
-    """What an error says about the batch that it ended."""
-
-    ONE_IS_GUILTY = "a row is refused: run the rows one by one"
-    PARTITION_MISSING = "the outbox has no partition for the next id: make one and run the batch again"
-    RUN_AGAIN = "nobody's fault, the connection is good: run the batch again"
-    CONNECTION_LOST = "nobody's fault, the outcome may be unknown: run the batch again on another connection"
-    TOO_SLOW = "cut off at its deadline, the outcome unknown: run half of it again on another connection"
-
-
-def judge(error: Exception) -> Verdict:
-    """Decide by SQLSTATE whose fault an error is.
-
-    Classes 22 (data) and 23 (constraints) are a row's own; 23514 without a constraint's name is a missing partition.
-    After class 40 (deadlock, serialization) and 55 (locks) the connection is as good as before. Everything else is the
-    server's: connections lost (08), read-only after a demotion (25006), no resources (53), shut down (57), I/O (58).
-    """
-    if isinstance(error, psycopg.DataError | ValueError | OverflowError) and getattr(error, "sqlstate", None) is None:
-        return Verdict.ONE_IS_GUILTY  # never sent: a value that cannot be encoded
-    if not isinstance(error, psycopg.Error) or error.sqlstate is None:
-        return Verdict.CONNECTION_LOST
-    state = error.sqlstate
-    if state == "23514" and not error.diag.constraint_name:
-        return Verdict.PARTITION_MISSING
-    if state[:2] in {"22", "23"}:
-        return Verdict.ONE_IS_GUILTY
-    if state[:2] in {"40", "55"} and state != "55P04":
-        return Verdict.RUN_AGAIN
-    return Verdict.CONNECTION_LOST
-
-
-def most_rows(verdict: Verdict | None, ran: int, before: int, limit: int) -> int:
+def most_rows(error_class: ErrorClass | None, ran: int, before: int, limit: int) -> int:
     """Decide how many rows the next run may have, after one of so many when so many were allowed.
 
     A batch that is too much for its deadline would be so again: it is halved until it gets through, and what comes
     after it may be larger each time.
     """
-    if verdict is Verdict.TOO_SLOW:
+    if error_class is ErrorClass.TOO_SLOW:
         return max(1, ran // 2)
-    return min(limit, 2 * before) if verdict is None else before
+    return min(limit, 2 * before) if error_class is None else before
 
 
 def rows_to_wait_for(ran: int, waiting: int, limit: int) -> int:
@@ -139,7 +108,7 @@ Run = Callable[[AsyncConnection, Sequence[Item]], Awaitable[Sequence[Answer | Or
 Mend = Callable[[AsyncConnection], Awaitable[None]]
 
 
-class Batching(Generic[Item, Answer]):
+class Batcher(Generic[Item, Answer]):
     """Run `run` over the items of all callers that wait, a batch at a time.
 
     `run` gets an autocommit connection and the items, and returns an answer or an OrdersError for each, in their order.
@@ -178,7 +147,7 @@ class Batching(Generic[Item, Answer]):
         self._queue_seconds = QUEUE_SECONDS.labels(name)
         self._statement_seconds = STATEMENT_SECONDS.labels(name)
 
-    async def __aenter__(self) -> "Batching[Item, Answer]":
+    async def __aenter__(self) -> "Batcher[Item, Answer]":
         self._tasks = [
             asyncio.create_task(self._write(), name=f"{self.name}-{number}") for number in range(self.limits.writers)
         ]
@@ -296,14 +265,14 @@ class Batching(Generic[Item, Answer]):
                 self._queue_seconds.observe(loop.time() - batch[0].since)
                 started = loop.time()
                 with self._in_flight():
-                    verdict = await self._run(conn, batch)
-                most = most_rows(verdict, len(batch), most, self.limits.batch_rows)
-                if verdict is None:
+                    error_class = await self._run(conn, batch)
+                most = most_rows(error_class, len(batch), most, self.limits.batch_rows)
+                if error_class is None:
                     await self._gather(len(batch), most, loop.time() - started)
                     batch = []
                     pauses = backoff()
                     continue
-                if verdict in {Verdict.CONNECTION_LOST, Verdict.TOO_SLOW}:
+                if error_class in {ErrorClass.CONNECTION_LOST, ErrorClass.TOO_SLOW}:
                     self.connections -= 1
                     CONNECTIONS.labels(self.name).set(self.connections)
                     await postgres.close(conn)
@@ -364,7 +333,7 @@ class Batching(Generic[Item, Answer]):
             self._gathering = None
         self._running -= 1
 
-    async def _run(self, conn: AsyncConnection, batch: list[_Waiting[Item, Answer]]) -> Verdict | None:
+    async def _run(self, conn: AsyncConnection, batch: list[_Waiting[Item, Answer]]) -> ErrorClass | None:
         """Run a batch and answer its callers; return None when it is done with, else what to do before another go."""
         loop = asyncio.get_running_loop()
         started = loop.time()
@@ -372,42 +341,44 @@ class Batching(Generic[Item, Answer]):
             with postgres.deadline(conn, self.limits.statement_seconds):
                 answers = await self.run(conn, [waiting.item for waiting in batch])
         except (psycopg.Error, ValueError, OverflowError) as error:
-            verdict = judge(error)
-            if verdict is Verdict.CONNECTION_LOST and loop.time() >= started + self.limits.statement_seconds:
-                verdict = Verdict.TOO_SLOW
-            RERUNS.labels(self.name, verdict.name.lower()).inc()
-            if verdict is Verdict.ONE_IS_GUILTY:
+            error_class = classify(error)
+            if error_class is ErrorClass.CONNECTION_LOST and loop.time() >= started + self.limits.statement_seconds:
+                error_class = ErrorClass.TOO_SLOW
+            RERUNS.labels(self.name, error_class.name.lower()).inc()
+            if error_class is ErrorClass.ONE_IS_GUILTY:
                 if len(batch) > 1:
                     return await self._run_one_by_one(conn, batch)
                 log.warning("%s: a row is refused: %s", self.name, error)
                 _settle(batch[0], Refused(first_line(error)))
                 return None
-            log.warning("%s: %s: %s", self.name, verdict.value, first_line(error))
-            if verdict is Verdict.PARTITION_MISSING:
+            log.warning("%s: %s: %s", self.name, error_class.value, first_line(error))
+            if error_class is ErrorClass.PARTITION_MISSING:
                 return await self._mend(conn)
-            return verdict
+            return error_class
         self._statement_seconds.observe(loop.time() - started)
         for waiting, answer in zip(batch, answers, strict=True):
             _settle(waiting, answer)
         return None
 
-    async def _run_one_by_one(self, conn: AsyncConnection, batch: Iterable[_Waiting[Item, Answer]]) -> Verdict | None:
+    async def _run_one_by_one(
+        self, conn: AsyncConnection, batch: Iterable[_Waiting[Item, Answer]]
+    ) -> ErrorClass | None:
         """Find the guilty rows; the others are written. What a lost connection leaves is run again as a batch."""
         for waiting in batch:
-            if not waiting.answer.done() and (verdict := await self._run(conn, [waiting])) is not None:
-                return verdict
+            if not waiting.answer.done() and (error_class := await self._run(conn, [waiting])) is not None:
+                return error_class
         return None
 
-    async def _mend(self, conn: AsyncConnection) -> Verdict:
+    async def _mend(self, conn: AsyncConnection) -> ErrorClass:
         if self.mend is None:
-            return Verdict.CONNECTION_LOST
+            return ErrorClass.CONNECTION_LOST
         try:
             with postgres.deadline(conn, self.limits.statement_seconds):
                 await self.mend(conn)
         except psycopg.Error as error:
             log.warning("%s: could not make a partition: %s", self.name, first_line(error))
-            return Verdict.CONNECTION_LOST
-        return Verdict.RUN_AGAIN
+            return ErrorClass.CONNECTION_LOST
+        return ErrorClass.RUN_AGAIN
 
 
 def _settle(waiting: _Waiting[Item, Answer], answer: Answer | OrdersError) -> None:

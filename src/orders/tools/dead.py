@@ -13,8 +13,8 @@ import psycopg
 from psycopg import AsyncConnection
 
 from orders.database import dead_letters_table, postgres, redrive_orders
-from orders.database.batcher import Verdict, judge
 from orders.database.dead_letters_table import Choice
+from orders.database.errors import ErrorClass, classify
 from orders.database.outbox_table import add_partitions
 from orders.database.redrive_orders import Redrive
 from orders.model.error_text import first_line
@@ -120,10 +120,10 @@ async def _redrive_chunk(conn: AsyncConnection, redrive: Redrive, letter_ids: Se
         try:
             return len(await _within(conn, redrive_orders.redrive_orders(conn, redrive, letter_ids)))
         except psycopg.Error as error:
-            match judge(error):
-                case Verdict.PARTITION_MISSING:
+            match classify(error):
+                case ErrorClass.PARTITION_MISSING:
                     await _within(conn, add_partitions(conn))
-                case Verdict.RUN_AGAIN:
+                case ErrorClass.RUN_AGAIN:
                     continue
                 case _:
                     raise

@@ -9,7 +9,7 @@ from psycopg import AsyncConnection
 
 from orders.broker.topology import WORK_QUEUE
 from orders.database import outbox_table, postgres
-from orders.database.batcher import Verdict, judge
+from orders.database.errors import ErrorClass, classify
 from orders.database.postpone_orders import count, send_due
 from orders.database.session import Session
 
@@ -39,7 +39,7 @@ class Retries(Session):
         try:
             await self._send_what_is_due(conn)
         except psycopg.Error as error:
-            if judge(error) is not Verdict.PARTITION_MISSING:
+            if classify(error) is not ErrorClass.PARTITION_MISSING:
                 raise
             with postgres.deadline(conn, CALL_SECONDS):
                 await outbox_table.add_partitions(conn)

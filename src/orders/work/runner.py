@@ -12,8 +12,8 @@ from psycopg import AsyncConnection
 from psycopg.pq import TransactionStatus
 
 from orders.database import outbox_table, postgres
-from orders.database.batcher import Verdict, judge
 from orders.database.claim_orders import Claimed
+from orders.database.errors import ErrorClass, classify
 from orders.database.finish_orders import Finished, finish_of, finish_orders
 from orders.handlers import Handler, PlainHandler, Refuse, Retry, TransactionalHandler, wants_connection
 from orders.model.error_text import first_line, words_of
@@ -215,7 +215,7 @@ def fault_of(error: Exception, *, late: bool, broken: bool) -> Fault:
     state = (isinstance(error, psycopg.Error) and error.sqlstate) or ""
     if state == "25006" or (state[:2] in {"08", "53", "57", "58"} and state != "57014"):
         return Fault.WEATHER
-    if state and judge(error) is Verdict.PARTITION_MISSING:
+    if state and classify(error) is ErrorClass.PARTITION_MISSING:
         return Fault.NO_PARTITION
     return Fault.ITS_OWN
 

@@ -9,7 +9,7 @@ from uuid import UUID
 
 from psycopg import AsyncConnection
 
-from orders.database.batcher import Batching, Limits
+from orders.database.batcher import Batcher, Limits
 from orders.database.place_orders import Placed, Placement, place_orders, placement_of
 from orders.model.errors import Refused, Unavailable
 from orders.model.traceparent import continue_trace
@@ -96,7 +96,7 @@ async def test_every_byte(conn: AsyncConnection, database_url: str) -> None:
     scissors = Scissors(database_url)
     async with (
         scissors.open() as url,
-        Batching[Placement, Placed]("sweep", url, place_orders, Limits(patience=10)) as placing,
+        Batcher[Placement, Placed]("sweep", url, place_orders, Limits(patience=10)) as placing,
     ):
 
         def batch() -> list[Placement]:

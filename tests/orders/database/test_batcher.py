@@ -4,14 +4,13 @@ import asyncio
 import signal
 from collections.abc import Awaitable, Callable, Sequence
 
-import psycopg
 import pytest
 from psycopg import AsyncConnection
-from psycopg.errors import lookup
 
 from dev.sandbox.wire import Wire
 from orders.database import batcher as module
-from orders.database.batcher import Batching, Limits, Verdict, judge, most_rows, rows_to_wait_for
+from orders.database.batcher import Batcher, Limits, most_rows, rows_to_wait_for
+from orders.database.errors import ErrorClass
 from orders.database.place_orders import Placed, Placement, place_orders
 from orders.model.errors import KeyReused, Overloaded, Refused, Unavailable
 from tests.eventually import eventually
@@ -49,14 +48,14 @@ async def let_go(conn: AsyncConnection) -> None:
     await conn.execute("SELECT pg_advisory_unlock(%s)", [LOCK])
 
 
-def together(batching: Batching[int, int], items: Sequence[int], sizes: Sequence[int] = ()) -> list[asyncio.Task[int]]:
+def together(batcher: Batcher[int, int], items: Sequence[int], sizes: Sequence[int] = ()) -> list[asyncio.Task[int]]:
     """Ask for all of them at once."""
     sizes = sizes or [0] * len(items)
-    return [asyncio.create_task(ask(batching, item, size)) for item, size in zip(items, sizes, strict=True)]
+    return [asyncio.create_task(ask(batcher, item, size)) for item, size in zip(items, sizes, strict=True)]
 
 
-async def ask(batching: Batching[int, int], item: int, size: int = 0) -> int:
-    return await batching(item, size)
+async def ask(batcher: Batcher[int, int], item: int, size: int = 0) -> int:
+    return await batcher(item, size)
 
 
 async def outcomes(asked: Sequence[Awaitable[int]]) -> list[int | type[BaseException]]:
@@ -65,82 +64,15 @@ async def outcomes(asked: Sequence[Awaitable[int]]) -> list[int | type[BaseExcep
     return [type(each) if isinstance(each, BaseException) else each for each in told]
 
 
-@pytest.mark.parametrize(
-    ("state", "verdict"),
-    [
-        ("22001", Verdict.ONE_IS_GUILTY),  # string_data_right_truncation
-        ("22003", Verdict.ONE_IS_GUILTY),  # numeric_value_out_of_range
-        ("22P02", Verdict.ONE_IS_GUILTY),  # invalid_text_representation
-        ("23502", Verdict.ONE_IS_GUILTY),  # not_null_violation
-        ("23503", Verdict.ONE_IS_GUILTY),  # foreign_key_violation
-        ("23505", Verdict.ONE_IS_GUILTY),  # unique_violation
-        ("23514", Verdict.PARTITION_MISSING),  # check_violation, of no constraint
-        ("40001", Verdict.RUN_AGAIN),  # serialization_failure
-        ("40P01", Verdict.RUN_AGAIN),  # deadlock_detected
-        ("55P03", Verdict.RUN_AGAIN),  # lock_not_available
-        ("55006", Verdict.RUN_AGAIN),  # object_in_use
-        ("55P04", Verdict.CONNECTION_LOST),  # unsafe_new_enum_value_usage
-        ("08006", Verdict.CONNECTION_LOST),  # connection_failure
-        ("25006", Verdict.CONNECTION_LOST),  # read_only_sql_transaction: it was demoted
-        ("25P03", Verdict.CONNECTION_LOST),  # idle_in_transaction_session_timeout
-        ("0A000", Verdict.CONNECTION_LOST),  # feature_not_supported: a cached plan after a migration
-        ("42P01", Verdict.CONNECTION_LOST),  # undefined_table
-        ("53100", Verdict.CONNECTION_LOST),  # disk_full
-        ("53300", Verdict.CONNECTION_LOST),  # too_many_connections
-        ("57014", Verdict.CONNECTION_LOST),  # query_canceled
-        ("57P01", Verdict.CONNECTION_LOST),  # admin_shutdown
-        ("57P03", Verdict.CONNECTION_LOST),  # cannot_connect_now
-        ("58030", Verdict.CONNECTION_LOST),  # io_error
-        ("XX000", Verdict.CONNECTION_LOST),  # internal_error
-    ],
-)
-def test_the_server_says_whose_fault_it_is(state: str, verdict: Verdict) -> None:
-    """
-    Data and constraints are a row's own fault; locks and serialization are nobody's; all else is the server's.
-    """
-    assert judge(lookup(state)("it says")) is verdict
-
-
-@pytest.mark.parametrize(
-    ("error", "verdict"),
-    [
-        (psycopg.DataError("PostgreSQL text fields cannot contain NUL"), Verdict.ONE_IS_GUILTY),
-        (ValueError("year is out of range"), Verdict.ONE_IS_GUILTY),
-        (OverflowError("too large"), Verdict.ONE_IS_GUILTY),
-        (psycopg.OperationalError("the connection is closed"), Verdict.CONNECTION_LOST),
-        (psycopg.InterfaceError("cursor is closed"), Verdict.CONNECTION_LOST),
-        (OSError("broken pipe"), Verdict.CONNECTION_LOST),
-    ],
-)
-def test_what_never_reached_the_server(error: Exception, verdict: Verdict) -> None:
-    """
-    A value that cannot be encoded is a row's own fault; where nothing was said, the outcome is unknown.
-    """
-    assert judge(error) is verdict
-
-
-async def test_a_check_is_no_missing_partition(conn: AsyncConnection) -> None:
-    """
-    The server uses one SQLSTATE for a row that no partition takes and for a CHECK; only a CHECK has a name.
-    """
-    await conn.execute("CREATE TABLE parted (n int CHECK (n <> 13)) PARTITION BY RANGE (n)")
-    for n, verdict in ((13, Verdict.ONE_IS_GUILTY), (12, Verdict.PARTITION_MISSING)):
-        if n == 13:
-            await conn.execute("CREATE TABLE part PARTITION OF parted FOR VALUES FROM (13) TO (14)")
-        with pytest.raises(psycopg.errors.CheckViolation) as caught:
-            await conn.execute("INSERT INTO parted VALUES (%s)", [n])
-        assert judge(caught.value) is verdict
-
-
 async def test_what_waits_is_the_next_batch(bakery: Bakery, conn: AsyncConnection, database_url: str) -> None:
     """
     A lone caller waits for nobody; whoever comes meanwhile is the next batch, and each has its own answer.
     """
-    async with Batching("test", database_url, bakery.bake, Limits()) as batching:
+    async with Batcher("test", database_url, bakery.bake, Limits()) as batcher:
         await hold(conn)
-        first = together(batching, [100])
+        first = together(batcher, [100])
         await eventually(lambda: bakery.batches == [[100]])
-        rest = together(batching, [50, 25, 20])
+        rest = together(batcher, [50, 25, 20])
         await asyncio.sleep(0)
         await let_go(conn)
 
@@ -174,17 +106,17 @@ async def test_who_was_answered_is_waited_for(
     A batch leaves as soon as as many wait as were there before, though it could have left with fewer.
     """
     monkeypatch.setattr(module, "gather_seconds", lambda took: 60.0)
-    async with Batching("test", database_url, bakery.bake, Limits()) as batching:
+    async with Batcher("test", database_url, bakery.bake, Limits()) as batcher:
         await hold(conn)
-        first = together(batching, [100])
+        first = together(batcher, [100])
         await eventually(lambda: bakery.batches == [[100]])
-        rest = together(batching, [50, 25])
-        await eventually(lambda: len(batching._queue) == 2)
+        rest = together(batcher, [50, 25])
+        await eventually(lambda: len(batcher._queue) == 2)
         await let_go(conn)
         assert await outcomes(first) == [1]
         await conn.execute("SELECT 1")  # the others are still there after a way to the server and back
 
-        assert await outcomes([*together(batching, [20]), *rest]) == [5, 2, 4]
+        assert await outcomes([*together(batcher, [20]), *rest]) == [5, 2, 4]
     assert bakery.batches == [[100], [50, 25, 20]]
 
 
@@ -195,17 +127,17 @@ async def test_a_batch_that_is_full_by_its_size_waits_for_nobody(
     More callers would not make it larger.
     """
     monkeypatch.setattr(module, "gather_seconds", lambda took: 60.0)
-    async with Batching("test", database_url, bakery.bake, Limits(batch_bytes=100)) as batching:
+    async with Batcher("test", database_url, bakery.bake, Limits(batch_bytes=100)) as batcher:
         await hold(conn)
-        first = together(batching, [100])
+        first = together(batcher, [100])
         await eventually(lambda: bakery.batches == [[100]])
-        rest = together(batching, [50, 25], [60, 60])
-        await eventually(lambda: len(batching._queue) == 2)
+        rest = together(batcher, [50, 25], [60, 60])
+        await eventually(lambda: len(batcher._queue) == 2)
         await let_go(conn)
 
         async with asyncio.timeout(30):
             assert await outcomes([*first, rest[0]]) == [1, 2]
-        assert await outcomes([*together(batching, [20]), rest[1]]) == [5, 4]
+        assert await outcomes([*together(batcher, [20]), rest[1]]) == [5, 4]
 
 
 @pytest.mark.parametrize(
@@ -223,11 +155,11 @@ async def test_a_batch_is_bounded(
     """
     A batch has so many rows and bytes at most; the rest follows in the order in which it came.
     """
-    async with Batching("test", database_url, bakery.bake, limits) as batching:
+    async with Batcher("test", database_url, bakery.bake, limits) as batcher:
         await hold(conn)
-        first = together(batching, [100])
+        first = together(batcher, [100])
         await eventually(lambda: bakery.batches == [[100]])
-        rest = together(batching, [1, 2, 4, 5, 10], sizes)
+        rest = together(batcher, [1, 2, 4, 5, 10], sizes)
         await asyncio.sleep(0)
         await let_go(conn)
 
@@ -242,26 +174,26 @@ async def test_a_full_queue_refuses(
     """
     Beyond so many rows or bytes, waiting or in flight, a caller is refused at once; afterwards there is room again.
     """
-    async with Batching("test", database_url, bakery.bake, limits) as batching:
+    async with Batcher("test", database_url, bakery.bake, limits) as batcher:
         await hold(conn)
-        asked = together(batching, [100, 50, 25, 20, 10], [size] * 5)
+        asked = together(batcher, [100, 50, 25, 20, 10], [size] * 5)
         await eventually(lambda: asked[3].done() and asked[4].done())
         assert not any(each.done() for each in asked[:3])
         await let_go(conn)
 
         assert await outcomes(asked) == [1, 2, 4, Overloaded, Overloaded]
-        assert await outcomes(together(batching, [100, 50, 25], [size] * 3)) == [1, 2, 4]
+        assert await outcomes(together(batcher, [100, 50, 25], [size] * 3)) == [1, 2, 4]
 
 
 async def test_who_leaves_the_queue_is_not_written(bakery: Bakery, conn: AsyncConnection, database_url: str) -> None:
     """
     A caller who hangs up while waiting is left out, and one whose batch is in flight takes nobody along.
     """
-    async with Batching("test", database_url, bakery.bake, Limits()) as batching:
+    async with Batcher("test", database_url, bakery.bake, Limits()) as batcher:
         await hold(conn)
-        flying = together(batching, [100, 50])
+        flying = together(batcher, [100, 50])
         await eventually(lambda: sum(map(len, bakery.batches)) == 2)
-        queued = together(batching, [25, 20])
+        queued = together(batcher, [25, 20])
         await asyncio.sleep(0)
         flying[0].cancel()
         queued[0].cancel()
@@ -276,13 +208,13 @@ async def test_patience_ends(bakery: Bakery, conn: AsyncConnection, database_url
     """
     A caller whose patience ends hears Unavailable, though the statement still runs; who comes afterwards is served.
     """
-    async with Batching("test", database_url, bakery.bake, Limits(patience=0.05, statement_seconds=60)) as batching:
+    async with Batcher("test", database_url, bakery.bake, Limits(patience=0.05, statement_seconds=60)) as batcher:
         await hold(conn)
-        assert await outcomes(together(batching, [100, 50])) == [Unavailable, Unavailable]
+        assert await outcomes(together(batcher, [100, 50])) == [Unavailable, Unavailable]
         await let_go(conn)
 
         async def is_served() -> bool:
-            return await outcomes(together(batching, [25])) == [4]
+            return await outcomes(together(batcher, [25])) == [4]
 
         await eventually(is_served)
 
@@ -291,31 +223,31 @@ async def test_one_patience_for_all_that_a_request_asks(bakery: Bakery, database
     """
     A caller may bring an end of its own: what an earlier question has used up is gone.
     """
-    async with Batching("test", database_url, bakery.bake, Limits(patience=60)) as batching:
-        until = batching.patience_ends()
+    async with Batcher("test", database_url, bakery.bake, Limits(patience=60)) as batcher:
+        until = batcher.patience_ends()
         assert until is not None
-        assert await batching(100, until=until) == 1
+        assert await batcher(100, until=until) == 1
         with pytest.raises(Unavailable):
-            await batching(50, until=until - 60)
-    async with Batching("test", database_url, bakery.bake, Limits()) as batching:
-        assert batching.patience_ends() is None
+            await batcher(50, until=until - 60)
+    async with Batcher("test", database_url, bakery.bake, Limits()) as batcher:
+        assert batcher.patience_ends() is None
 
 
 async def test_one_guilty_row_among_many(bakery: Bakery, conn: AsyncConnection, database_url: str) -> None:
     """
     The rows of a batch that is refused are run one by one: the guilty ones are refused, the others are answered.
     """
-    async with Batching("test", database_url, bakery.bake, Limits()) as batching:
+    async with Batcher("test", database_url, bakery.bake, Limits()) as batcher:
         await hold(conn)
-        asked = together(batching, [100])
+        asked = together(batcher, [100])
         await eventually(lambda: bakery.batches == [[100]])
-        asked += together(batching, [50, 0, 25, 0, 20])
+        asked += together(batcher, [50, 0, 25, 0, 20])
         await asyncio.sleep(0)
         await let_go(conn)
 
         assert await outcomes(asked) == [1, 2, Refused, 4, Refused, 5]
         with pytest.raises(Refused, match="division by zero"):
-            await batching(0)
+            await batcher(0)
     assert bakery.batches == [[100], [50, 0, 25, 0, 20], [50], [0], [25], [0], [20], [0]]
     assert len(set(bakery.backends)) == 1, "the connection is as good as before"
 
@@ -335,8 +267,8 @@ async def test_who_left_is_not_run_alone(conn: AsyncConnection, database_url: st
         await conn.execute("SELECT 1 / %b::bigint", [0 if len(batch) > 1 else 1])
         return list(batch)
 
-    async with Batching("test", database_url, run, Limits()) as batching:
-        asked = together(batching, [1, 2, 3])
+    async with Batcher("test", database_url, run, Limits()) as batcher:
+        asked = together(batcher, [1, 2, 3])
         leaving.append(asked[1])
 
         assert await outcomes(asked) == [1, asyncio.CancelledError, 3]
@@ -356,8 +288,8 @@ async def test_the_connection_is_lost_between_the_rows_of_a_batch(database_url: 
         await conn.execute("SELECT 1 / %b::bigint", [0 if len(batch) > 1 else 1])
         return list(batch)
 
-    async with Batching("test", database_url, run, Limits()) as batching:
-        assert await outcomes(together(batching, [1, 2, 3])) == [1, 2, 3]
+    async with Batcher("test", database_url, run, Limits()) as batcher:
+        assert await outcomes(together(batcher, [1, 2, 3])) == [1, 2, 3]
     assert seen == [[1, 2, 3], [1], [2], [2, 3], [2], [3]]
 
 
@@ -373,10 +305,10 @@ async def test_nobodys_fault_is_run_again(conn: AsyncConnection, database_url: s
         return list(batch)
 
     await conn.execute("CREATE TABLE rows AS SELECT 1 AS n")
-    async with Batching("test", database_url, run, Limits()) as batching:
+    async with Batcher("test", database_url, run, Limits()) as batcher:
         async with conn.transaction():
             await conn.execute("SELECT n FROM rows FOR UPDATE")
-            asked = together(batching, [1, 2])
+            asked = together(batcher, [1, 2])
             await eventually(lambda: len(backends) >= 3)
         assert await outcomes(asked) == [1, 2]
     assert len(set(backends)) == 1
@@ -396,7 +328,7 @@ async def test_the_outcome_of_a_commit_is_unknown(conn: AsyncConnection, databas
         return answers
 
     asked = [placement(), placement(key="a"), placement(key="a")]
-    async with Batching[Placement, Placed]("test", database_url, place, Limits()) as placing:
+    async with Batcher[Placement, Placed]("test", database_url, place, Limits()) as placing:
         bare, first, twin = await asyncio.gather(*(placing(each, each.size) for each in asked))
 
     assert runs == [asked, asked]
@@ -432,8 +364,8 @@ async def test_a_partition_is_missing(
         return list(batch)
 
     await conn.execute("CREATE TABLE parted (n int) PARTITION BY RANGE (n)")
-    async with Batching("test", database_url, run, Limits(), mend=mend) as batching:
-        asked = together(batching, [7])
+    async with Batcher("test", database_url, run, Limits(), mend=mend) as batcher:
+        asked = together(batcher, [7])
         await eventually(lambda: len(seen) >= 2)
         await make_one(conn)
         assert await outcomes(asked) == [7]
@@ -442,24 +374,24 @@ async def test_a_partition_is_missing(
 
 
 @pytest.mark.parametrize(
-    ("verdict", "ran", "before", "most"),
+    ("error_class", "ran", "before", "most"),
     [
-        (Verdict.TOO_SLOW, 64, 64, 32),
-        (Verdict.TOO_SLOW, 5, 64, 2),
-        (Verdict.TOO_SLOW, 1, 64, 1),
+        (ErrorClass.TOO_SLOW, 64, 64, 32),
+        (ErrorClass.TOO_SLOW, 5, 64, 2),
+        (ErrorClass.TOO_SLOW, 1, 64, 1),
         (None, 5, 16, 32),
         (None, 64, 64, 64),
         (None, 40, 40, 64),
-        (Verdict.CONNECTION_LOST, 64, 64, 64),
-        (Verdict.RUN_AGAIN, 3, 16, 16),
-        (Verdict.PARTITION_MISSING, 3, 16, 16),
+        (ErrorClass.CONNECTION_LOST, 64, 64, 64),
+        (ErrorClass.RUN_AGAIN, 3, 16, 16),
+        (ErrorClass.PARTITION_MISSING, 3, 16, 16),
     ],
 )
-def test_how_large_the_next_run_may_be(verdict: Verdict | None, ran: int, before: int, most: int) -> None:
+def test_how_large_the_next_run_may_be(error_class: ErrorClass | None, ran: int, before: int, most: int) -> None:
     """
     What was too slow is halved, what got through may double, and nothing else changes it.
     """
-    assert most_rows(verdict, ran, before, 64) == most
+    assert most_rows(error_class, ran, before, 64) == most
 
 
 async def test_a_batch_that_is_too_much_for_its_deadline(database_url: str) -> None:
@@ -474,8 +406,8 @@ async def test_a_batch_that_is_too_much_for_its_deadline(database_url: str) -> N
         return list(batch)
 
     items = list(range(16))
-    async with Batching("test", database_url, run, Limits(statement_seconds=0.3)) as batching:
-        assert await outcomes(together(batching, items)) == items
+    async with Batcher("test", database_url, run, Limits(statement_seconds=0.3)) as batcher:
+        assert await outcomes(together(batcher, items)) == items
     assert [len(batch) for batch in runs[:3]] == [16, 8, 4]
     assert runs[3] == [0, 1], "those who came first are served first"
 
@@ -484,10 +416,10 @@ async def test_the_database_is_back(bakery: Bakery, database_url: str, wire: Wir
     """
     After an outage of any length the attempt that was on its way when it ended, or the next one, gets through.
     """
-    async with Batching("test", wire.url(database_url), bakery.bake, Limits()) as batching:
-        assert await batching(100) == 1
+    async with Batcher("test", wire.url(database_url), bakery.bake, Limits()) as batcher:
+        assert await batcher(100) == 1
         wire.cut()
-        asked = together(batching, [50, 25])
+        asked = together(batcher, [50, 25])
         before = wire.accepted
         await eventually(lambda: wire.accepted >= before + 8)
         wire.mend()
@@ -502,11 +434,11 @@ async def test_a_statement_that_hangs(bakery: Bakery, database_url: str, wire: W
     A server that takes everything and answers nothing costs the connection, not the callers: the next one serves them.
     """
     limits = Limits(statement_seconds=0.1)
-    async with Batching("test", wire.url(database_url), bakery.bake, limits) as batching:
-        assert await batching(100) == 1
+    async with Batcher("test", wire.url(database_url), bakery.bake, limits) as batcher:
+        assert await batcher(100) == 1
         wire.silence()
-        asked = together(batching, [50, 25])
-        await eventually(lambda: batching.connections == 0)
+        asked = together(batcher, [50, 25])
+        await eventually(lambda: batcher.connections == 0)
         wire.reset()
         wire.resume()
 
@@ -517,14 +449,14 @@ async def test_the_end_finishes_what_waits(bakery: Bakery, conn: AsyncConnection
     """
     At the end whatever was asked before is still written; whoever asks afterwards is refused.
     """
-    async with Batching("test", database_url, bakery.bake, Limits(batch_rows=2)) as batching:
+    async with Batcher("test", database_url, bakery.bake, Limits(batch_rows=2)) as batcher:
         await hold(conn)
-        asked = together(batching, [100, 50, 25, 20])
+        asked = together(batcher, [100, 50, 25, 20])
         await eventually(lambda: len(bakery.batches) == 1)
-        ending = asyncio.create_task(batching.__aexit__())
-        await eventually(lambda: batching.stopping)
+        ending = asyncio.create_task(batcher.__aexit__())
+        await eventually(lambda: batcher.stopping)
         with pytest.raises(Overloaded):
-            await batching(10)
+            await batcher(10)
         assert not ending.done()
         await let_go(conn)
 
@@ -537,10 +469,10 @@ async def test_the_end_without_a_database(bakery: Bakery, database_url: str, wir
     """
     At the end nobody waits for a database that is not there: who is still waiting hears Unavailable.
     """
-    async with Batching("test", wire.url(database_url), bakery.bake, Limits(batch_rows=1)) as batching:
-        assert await batching(100) == 1
+    async with Batcher("test", wire.url(database_url), bakery.bake, Limits(batch_rows=1)) as batcher:
+        assert await batcher(100) == 1
         wire.cut()
-        asked = together(batching, [50, 25])
+        asked = together(batcher, [50, 25])
         before = wire.accepted
         await eventually(lambda: wire.accepted > before)
 
@@ -558,16 +490,16 @@ async def test_a_bug_ends_the_process(database_url: str) -> None:
     async def run(conn: AsyncConnection, batch: Sequence[int]) -> list[int]:
         raise KeyError(batch[0])
 
-    batching = await Batching("test", database_url, run, Limits(batch_rows=2)).__aenter__()
-    asked = together(batching, [1, 2, 3])
+    batcher = await Batcher("test", database_url, run, Limits(batch_rows=2)).__aenter__()
+    asked = together(batcher, [1, 2, 3])
     try:
         await eventually(stopped.is_set)
         await eventually(lambda: all(task.done() for task in asked))
         assert await outcomes(asked) == [Unavailable, Unavailable, Unavailable]
         with pytest.raises(Overloaded):
-            await batching(4)
+            await batcher(4)
         with pytest.raises(KeyError):
-            await batching.__aexit__()
+            await batcher.__aexit__()
     finally:
         asyncio.get_running_loop().remove_signal_handler(signal.SIGTERM)
 
@@ -592,7 +524,7 @@ async def test_a_quick_statement_is_waited_for(database_url: str, monkeypatch: p
     """
     monkeypatch.setattr(module, "SLOW_SECONDS", 60)
     statements = Statements()
-    async with Batching("test", database_url, statements.run, Limits(writers=2, statement_seconds=60)) as ask:
+    async with Batcher("test", database_url, statements.run, Limits(writers=2, statement_seconds=60)) as ask:
         await eventually(lambda: ask.connections == 2)
         first = asyncio.create_task(ask("first"))
         await eventually(lambda: statements.batches)
@@ -612,7 +544,7 @@ async def test_a_full_batch_waits_for_nobody(database_url: str, monkeypatch: pyt
     monkeypatch.setattr(module, "SLOW_SECONDS", 60)
     statements = Statements()
     limits = Limits(writers=2, batch_rows=5, statement_seconds=60)
-    async with Batching("test", database_url, statements.run, limits) as ask:
+    async with Batcher("test", database_url, statements.run, limits) as ask:
         await eventually(lambda: ask.connections == 2)
         first = asyncio.create_task(ask("first"))
         await eventually(lambda: statements.batches)
@@ -628,7 +560,7 @@ async def test_a_slow_statement_holds_up_nobody(database_url: str) -> None:
     What waits behind a slow statement is taken by another writer, also what came while it still seemed quick.
     """
     statements = Statements()
-    async with Batching("test", database_url, statements.run, Limits(writers=2, statement_seconds=60)) as ask:
+    async with Batcher("test", database_url, statements.run, Limits(writers=2, statement_seconds=60)) as ask:
         await eventually(lambda: ask.connections == 2)
         first = asyncio.create_task(ask("first"))
         await eventually(lambda: statements.batches)

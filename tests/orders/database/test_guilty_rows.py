@@ -4,7 +4,7 @@ import asyncio
 
 from psycopg import AsyncConnection
 
-from orders.database.batcher import Verdict
+from orders.database.errors import ErrorClass
 from tests.orders.conftest import NEW, StartApi
 from tests.orders.samples import counts
 
@@ -25,5 +25,5 @@ async def test_one_guilty_row(start_api: StartApi, conn: AsyncConnection) -> Non
     assert answers[0].json()["detail"].startswith('new row for relation "orders" violates check constraint')
     assert await counts(conn) == (38, 38, 0)
     metrics = (await api.client.get("/metrics")).text
-    guilty = f'orders_batch_reruns_total{{statement="write",why="{Verdict.ONE_IS_GUILTY.name.lower()}"}}'
+    guilty = f'orders_batch_reruns_total{{statement="write",why="{ErrorClass.ONE_IS_GUILTY.name.lower()}"}}'
     assert guilty in metrics, "a batch of several was refused, and taken apart"

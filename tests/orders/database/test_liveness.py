@@ -3,7 +3,7 @@
 import psycopg
 import pytest
 
-from orders.database.batcher import Verdict, judge
+from orders.database.errors import ErrorClass, classify
 from orders.database.liveness import Liveness
 from tests.eventually import eventually
 
@@ -15,7 +15,7 @@ async def test_lock_that_is_not_held(database_url: str) -> None:
     liveness = Liveness(database_url)
     with pytest.raises(psycopg.OperationalError) as caught:
         await liveness.require()
-    assert judge(caught.value) is Verdict.RUN_AGAIN
+    assert classify(caught.value) is ErrorClass.RUN_AGAIN
 
     async with liveness:
         await eventually(liveness.held.is_set)

@@ -11,7 +11,7 @@ from psycopg import AsyncConnection
 
 from dev.sandbox.wire import Wire
 from orders.database import orders_table, outbox_table, postgres
-from orders.database.batcher import Batching, Limits
+from orders.database.batcher import Batcher, Limits
 from orders.database.place_orders import Placed, Placement, place_orders, placement_of
 from orders.model import events
 from orders.model.errors import InvalidOrder, KeyReused
@@ -20,7 +20,7 @@ from orders.model.traceparent import continue_trace
 from tests.eventually import eventually
 from tests.orders.samples import counts, placement
 
-Placing = Batching[Placement, Placed]
+Placing = Batcher[Placement, Placed]
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from psycopg import AsyncConnection
 
 from orders.broker.consumer import Consumer
 from orders.broker.topology import WORK_QUEUE
-from orders.database.batcher import Batching, Limits
+from orders.database.batcher import Batcher, Limits
 from orders.database.claim_orders import Claim, Wanted, claim_orders
 from orders.database.finish_orders import finish_orders
 from orders.database.postpone_orders import postpone_orders
@@ -36,10 +36,10 @@ async def working(database_url: str, amqp_url: str, run: Run) -> AsyncIterator[W
 
     limits = Limits()
     async with (
-        Batching[Wanted, Claim]("claim", database_url, claim_for_us, limits) as claiming,
-        Batching("finish", database_url, finish_orders, limits) as finishing,
-        Batching("postpone", database_url, postpone_orders, limits) as postponing,
-        Batching("bury", database_url, bury, limits) as burying,
+        Batcher[Wanted, Claim]("claim", database_url, claim_for_us, limits) as claiming,
+        Batcher("finish", database_url, finish_orders, limits) as finishing,
+        Batcher("postpone", database_url, postpone_orders, limits) as postponing,
+        Batcher("bury", database_url, bury, limits) as burying,
     ):
         work = Work(Statements(claiming, finishing, postponing, burying), run, die, max_failures=5)
         consumer = Consumer(amqp_url, WORK_QUEUE, 10, work.take)
