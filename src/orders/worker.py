@@ -22,8 +22,8 @@ from orders.database import claim_orders, finish_orders, orders_table, outbox_ta
 from orders.database.batcher import Batcher, Limits
 from orders.database.claim_orders import Claim, Wanted
 from orders.database.finish_orders import Finish, Finished
-from orders.database.liveness import Liveness
 from orders.database.wake_up import WakeUp
+from orders.database.worker_lock import WorkerLock
 from orders.handlers import Handler
 from orders.model.error_text import first_line
 from orders.runtime import http_server, process
@@ -52,7 +52,7 @@ class Parts(msgspec.Struct, frozen=True):
 
     work: Work
     consumer: Consumer
-    liveness: Liveness
+    worker_lock: WorkerLock
     retries: Retries
     dead_letters: DeadLetters
     unconnected: Callable[[], int]  # how many of the batches have no connection
@@ -70,7 +70,7 @@ class Parts(msgspec.Struct, frozen=True):
 
     def is_database_connected(self) -> bool:
         """Whether every statement has its connection, and the lock is held that shows us alive."""
-        return self.liveness.held.is_set() and self.unconnected() == 0
+        return self.worker_lock.held.is_set() and self.unconnected() == 0
 
     def is_ready(self) -> bool:
         """Whether broker and database are connected."""
@@ -141,13 +141,13 @@ async def serve(settings: WorkerSettings, handler: Handler) -> None:
     runner = Runner(handler, url, timeout=settings.work_timeout)
     async with (
         WakeUp(url) as wake_up,
-        Liveness(url) as liveness,
+        WorkerLock(url) as worker_lock,
         Suspects(timeout=settings.work_timeout) as suspects,
     ):
 
         async def claim(conn: AsyncConnection, batch: Sequence[Wanted]) -> list[Claim]:
-            await liveness.require()  # a claim without the lock would look like that of a dead worker
-            return await claim_orders.claim_orders(conn, liveness.number, batch)
+            await worker_lock.require()  # a claim without the lock would look like that of a dead worker
+            return await claim_orders.claim_orders(conn, worker_lock.number, batch)
 
         async def finish(conn: AsyncConnection, batch: Sequence[Finish]) -> Sequence[Finished | None]:
             answers = await finish_orders.finish_orders(conn, batch)
@@ -177,7 +177,12 @@ async def serve(settings: WorkerSettings, handler: Handler) -> None:
             consumer = Consumer(settings.amqp_url, WORK_QUEUE, settings.worker_concurrency, work.take)
             batches = (claiming, finishing, postponing, burying)
             parts = Parts(
-                work, consumer, liveness, retries, dead_letters, lambda: sum(not each.connections for each in batches)
+                work,
+                consumer,
+                worker_lock,
+                retries,
+                dead_letters,
+                lambda: sum(not each.connections for each in batches),
             )
             server = http_server.HttpServer(create_health(parts), settings.worker_host, settings.worker_port, 1)
             consuming = asyncio.create_task(consumer.run(), name="consumer")
@@ -190,7 +195,7 @@ async def serve(settings: WorkerSettings, handler: Handler) -> None:
 
             consumer.stop()
             in_hand = await work.drain(max(0.0, settings.worker_grace - CLOSING_SECONDS), runner.sever)
-            left = await hand_back(url, liveness.number, in_hand)
+            left = await hand_back(url, worker_lock.number, in_hand)
             consumer.finish()
             server.stop()
             for task in (*waits[2:], watching):

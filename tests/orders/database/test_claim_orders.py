@@ -21,9 +21,9 @@ from orders.database.claim_orders import (
     hand_back,
 )
 from orders.database.finish_orders import finish_of, finish_orders
-from orders.database.liveness import Liveness
 from orders.database.postpone_orders import Postpone, postpone_orders
 from orders.database.redrive_orders import Redrive, redrive_orders
+from orders.database.worker_lock import WorkerLock
 from orders.model.ids import uuid7
 from orders.model.traceparent import continue_trace
 from tests.eventually import eventually
@@ -48,9 +48,9 @@ async def test_order_of_a_living_worker_is_held(conn: AsyncConnection, database_
     While its worker's lock is held, nobody else gets the order; once it is gone, the next one does, with suspicion.
     """
     [placed] = await place(conn)
-    async with Liveness(database_url) as alive:
-        await eventually(alive.held.is_set)
-        await claim(conn, [placed], alive.number)
+    async with WorkerLock(database_url) as worker_lock:
+        await eventually(worker_lock.held.is_set)
+        await claim(conn, [placed], worker_lock.number)
 
         assert await claim_orders(conn, WORKER, [wanted(placed)]) == [Held()]
 

@@ -20,11 +20,11 @@ REQUIRE_SECONDS = 0.5  # below the deadline of the statement that waits for it
 SILENCE = "3000"  # milliseconds after which the server ends a silent session
 
 
-class Liveness(Session):
+class WorkerLock(Session):
     """Holds the lock; `number` is what the claims of this process store."""
 
     def __init__(self, url: str) -> None:
-        super().__init__("worker-liveness", url, self._hold, idle_session_timeout=SILENCE)
+        super().__init__("worker-lock", url, self._hold, idle_session_timeout=SILENCE)
         self.number = secrets.randbelow(2**31 - 1) + 1
         self.held = asyncio.Event()
 

@@ -4,7 +4,7 @@ import psycopg
 import pytest
 
 from orders.database.errors import ErrorClass, classify
-from orders.database.liveness import Liveness
+from orders.database.worker_lock import WorkerLock
 from tests.eventually import eventually
 
 
@@ -12,11 +12,11 @@ async def test_lock_that_is_not_held(database_url: str) -> None:
     """
     Whoever requires the lock is told in time that it is not there, so as to ask again: no connection is given up.
     """
-    liveness = Liveness(database_url)
+    worker_lock = WorkerLock(database_url)
     with pytest.raises(psycopg.OperationalError) as caught:
-        await liveness.require()
+        await worker_lock.require()
     assert classify(caught.value) is ErrorClass.RUN_AGAIN
 
-    async with liveness:
-        await eventually(liveness.held.is_set)
-        await liveness.require()
+    async with worker_lock:
+        await eventually(worker_lock.held.is_set)
+        await worker_lock.require()
