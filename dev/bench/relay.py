@@ -37,7 +37,7 @@ from dev.sandbox.ports import free_port
 from dev.sandbox.process import Process, Spec, StartError, wait_until
 from dev.sandbox.servers import Servers
 from dev.sandbox.system import declare_topology
-from orders.database.wake_up import WakeUp
+from orders.database.notify import RelayNotifier
 from tests import places
 
 RELAY_SETTINGS = {"RELAY_EXCHANGES": "orders", "RELAY_REQUIRED_QUEUES": "orders.work"}
@@ -58,12 +58,12 @@ WRITE = """
 """
 LISTEN_AND_HINT = """
 import asyncio, sys, psycopg
-from orders.wake_up import APART_SECONDS, WakeUp
+from orders.database.notify import MAX_PAUSE_SECONDS, RelayNotifier
 async def hint(url):
-    async with WakeUp(url) as wake_up:
+    async with RelayNotifier(url) as notifier:
         while True:
-            wake_up.soon(100)
-            await asyncio.sleep(APART_SECONDS)
+            notifier.soon(100)
+            await asyncio.sleep(MAX_PAUSE_SECONDS)
 async def main(url, hints):
     hinting = asyncio.create_task(hint(url)) if hints else None
     conn = await psycopg.AsyncConnection.connect(url, autocommit=True)
@@ -317,15 +317,15 @@ def writing(where: Place, *, hints: bool = True) -> Iterator[Write]:
     async def write(rows: int) -> dict[str, float]:
         committed: dict[str, float] = {}
         conn = await psycopg.AsyncConnection.connect(where.database_url, autocommit=True)
-        async with conn, WakeUp(where.database_url) as wake_up:
-            wake_up.soon()
+        async with conn, RelayNotifier(where.database_url) as notifier:
+            notifier.soon()
             await asyncio.sleep(0.5)  # the connections are there, the relay is at rest
             for _ in range(rows):
                 event_id = uuid.uuid4()
                 await conn.execute(ONE, (event_id, str(event_id), b"x" * BODY_BYTES))
                 committed[str(event_id)] = time.monotonic()
                 if hints:
-                    wake_up.soon()
+                    notifier.soon()
                 await asyncio.sleep(0.02 if hints else 0.3)
             await asyncio.sleep(0.5)
         return committed

@@ -22,10 +22,10 @@ from orders.database import cancel_orders, clients_table, keys_table, orders_tab
 from orders.database.batcher import Batcher, Limits
 from orders.database.cancel_orders import Cancellation
 from orders.database.clients_table import KeyId
+from orders.database.notify import RelayNotifier
 from orders.database.orders_table import Walk, Wanted
 from orders.database.periodic import Job, Periodic
 from orders.database.place_orders import Placement
-from orders.database.wake_up import WakeUp
 from orders.model.errors import OrdersError
 from orders.runtime import http_server, process
 from orders.runtime.settings import ApiSettings
@@ -74,11 +74,11 @@ def create_app(settings: ApiSettings, live: Live) -> Api:
     @contextlib.asynccontextmanager
     async def lifespan(app: Litestar) -> AsyncIterator[None]:
         url = settings.database_url
-        async with WakeUp(url) as wake_up:
+        async with RelayNotifier(url) as notifier:
 
             async def write(conn: AsyncConnection, batch: Sequence[Write]) -> Sequence[Written | OrdersError]:
                 answers = await place_or_cancel(conn, batch)
-                wake_up.soon(len(batch))
+                notifier.soon(len(batch))
                 return answers
 
             writing = Limits(

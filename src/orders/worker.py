@@ -22,7 +22,7 @@ from orders.database import claim_orders, finish_orders, orders_table, outbox_ta
 from orders.database.batcher import Batcher, Limits
 from orders.database.claim_orders import Claim, Wanted
 from orders.database.finish_orders import Finish, Finished
-from orders.database.wake_up import WakeUp
+from orders.database.notify import RelayNotifier
 from orders.database.worker_lock import WorkerLock
 from orders.handlers import Handler
 from orders.model.error_text import first_line
@@ -140,7 +140,7 @@ async def serve(settings: WorkerSettings, handler: Handler) -> None:
     limits = Limits(batch_rows=256, queue_rows=1_000_000)
     runner = Runner(handler, url, timeout=settings.work_timeout)
     async with (
-        WakeUp(url) as wake_up,
+        RelayNotifier(url) as notifier,
         WorkerLock(url) as worker_lock,
         Suspects(timeout=settings.work_timeout) as suspects,
     ):
@@ -151,12 +151,12 @@ async def serve(settings: WorkerSettings, handler: Handler) -> None:
 
         async def finish(conn: AsyncConnection, batch: Sequence[Finish]) -> Sequence[Finished | None]:
             answers = await finish_orders.finish_orders(conn, batch)
-            wake_up.soon(len(batch))
+            notifier.soon(len(batch))
             return answers
 
         async def bury(conn: AsyncConnection, batch: Sequence[Verdict | Letter]) -> Sequence[None]:
             answers = await letters.bury(conn, batch)
-            wake_up.soon(len(batch))
+            notifier.soon(len(batch))
             return answers
 
         async with (
@@ -164,7 +164,7 @@ async def serve(settings: WorkerSettings, handler: Handler) -> None:
             Batcher("finish", url, finish, limits, mend=outbox_table.add_partitions) as finishing,
             Batcher("postpone", url, postpone_orders.postpone_orders, limits) as postponing,
             Batcher("bury", url, bury, limits, mend=outbox_table.add_partitions) as burying,
-            Retries(url, wake_up.soon) as retries,
+            Retries(url, notifier.soon) as retries,
             DeadLetters(settings.amqp_url, burying) as dead_letters,
         ):
             work = Work(

@@ -27,7 +27,7 @@ async def test_five_connections(start_api: StartApi, conn: AsyncConnection) -> N
             "WHERE datname = current_database() AND backend_type = 'client backend' AND pid <> pg_backend_pid()"
         )
         names = sorted(row[0] for row in await cursor.fetchall())
-        return names == ["orders-read", "orders-wake-up", "orders-watch", "orders-write", "orders-write"]
+        return names == ["orders-notify", "orders-read", "orders-watch", "orders-write", "orders-write"]
 
     await eventually(five)  # a lone request waits for none but the first writer's
 

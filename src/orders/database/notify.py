@@ -16,37 +16,37 @@ NOTIFY: LiteralString = "NOTIFY outbox"
 # The first hint leaves at once. The next one waits for as long as what this one told of takes to carry, so that an
 # event on its own is carried within some milliseconds, and under load one hint serves many commits.
 SECONDS_PER_ROW = 0.005
-APART_SECONDS = 0.04
+MAX_PAUSE_SECONDS = 0.04
 CALL_SECONDS = 1.0
 
 
-class WakeUp(Session):
+class RelayNotifier(Session):
     """Sends the hints; `soon()` costs its caller nothing."""
 
     def __init__(self, url: str) -> None:
-        super().__init__("wake-up", url, self._hint)
-        self._wanted = asyncio.Event()
+        super().__init__("notify", url, self._send_hints)
+        self._has_rows = asyncio.Event()
         self._rows = 0
 
     def soon(self, rows: int = 1) -> None:
         """Send a hint, within some milliseconds, of so many rows that were committed."""
         self._rows += rows
-        self._wanted.set()
+        self._has_rows.set()
 
     async def __aexit__(self, *exc: object) -> None:
-        self._wanted.set()
+        self._has_rows.set()
         await super().__aexit__(*exc)
 
-    async def _hint(self, conn: AsyncConnection) -> None:
+    async def _send_hints(self, conn: AsyncConnection) -> None:
         while not self.stopping.is_set():
-            await self._wanted.wait()
-            self._wanted.clear()
+            await self._has_rows.wait()
+            self._has_rows.clear()
             rows, self._rows = self._rows, 0
             with postgres.deadline(conn, CALL_SECONDS):
                 await conn.execute(NOTIFY)
-            await self.pause(apart(rows))
+            await self.pause(pause_after(rows))
 
 
-def apart(rows: int) -> float:
+def pause_after(rows: int) -> float:
     """Decide how many seconds after a hint of so many rows the next one may leave."""
-    return min(rows * SECONDS_PER_ROW, APART_SECONDS)
+    return min(rows * SECONDS_PER_ROW, MAX_PAUSE_SECONDS)

@@ -3,8 +3,8 @@
 import pytest
 from psycopg import AsyncConnection
 
-from orders.database import wake_up as module
-from orders.database.wake_up import APART_SECONDS, WakeUp, apart
+from orders.database import notify as module
+from orders.database.notify import MAX_PAUSE_SECONDS, RelayNotifier, pause_after
 from tests.eventually import eventually
 
 
@@ -12,7 +12,7 @@ def test_hints_are_as_far_apart_as_there_is_to_carry() -> None:
     """
     An event on its own is soon followed by the next hint; a batch is not.
     """
-    assert apart(1) < apart(3) < apart(100) == apart(1_000_000) == APART_SECONDS
+    assert pause_after(1) < pause_after(3) < pause_after(100) == pause_after(1_000_000) == MAX_PAUSE_SECONDS
 
 
 async def test_commits_that_come_together_are_one_hint(
@@ -21,7 +21,7 @@ async def test_commits_that_come_together_are_one_hint(
     """
     Who listens hears of each commit, but not once for each.
     """
-    monkeypatch.setattr(module, "apart", lambda rows: 0.0)
+    monkeypatch.setattr(module, "pause_after", lambda rows: 0.0)
     heard: list[str] = []
     conn.add_notify_handler(lambda notify: heard.append(notify.channel))
     await conn.execute("LISTEN outbox")
@@ -33,12 +33,12 @@ async def test_commits_that_come_together_are_one_hint(
     async def has_heard_twice() -> bool:
         return await count() == 2
 
-    async with WakeUp(database_url) as wake_up:
+    async with RelayNotifier(database_url) as notifier:
         for _ in range(50):
-            wake_up.soon()
+            notifier.soon()
         assert await eventually(count) == 1
 
-        wake_up.soon(100)
+        notifier.soon(100)
         await eventually(has_heard_twice)
 
     assert heard == ["outbox", "outbox"]
