@@ -18,10 +18,18 @@ from orders.api.expire_keys import BUSY_SECONDS, ExpireKeys
 from orders.api.head import with_head
 from orders.api.live import TICK_SECONDS, Live
 from orders.api.routes import Api, Found, Read, Write, Written
-from orders.database import cancel_orders, clients_table, keys_table, orders_table, outbox_table, place_orders, postgres
+from orders.database import (
+    api_keys_table,
+    cancel_orders,
+    idempotency_keys_table,
+    orders_table,
+    outbox_table,
+    place_orders,
+    postgres,
+)
+from orders.database.api_keys_table import KeyId
 from orders.database.batcher import Batcher, Limits
 from orders.database.cancel_orders import Cancellation
-from orders.database.clients_table import KeyId
 from orders.database.notify import RelayNotifier
 from orders.database.orders_table import Walk, Wanted
 from orders.database.periodic import Job, Periodic
@@ -55,7 +63,7 @@ async def read(conn: AsyncConnection, batch: Sequence[Read]) -> Sequence[Found |
     wanted = [each for each in batch if isinstance(each, Wanted)]
     found = iter(await orders_table.read_many(conn, wanted) if wanted else [])
     key_ids = [each for each in batch if isinstance(each, KeyId)]
-    keys = await clients_table.read_many(conn, key_ids) if key_ids else {}
+    keys = await api_keys_table.read_many(conn, key_ids) if key_ids else {}
     answers: list[Found | OrdersError] = []
     for each in batch:
         match each:
@@ -132,8 +140,8 @@ async def serve(settings: ApiSettings) -> None:
     await postgres.require_database(
         settings.database_url,
         orders_table.COLUMNS_ARE_THERE,
-        keys_table.COLUMNS_ARE_THERE,
-        clients_table.COLUMNS_ARE_THERE,
+        idempotency_keys_table.COLUMNS_ARE_THERE,
+        api_keys_table.COLUMNS_ARE_THERE,
         outbox_table.COLUMNS_ARE_THERE,
     )
     live = Live()

@@ -14,8 +14,8 @@ from hmac import compare_digest
 
 from psycopg import AsyncConnection
 
-from orders.database import clients_table
-from orders.database.clients_table import ClientKey, KeyId
+from orders.database import api_keys_table
+from orders.database.api_keys_table import ClientKey, KeyId
 from orders.model.errors import Unauthorized
 
 ANONYMOUS = ""  # all who have no key are one client
@@ -82,7 +82,7 @@ class Clients:
         valid = [key_id for key_id, seen in self._seen.items() if seen.key is not None]
         if not valid:
             return
-        found = await clients_table.read_many(conn, valid)
+        found = await api_keys_table.read_many(conn, valid)
         for key_id in valid:
             if (seen := self._seen.get(key_id)) is not None:
                 seen.key = found.get(key_id)

@@ -10,7 +10,7 @@ from datetime import UTC, datetime, timedelta
 from prometheus_client import Counter
 from psycopg import AsyncConnection
 
-from orders.database import keys_table
+from orders.database import idempotency_keys_table
 
 BATCH_ROWS = 2000
 BUSY_SECONDS = 0.25  # between two full batches: 8,000 keys a second for each api
@@ -33,7 +33,7 @@ class ExpireKeys:
 
     async def run(self, conn: AsyncConnection) -> None:
         """Remove a batch, unless another api is doing so at this moment."""
-        rows, newest = await keys_table.expire(conn, self._mark, self.retention, BATCH_ROWS)
+        rows, newest = await idempotency_keys_table.expire(conn, self._mark, self.retention, BATCH_ROWS)
         EXPIRED.inc(rows)
         self._mark = newest or self._mark
         self._next = asyncio.get_running_loop().time() + (BUSY_SECONDS if rows == BATCH_ROWS else QUIET_SECONDS)

@@ -19,9 +19,9 @@ from orders.api.back_pressure import BackPressure
 from orders.api.listing import Query
 from orders.api.live import Live
 from orders.api.problems import BadRequest
+from orders.database.api_keys_table import ClientKey, KeyId
 from orders.database.batcher import Batcher
 from orders.database.cancel_orders import Cancellation, Cancelled
-from orders.database.clients_table import ClientKey, KeyId
 from orders.database.orders_table import StatusNow, Walk, Walked, Wanted
 from orders.database.place_orders import Placed, Placement, placement_of
 from orders.model.errors import OrderNotFound, OrdersError

@@ -13,8 +13,8 @@ import msgspec
 from prometheus_client import Counter
 from psycopg import AsyncConnection
 
-from orders.database import keys_table, orders_table
-from orders.database.keys_table import Key
+from orders.database import idempotency_keys_table, orders_table
+from orders.database.idempotency_keys_table import Key
 from orders.database.orders_table import Wanted
 from orders.model import events
 from orders.model.errors import KeyReused, OrderNotFound, OrdersError, TooLate, Unavailable
@@ -106,7 +106,7 @@ async def cancel_orders(conn: AsyncConnection, batch: Sequence[Cancellation]) ->
         if not open_:
             break
         keys = [Key(batch[n].client, OPERATION, key) for n in open_ if (key := batch[n].key) is not None]
-        first_uses = await keys_table.read_many(conn, keys) if keys else {}
+        first_uses = await idempotency_keys_table.read_many(conn, keys) if keys else {}
         orders = await orders_table.read_many(conn, [Wanted(batch[n].client, batch[n].order_id) for n in open_])
         rows: dict[UUID, tuple[int, tuple[object, ...]]] = {}
         for number, order in zip(open_, orders, strict=True):

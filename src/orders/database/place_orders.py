@@ -13,8 +13,8 @@ import msgspec
 from prometheus_client import Counter
 from psycopg import AsyncConnection
 
-from orders.database import keys_table, pg_arrays
-from orders.database.keys_table import Key
+from orders.database import idempotency_keys_table, pg_arrays
+from orders.database.idempotency_keys_table import Key
 from orders.database.pg_arrays import PgArray
 from orders.model import events
 from orders.model.errors import KeyReused, Unavailable
@@ -144,7 +144,7 @@ async def place_orders(conn: AsyncConnection, batch: Sequence[Placement]) -> lis
     left_out = {row[0] for row in await cursor.fetchall()}
     PLACED.inc(len(batch) - len(left_out))
     doubtful = sorted({_key(p) for p in batch if p.key is not None and p.order.order_id in left_out})
-    first_uses = await keys_table.read_many(conn, doubtful) if doubtful else {}
+    first_uses = await idempotency_keys_table.read_many(conn, doubtful) if doubtful else {}
 
     answers: list[Placed | KeyReused | Unavailable] = []
     for placement in batch:

@@ -7,7 +7,7 @@ from uuid import UUID
 
 from psycopg import AsyncConnection
 
-from orders.database import keys_table
+from orders.database import idempotency_keys_table
 from orders.model.ids import lowest_id
 
 BATCH_ROWS = 1000
@@ -60,7 +60,7 @@ async def purge_orders(conn: AsyncConnection, older_than: timedelta, *, anonymis
         walk["above"] = order_ids[-1]
     mark = datetime(1970, 1, 1, tzinfo=UTC)
     while True:
-        rows, newest = await keys_table.expire(conn, mark, older_than, BATCH_ROWS)
+        rows, newest = await idempotency_keys_table.expire(conn, mark, older_than, BATCH_ROWS)
         if rows < BATCH_ROWS:
             return
         mark = newest or mark

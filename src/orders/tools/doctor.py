@@ -20,7 +20,14 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 from orders.broker import rabbitmq, topology
-from orders.database import clients_table, keys_table, orders_table, outbox_table, postgres, postpone_orders
+from orders.database import (
+    api_keys_table,
+    idempotency_keys_table,
+    orders_table,
+    outbox_table,
+    postgres,
+    postpone_orders,
+)
 from orders.model.error_text import first_line
 from orders.model.errors import OrdersError, StartupError
 from orders.runtime.settings import DoctorSettings
@@ -32,7 +39,7 @@ OLD_SECONDS = 10.0  # an event that is unsent for so long hangs
 MEANWHILE = "orders are taken meanwhile, and nothing is lost"
 
 COLUMNS = (
-    orders_table.COLUMNS_ARE_THERE, keys_table.COLUMNS_ARE_THERE, clients_table.COLUMNS_ARE_THERE,
+    orders_table.COLUMNS_ARE_THERE, idempotency_keys_table.COLUMNS_ARE_THERE, api_keys_table.COLUMNS_ARE_THERE,
     outbox_table.COLUMNS_ARE_THERE, postpone_orders.COLUMNS_ARE_THERE, letters.COLUMNS_ARE_THERE,
 )  # fmt: skip
 

@@ -6,8 +6,8 @@ import pytest
 from psycopg import AsyncConnection
 
 from orders.api.auth import CONFIRM_SECONDS, Clients, new_key
-from orders.database import clients_table
-from orders.database.clients_table import ClientKey, KeyId
+from orders.database import api_keys_table
+from orders.database.api_keys_table import ClientKey, KeyId
 from orders.model.errors import Unauthorized
 from tests.eventually import eventually
 from tests.orders.conftest import NEW, Api, StartApi
@@ -16,7 +16,7 @@ from tests.orders.conftest import NEW, Api, StartApi
 async def add(conn: AsyncConnection, client: str) -> dict[str, str]:
     """Make a key, and return the header that carries it."""
     token, key_id, key = new_key(client)
-    await clients_table.add(conn, key_id, key)
+    await api_keys_table.add(conn, key_id, key)
     return {"Authorization": f"Bearer {token}"}
 
 
@@ -83,7 +83,7 @@ async def test_a_revoked_key_stops_working(api: Api, conn: AsyncConnection) -> N
     first, second = await add(conn, "shop"), await add(conn, "shop")
     for headers in (first, second):
         assert (await api.client.get("/orders", headers=headers)).status_code == 200
-    await clients_table.revoke(conn, "shop", first["Authorization"].split("_")[1])
+    await api_keys_table.revoke(conn, "shop", first["Authorization"].split("_")[1])
 
     async def refused() -> bool:
         return (await api.client.get("/orders", headers=first)).status_code == 401
@@ -100,7 +100,7 @@ async def test_a_new_key_works_soon_after_it_was_refused(api: Api, conn: AsyncCo
     token, key_id, key = new_key("shop")
     headers = {"Authorization": f"Bearer {token}"}
     assert (await api.client.get("/orders", headers=headers)).status_code == 401
-    await clients_table.add(conn, key_id, key)
+    await api_keys_table.add(conn, key_id, key)
 
     async def accepted() -> bool:
         return (await api.client.get("/orders", headers=headers)).status_code == 200
@@ -152,20 +152,20 @@ async def test_a_key_in_use_costs_no_query(conn: AsyncConnection) -> None:
     A key is looked up once, and confirmed for all requests by one statement a second.
     """
     token, key_id, key = new_key("shop")
-    await clients_table.add(conn, key_id, key)
+    await api_keys_table.add(conn, key_id, key)
     clients = Clients(required=True)
     lookups = []
 
     async def find(key_id: KeyId) -> ClientKey | None:
         lookups.append(key_id)
-        return (await clients_table.read_many(conn, [key_id])).get(key_id)
+        return (await api_keys_table.read_many(conn, [key_id])).get(key_id)
 
     for _ in range(100):
         assert await clients.client_of(f"Bearer {token}", find) == "shop"
     await clients.confirm(conn)
     assert [key_id] == lookups
 
-    await clients_table.revoke(conn, "shop", None)
+    await api_keys_table.revoke(conn, "shop", None)
     await clients.confirm(conn)
     with pytest.raises(Unauthorized):
         await clients.client_of(f"Bearer {token}", find)
@@ -177,4 +177,4 @@ async def test_the_schema_has_no_nameless_client(conn: AsyncConnection) -> None:
     No key can speak for the anonymous client.
     """
     with pytest.raises(psycopg.errors.CheckViolation):
-        await clients_table.add(conn, KeyId("0" * 12), ClientKey("", b"\0" * 32))
+        await api_keys_table.add(conn, KeyId("0" * 12), ClientKey("", b"\0" * 32))

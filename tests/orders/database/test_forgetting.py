@@ -7,7 +7,7 @@ from psycopg import AsyncConnection
 
 from orders.api import expire_keys
 from orders.api.expire_keys import ExpireKeys
-from orders.database import keys_table
+from orders.database import idempotency_keys_table
 from orders.database.purge_orders import BATCH_ROWS, purge_orders
 from tests.eventually import eventually
 from tests.orders.conftest import NEW, Api, StartApi
@@ -62,7 +62,7 @@ async def test_expiry_does_not_look_below_its_mark(conn: AsyncConnection, databa
         for _ in range(10):
             await expire.run(conn)
         await keys(conn, 10, "7 days 1 hour")
-        explain: Any = f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {keys_table.EXPIRE}"
+        explain: Any = f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {idempotency_keys_table.EXPIRE}"
         cursor = await conn.execute(explain, [expire._mark, timedelta(seconds=WEEK), 100], prepare=False)
         row = await cursor.fetchone()
 
