@@ -18,7 +18,7 @@ live           streams and waits: one statement per tick for all of them
 listing        lists of orders, a page at a time
 clients        who asks: API keys, without a query per request
 periodic       what recurs beside the requests: ticks, keys to confirm, old keys to let go, the outbox's age
-orders_table, outbox_table, keys_table, clients_table   every statement that names its table
+orders_table, outbox_table, idempotency_keys_table, api_keys_table   every statement that names its table
 consumer       deliveries in, acks out; frame_filter, amqp_bytes: what is read of the stream to aiormq by hand
 work           what is done with one delivery
 handlers       the work itself, chosen by a setting

@@ -31,7 +31,7 @@ from orders.database.api_keys_table import KeyId
 from orders.database.batcher import Batcher, Limits
 from orders.database.cancel_orders import Cancellation
 from orders.database.notify import RelayNotifier
-from orders.database.orders_table import Walk, Wanted
+from orders.database.orders_table import ScanStep, Wanted
 from orders.database.periodic import Job, Periodic
 from orders.database.place_orders import Placement
 from orders.model.errors import OrdersError
@@ -71,8 +71,8 @@ async def read(conn: AsyncConnection, batch: Sequence[Read]) -> Sequence[Found |
                 answers.append(next(found))
             case KeyId():
                 answers.append(keys.get(each))
-            case Walk():
-                answers.append(await orders_table.walk(conn, each))
+            case ScanStep():
+                answers.append(await orders_table.scan(conn, each))
     return answers
 
 

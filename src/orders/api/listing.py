@@ -14,7 +14,7 @@ from uuid import UUID
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
-from orders.database.orders_table import Walk, Walked
+from orders.database.orders_table import ScanPage, ScanStep
 from orders.model.order import Name, Order, Status, Text
 
 NEWEST = UUID(int=(1 << 128) - 1)  # above every order
@@ -40,7 +40,7 @@ class Page(msgspec.Struct, frozen=True):
     next: UUID | None
 
 
-async def read_page(take: Callable[[Walk], Awaitable[Walked]], client: str, query: Query) -> Page:
+async def read_page(take: Callable[[ScanStep], Awaitable[ScanPage]], client: str, query: Query) -> Page:
     """Take steps until the page is full, the list has ended, or the time is over."""
     end = time.monotonic() + WALK_SECONDS
     # One more than wanted tells a full page that has a next one from the last of all.
@@ -51,7 +51,7 @@ async def read_page(take: Callable[[Walk], Awaitable[Walked]], client: str, quer
     found: list[Order] = []
     found_bytes = 0
     while after is not None:
-        step = Walk(
+        step = ScanStep(
             client=client,
             status=query.status or None,
             customer_id=query.customer_id or None,
@@ -61,11 +61,11 @@ async def read_page(take: Callable[[Walk], Awaitable[Walked]], client: str, quer
             window=max(window, wanted - len(found)),
             bytes=PAGE_BYTES - found_bytes,
         )
-        walked = await take(step)
-        found += walked.orders
-        after = walked.last
-        found_bytes += sum(len(bytes(order.lines)) for order in walked.orders)
-        if walked.is_full or found_bytes >= PAGE_BYTES or time.monotonic() > end:
+        scanned = await take(step)
+        found += scanned.orders
+        after = scanned.last
+        found_bytes += sum(len(bytes(order.lines)) for order in scanned.orders)
+        if scanned.is_full or found_bytes >= PAGE_BYTES or time.monotonic() > end:
             break
         window = min(4 * window, WIDEST_WINDOW)
         await asyncio.sleep(0)

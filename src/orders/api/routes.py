@@ -22,7 +22,7 @@ from orders.api.problems import BadRequest
 from orders.database.api_keys_table import ClientKey, KeyId
 from orders.database.batcher import Batcher
 from orders.database.cancel_orders import Cancellation, Cancelled
-from orders.database.orders_table import StatusNow, Walk, Walked, Wanted
+from orders.database.orders_table import ScanPage, ScanStep, StatusNow, Wanted
 from orders.database.place_orders import Placed, Placement, placement_of
 from orders.model.errors import OrderNotFound, OrdersError
 from orders.model.ids import text_of
@@ -32,7 +32,7 @@ from orders.model.traceparent import continue_trace
 # What a read counts for in a batch of them, in bytes. Nobody knows yet how large an order is: few have more than this,
 # and a batch of the largest is still bounded. Of steps down a list few stand together in front of a GET.
 READ_SIZE = 1 << 16
-WALK_SIZE = 1 << 20
+SCAN_SIZE = 1 << 20
 
 MOST_BODY_BYTES = 1 << 20
 
@@ -47,8 +47,8 @@ _encode = msgspec.json.Encoder().encode
 
 Write = Placement | Cancellation
 Written = Placed | Cancelled
-Read = Wanted | Walk | KeyId
-Found = Order | Walked | ClientKey | None
+Read = Wanted | ScanStep | KeyId
+Found = Order | ScanPage | ClientKey | None
 
 
 class Caller(msgspec.Struct, frozen=True):
@@ -83,9 +83,9 @@ class Services(msgspec.Struct, frozen=True):
         """Return an API key, if it is there and valid."""
         return cast(ClientKey | None, await self.read(key_id, until=until))
 
-    async def walk(self, step: Walk, until: float | None) -> Walked:
+    async def scan(self, step: ScanStep, until: float | None) -> ScanPage:
         """Return what a step down a list finds."""
-        return cast(Walked, await self.read(step, WALK_SIZE, until))
+        return cast(ScanPage, await self.read(step, SCAN_SIZE, until))
 
 
 def services(request: Req) -> Services:
@@ -137,7 +137,7 @@ async def list_orders(request: Req) -> Response[bytes]:
         raise BadRequest(400, f"{repeated}: This parameter may be given once.", repeated)
     query: Query = problems.convert(Query, {name: given[name] for name in names})
     caller = await caller_of(services(request), headers_of(request.scope))
-    page = await listing.read_page(lambda step: services(request).walk(step, caller.until), caller.client, query)
+    page = await listing.read_page(lambda step: services(request).scan(step, caller.until), caller.client, query)
     return Response(_encode(page), media_type="application/json")
 
 

@@ -11,7 +11,7 @@ from psycopg import AsyncConnection
 from orders.model.errors import OrderNotFound
 from orders.model.order import Order, Status
 
-# For connections that only read: each of our statements has an index to walk. A plan that was made while the table was
+# For connections that only read: each of our statements has an index to scan. A plan that was made while the table was
 # small, and nobody had analyzed it, would else read the whole table long after it has grown.
 BY_INDEX = {"enable_seqscan": "off", "enable_hashjoin": "off", "enable_mergejoin": "off"}
 
@@ -28,12 +28,12 @@ READ_MANY: LiteralString = """
     FROM orders WHERE order_id = ANY(%b)
 """
 
-# Walk an index from the cursor down, over at most `window` orders, and return those that match. One of the four ways
-# is taken, and costs nothing to the others. The walk's own end stands in every row: where the next one goes on.
+# Scan an index from the cursor down, over at most `window` orders, and return those that match. One of the four ways
+# is taken, and costs nothing to the others. The scan's own end stands in every row: where the next one goes on.
 #
 # The last sum bounds the bytes of a page: 100 orders of 1,000 lines each are no answer.
-WALK: LiteralString = """
-    WITH walked AS MATERIALIZED (
+SCAN: LiteralString = """
+    WITH scanned AS MATERIALIZED (
         (SELECT order_id, client, status, customer_id, reference FROM orders
          WHERE %(way)b::text = 'all' AND order_id < %(after)b::uuid
          ORDER BY order_id DESC LIMIT %(window)b::integer)
@@ -52,7 +52,7 @@ WALK: LiteralString = """
            AND order_id < %(after)b::uuid
          ORDER BY order_id DESC LIMIT %(window)b::integer)
     ), matching AS (
-        SELECT order_id FROM walked
+        SELECT order_id FROM scanned
         WHERE client = %(client)b::text
           AND (%(status)b::text IS NULL OR status = %(status)b::text)
           AND (%(customer_id)b::text IS NULL OR customer_id = %(customer_id)b::text)
@@ -66,13 +66,13 @@ WALK: LiteralString = """
         FROM matching JOIN orders o USING (order_id)
         WINDOW newest_first AS (ORDER BY o.order_id DESC)
     )
-    SELECT walk.rows, walk.last, walk.matching, page.order_id, status, version, customer_id, currency, lines,
+    SELECT scan.rows, scan.last, scan.matching, page.order_id, status, version, customer_id, currency, lines,
            total_minor, reference, attempts, failure_reason, created_at, updated_at, finished_at
     FROM (
-        SELECT (SELECT count(*) FROM walked) AS rows,
-               (SELECT order_id FROM walked ORDER BY order_id LIMIT 1) AS last,
+        SELECT (SELECT count(*) FROM scanned) AS rows,
+               (SELECT order_id FROM scanned ORDER BY order_id LIMIT 1) AS last,
                (SELECT count(*) FROM matching) AS matching
-    ) AS walk LEFT JOIN page ON number = 1 OR bytes <= %(bytes)b::integer
+    ) AS scan LEFT JOIN page ON number = 1 OR bytes <= %(bytes)b::integer
     ORDER BY page.order_id DESC
 """
 
@@ -90,7 +90,7 @@ class Wanted(NamedTuple):
     order_id: UUID
 
 
-class Walk(msgspec.Struct, frozen=True, kw_only=True):
+class ScanStep(msgspec.Struct, frozen=True, kw_only=True):
     """A step down the list of a client's orders: at most `wanted` matches from the next `window` orders."""
 
     client: str
@@ -103,7 +103,7 @@ class Walk(msgspec.Struct, frozen=True, kw_only=True):
     bytes: int  # of lines
 
 
-class Walked(msgspec.Struct, frozen=True):
+class ScanPage(msgspec.Struct, frozen=True):
     """What a step found; the next one goes on after `last`, which is None where the list has ended."""
 
     orders: list[Order]
@@ -128,7 +128,7 @@ async def read_many(conn: AsyncConnection, wanted: Sequence[Wanted]) -> list[Ord
     return [found.get(each) or OrderNotFound() for each in wanted]
 
 
-async def walk(conn: AsyncConnection, step: Walk) -> Walked:
+async def scan(conn: AsyncConnection, step: ScanStep) -> ScanPage:
     """Take a step down a list."""
     if step.reference is not None:
         way = "reference"
@@ -136,13 +136,13 @@ async def walk(conn: AsyncConnection, step: Walk) -> Walked:
         way = "customer"
     else:
         way = "client" if step.client else "all"
-    cursor = await conn.execute(WALK, {"way": way, **msgspec.structs.asdict(step)}, prepare=True)
+    cursor = await conn.execute(SCAN, {"way": way, **msgspec.structs.asdict(step)}, prepare=True)
     rows = await cursor.fetchall()
     orders = [order_of(row[3:]) for row in rows if row[3] is not None]
-    walked, last, matching, *_ = rows[0]
+    scanned, last, matching, *_ = rows[0]
     if len(orders) < matching or matching == step.wanted:  # the page is full
-        return Walked(orders, orders[-1].order_id, is_full=True)
-    return Walked(orders, last if walked == step.window else None, is_full=False)
+        return ScanPage(orders, orders[-1].order_id, is_full=True)
+    return ScanPage(orders, last if scanned == step.window else None, is_full=False)
 
 
 async def changed(conn: AsyncConnection, order_ids: list[UUID], versions: list[int]) -> list[StatusNow]:

@@ -15,27 +15,27 @@ BATCH_ROWS = 1000
 # Up the primary key, which is the order of time, from where the last batch ended: what was erased before is not
 # stepped over again. An order that somebody holds at this moment is left for the next purge.
 ERASE: LiteralString = """
-    WITH walked AS MATERIALIZED (
+    WITH scanned AS MATERIALIZED (
         SELECT order_id FROM orders
         WHERE order_id > %(above)s AND order_id < %(below)s AND finished_at < %(before)s
         ORDER BY order_id LIMIT %(rows)s
         FOR UPDATE SKIP LOCKED
     ), erased AS (
-        DELETE FROM orders WHERE order_id IN (SELECT order_id FROM walked)
+        DELETE FROM orders WHERE order_id IN (SELECT order_id FROM scanned)
     )
-    SELECT order_id FROM walked ORDER BY order_id
+    SELECT order_id FROM scanned ORDER BY order_id
 """
 ANONYMISE: LiteralString = """
-    WITH walked AS MATERIALIZED (
+    WITH scanned AS MATERIALIZED (
         SELECT order_id FROM orders
         WHERE order_id > %(above)s AND order_id < %(below)s AND finished_at < %(before)s AND customer_id <> 'erased'
         ORDER BY order_id LIMIT %(rows)s
         FOR UPDATE SKIP LOCKED
     ), anonymised AS (
         UPDATE orders SET customer_id = 'erased', reference = NULL, updated_at = clock_timestamp()
-        WHERE order_id IN (SELECT order_id FROM walked)
+        WHERE order_id IN (SELECT order_id FROM scanned)
     )
-    SELECT order_id FROM walked ORDER BY order_id
+    SELECT order_id FROM scanned ORDER BY order_id
 """
 
 
@@ -45,19 +45,19 @@ async def purge_orders(conn: AsyncConnection, older_than: timedelta, *, anonymis
     The first answers that belong to keys tell of customers, too. Events do as well: the relay's retention is theirs.
     """
     before = datetime.now(UTC) - older_than
-    walk = {
+    scan = {
         "above": UUID(int=0),
         "below": lowest_id(before),
         "before": before,
         "rows": BATCH_ROWS,
     }
     while True:
-        cursor = await conn.execute(ANONYMISE if anonymise else ERASE, walk)
+        cursor = await conn.execute(ANONYMISE if anonymise else ERASE, scan)
         order_ids = [row[0] for row in await cursor.fetchall()]
         yield len(order_ids)
         if len(order_ids) < BATCH_ROWS:
             break
-        walk["above"] = order_ids[-1]
+        scan["above"] = order_ids[-1]
     mark = datetime(1970, 1, 1, tzinfo=UTC)
     while True:
         rows, newest = await idempotency_keys_table.expire(conn, mark, older_than, BATCH_ROWS)

@@ -160,7 +160,7 @@ async def test_each_way_down_walks_an_index(conn: AsyncConnection) -> None:
         ("true", "orders_pkey"),
     ):
         client = "" if filtered == "true" else "client = 'shop-1' AND "
-        cursor = await psycopg.AsyncCursor(conn).execute(  # the branches of orders_table.WALK
+        cursor = await psycopg.AsyncCursor(conn).execute(  # the branches of orders_table.SCAN
             f"EXPLAIN SELECT order_id FROM orders WHERE {client}{filtered} "  # noqa: S608
             "AND order_id < 'ffffffff-ffff-ffff-ffff-ffffffffffff' ORDER BY order_id DESC LIMIT 50"
         )
