@@ -31,7 +31,7 @@ from orders.database.api_keys_table import KeyId
 from orders.database.batcher import Batcher, Limits
 from orders.database.cancel_orders import Cancellation
 from orders.database.notify import RelayNotifier
-from orders.database.orders_table import ScanStep, Wanted
+from orders.database.orders_table import OrderLookup, ScanStep
 from orders.database.periodic import Job, Periodic
 from orders.database.place_orders import Placement
 from orders.model.errors import OrdersError
@@ -60,14 +60,14 @@ async def place_or_cancel(conn: AsyncConnection, batch: Sequence[Write]) -> Sequ
 
 async def read(conn: AsyncConnection, batch: Sequence[Read]) -> Sequence[Found | OrdersError]:
     """Find orders and keys, all of a batch by one statement, and take steps down lists, each by one of its own."""
-    wanted = [each for each in batch if isinstance(each, Wanted)]
+    wanted = [each for each in batch if isinstance(each, OrderLookup)]
     found = iter(await orders_table.read_many(conn, wanted) if wanted else [])
     key_ids = [each for each in batch if isinstance(each, KeyId)]
     keys = await api_keys_table.read_many(conn, key_ids) if key_ids else {}
     answers: list[Found | OrdersError] = []
     for each in batch:
         match each:
-            case Wanted():
+            case OrderLookup():
                 answers.append(next(found))
             case KeyId():
                 answers.append(keys.get(each))

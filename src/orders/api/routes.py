@@ -22,7 +22,7 @@ from orders.api.problems import BadRequest
 from orders.database.api_keys_table import ClientKey, KeyId
 from orders.database.batcher import Batcher
 from orders.database.cancel_orders import Cancellation, Cancelled
-from orders.database.orders_table import ScanPage, ScanStep, StatusNow, Wanted
+from orders.database.orders_table import OrderLookup, ScanPage, ScanStep, StatusNow
 from orders.database.place_orders import Placed, Placement, placement_of
 from orders.model.errors import OrderNotFound, OrdersError
 from orders.model.ids import text_of
@@ -47,7 +47,7 @@ _encode = msgspec.json.Encoder().encode
 
 Write = Placement | Cancellation
 Written = Placed | Cancelled
-Read = Wanted | ScanStep | KeyId
+Read = OrderLookup | ScanStep | KeyId
 Found = Order | ScanPage | ClientKey | None
 
 
@@ -75,7 +75,7 @@ class Services(msgspec.Struct, frozen=True):
         """Return once the cancellation is committed."""
         return cast(Cancelled, await self.write(cancellation, cancellation.size, until))
 
-    async def find(self, wanted: Wanted, until: float | None) -> Order:
+    async def find(self, wanted: OrderLookup, until: float | None) -> Order:
         """Return an order as it is now; raise OrderNotFound also when it is another client's."""
         return cast(Order, await self.read(wanted, READ_SIZE, until))
 
@@ -368,7 +368,7 @@ async def _read(request: Req, order_id: str) -> Order:
     """Return an order of the request's client; another's is not there."""
     its = services(request)
     caller = await caller_of(its, headers_of(request.scope))
-    return await its.find(Wanted(caller.client, _uuid(order_id)), caller.until)
+    return await its.find(OrderLookup(caller.client, _uuid(order_id)), caller.until)
 
 
 def _uuid(order_id: str) -> UUID:
@@ -382,7 +382,7 @@ def _uuid(order_id: str) -> UUID:
 async def _database_answers(request: Req) -> bool:
     """Ask for an order that cannot exist."""
     try:
-        await services(request).find(Wanted(ANONYMOUS, UUID(int=0)), None)
+        await services(request).find(OrderLookup(ANONYMOUS, UUID(int=0)), None)
     except OrderNotFound:
         return True
     except OrdersError:

@@ -15,7 +15,7 @@ from psycopg import AsyncConnection
 
 from orders.database import idempotency_keys_table, orders_table
 from orders.database.idempotency_keys_table import Key
-from orders.database.orders_table import Wanted
+from orders.database.orders_table import OrderLookup
 from orders.model import events
 from orders.model.errors import KeyReused, OrderNotFound, OrdersError, TooLate, Unavailable
 from orders.model.events import Data
@@ -107,7 +107,7 @@ async def cancel_orders(conn: AsyncConnection, batch: Sequence[Cancellation]) ->
             break
         keys = [Key(batch[n].client, OPERATION, key) for n in open_ if (key := batch[n].key) is not None]
         first_uses = await idempotency_keys_table.read_many(conn, keys) if keys else {}
-        orders = await orders_table.read_many(conn, [Wanted(batch[n].client, batch[n].order_id) for n in open_])
+        orders = await orders_table.read_many(conn, [OrderLookup(batch[n].client, batch[n].order_id) for n in open_])
         rows: dict[UUID, tuple[int, tuple[object, ...]]] = {}
         for number, order in zip(open_, orders, strict=True):
             asked = batch[number]

@@ -83,7 +83,7 @@ CHANGED: LiteralString = """
 """
 
 
-class Wanted(NamedTuple):
+class OrderLookup(NamedTuple):
     """An order that a client asks for."""
 
     client: str
@@ -121,10 +121,10 @@ class StatusNow(msgspec.Struct, frozen=True):
     updated_at: datetime
 
 
-async def read_many(conn: AsyncConnection, wanted: Sequence[Wanted]) -> list[Order | OrderNotFound]:
+async def read_many(conn: AsyncConnection, wanted: Sequence[OrderLookup]) -> list[Order | OrderNotFound]:
     """Return each order, or OrderNotFound in its place; another client's order is not there."""
     cursor = await conn.execute(READ_MANY, [[each.order_id for each in wanted]], prepare=True)
-    found = {Wanted(row[-1], row[0]): order_of(row[:-1]) for row in await cursor.fetchall()}
+    found = {OrderLookup(row[-1], row[0]): order_of(row[:-1]) for row in await cursor.fetchall()}
     return [found.get(each) or OrderNotFound() for each in wanted]
 
 

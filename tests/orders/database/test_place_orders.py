@@ -68,7 +68,7 @@ async def test_order_reads_back_as_it_was_answered(conn: AsyncConnection) -> Non
     tutorial = placement_of(None, client="", traceparent=continue_trace(None))
 
     await place_orders(conn, [asked, tutorial])
-    wanted = [orders_table.Wanted("", each.order.order_id) for each in (asked, tutorial)]
+    wanted = [orders_table.OrderLookup("", each.order.order_id) for each in (asked, tutorial)]
     stored = await orders_table.read_many(conn, wanted)
 
     assert [msgspec.json.encode(each) for each in stored] == [asked.answer, tutorial.answer]
