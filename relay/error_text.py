@@ -1,7 +1,7 @@
 """What an error says, as text that can be logged and kept."""
 
 
-def words_of(error: Exception) -> str:
+def message_of(error: Exception) -> str:
     """Return an error's message, as UTF-8 can say it; a handler's may fail at telling it."""
     try:
         return str(error).encode(errors="replace").decode()
@@ -11,4 +11,4 @@ def words_of(error: Exception) -> str:
 
 def first_line(error: Exception) -> str:
     """Return an error's message as one line; where it has none, the error's name."""
-    return next(iter(words_of(error).strip().splitlines()), type(error).__name__)
+    return next(iter(message_of(error).strip().splitlines()), type(error).__name__)

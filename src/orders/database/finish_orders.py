@@ -75,7 +75,7 @@ class Finished(msgspec.Struct, frozen=True):
     seconds: float
 
 
-def sayable(reason: str) -> str:
+def storable_text(reason: str) -> str:
     """Return a reason as it may be stored: no NUL, no lone surrogate, and no page of traceback."""
     text = reason.encode(errors="replace").decode().replace("\0", "\N{REPLACEMENT CHARACTER}")
     return text.strip()[:REASON_CHARACTERS] or "no reason given"
@@ -85,7 +85,7 @@ def finish_of(
     claimed: Claimed, traceparent: str, failure_reason: str | None = None, kind: Kind | None = None
 ) -> Finish:
     """Make the end of a claimed order and the event that tells of it."""
-    reason = None if failure_reason is None else sayable(failure_reason)
+    reason = None if failure_reason is None else storable_text(failure_reason)
     type_: EventType = "order.done" if reason is None else "order.failed"
     data = data_of(
         claimed.order, status="done" if reason is None else "failed", version=claimed.order.version + 1, reason=reason

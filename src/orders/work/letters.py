@@ -16,7 +16,7 @@ from psycopg import AsyncConnection
 from orders.broker.consumer import KEPT_OF_LARGER
 from orders.database import orders_table
 from orders.database.claim_orders import Wanted
-from orders.database.finish_orders import sayable
+from orders.database.finish_orders import storable_text
 from orders.model import events
 from orders.model.error_text import first_line
 from orders.model.errors import OrdersError
@@ -101,7 +101,7 @@ def wanted_of(body: bytes, size: int) -> Wanted:
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise Poison("malformed", f"not an event: {first_line(error)}") from None
     if envelope.type not in events.REQUIRED:
-        raise Poison("malformed", f"an event of type {sayable(envelope.type)[:100]!r} asks for no work")
+        raise Poison("malformed", f"an event of type {storable_text(envelope.type)[:100]!r} asks for no work")
     if envelope.subject != str(envelope.data.order_id):
         raise Poison("malformed", "its subject is not its order")
     return Wanted(envelope.data.order_id, envelope.id, envelope.data.version)
@@ -113,7 +113,7 @@ async def bury(conn: AsyncConnection, batch: Sequence[Verdict | Letter]) -> list
         for each in batch:
             match each:
                 case Verdict(event_id, reason):
-                    await conn.execute(CONDEMN, [event_id, sayable(reason)], prepare=True)
+                    await conn.execute(CONDEMN, [event_id, storable_text(reason)], prepare=True)
                 case Letter():
                     await _bury_letter(conn, each)
     return [None] * len(batch)
@@ -144,7 +144,9 @@ async def _keep(
 ) -> None:
     order_id, event_id = (wanted.order_id, wanted.event_id) if wanted else (None, None)
     body = letter.body[:KEPT_OF_LARGER]
-    await conn.execute(KEEP, [fingerprint, order_id, event_id, kind, sayable(reason), letter.size, body], prepare=True)
+    await conn.execute(
+        KEEP, [fingerprint, order_id, event_id, kind, storable_text(reason), letter.size, body], prepare=True
+    )
 
 
 async def _order_that_waits_for(conn: AsyncConnection, wanted: Wanted) -> Order | None:

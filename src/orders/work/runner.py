@@ -16,7 +16,7 @@ from orders.database.claim_orders import Claimed
 from orders.database.errors import ErrorClass, classify
 from orders.database.finish_orders import Finished, finish_of, finish_orders
 from orders.handlers import Handler, PlainHandler, Refuse, Retry, TransactionalHandler, wants_connection
-from orders.model.error_text import first_line, words_of
+from orders.model.error_text import first_line, message_of
 from orders.runtime.timeouts import STATEMENT_SECONDS
 
 LAST_WORDS_SECONDS = 0.2  # for a handler whose connection was severed to see it and to end by itself
@@ -224,9 +224,9 @@ def outcome_of(error: Exception, timeout: float) -> Again | Never:
     """Say what a handler's own failure means for its order."""
     match error:
         case Refuse():
-            return Never(words_of(error))
+            return Never(message_of(error))
         case Retry():
-            return Again(words_of(error), error.after)
+            return Again(message_of(error), error.after)
         case TimeoutError():
             return Again(f"the handler took longer than {timeout:g} s")
         case _:

@@ -3,7 +3,7 @@
 import pytest
 from psycopg import AsyncConnection
 
-from orders.database.finish_orders import REASON_CHARACTERS, finish_of, finish_orders, sayable
+from orders.database.finish_orders import REASON_CHARACTERS, finish_of, finish_orders, storable_text
 from orders.model import events
 from orders.model.traceparent import continue_trace
 from tests.orders.work_samples import LETTERS, claim, place, rows
@@ -73,4 +73,4 @@ def test_any_reason_can_be_stored(reason: str, said: str) -> None:
     """
     A handler may say what it likes: the reason fits its column.
     """
-    assert sayable(reason) == said
+    assert storable_text(reason) == said
