@@ -70,7 +70,7 @@ def deadline(conn: Connection, seconds: float) -> Iterator[None]:
 
 @contextmanager
 def translated() -> Iterator[None]:
-    """Turn psycopg's errors into ours; one that is neither weather nor a missing schema is a bug and passes."""
+    """Turn psycopg's errors into DatabaseLost or SchemaMissing; any other error is a bug and passes."""
     try:
         yield
     except (errors.UndefinedTable, errors.UndefinedFunction, errors.UndefinedColumn) as error:

@@ -25,12 +25,11 @@ from relay.metrics import Vitals
 from relay.outcome import Outcome
 from relay.pace import Pace
 from relay.publisher import BrokerBlocked, BrokerLost, Publisher
+from relay.route_health import RouteHealth
 from relay.settings import Settings
 from relay.severing import close
-from relay.verdict import Refused, judge
-from relay.verdict import Weather as BadWeather
+from relay.verdict import Refused, RouteFailure, judge
 from relay.waves import Waves, sort_out
-from relay.weather import Weather
 
 log = logging.getLogger("relay")
 
@@ -54,10 +53,10 @@ class SequenceCached(Exception):
 
 
 class Lanes:
-    """What the lanes of one relay share: what they know of the weather, and whether there is a backlog."""
+    """What the lanes of one relay share: the health of the routes, and whether there is a backlog."""
 
     def __init__(self, settings: Settings) -> None:
-        self.weather = Weather(settings.probe_seconds)
+        self.health = RouteHealth(settings.probe_seconds)
         self.backlog = asyncio.Event()
 
 
@@ -84,7 +83,7 @@ class Forwarder:
         self._guard = guard
         self._vitals = vitals
         self._wake = wake
-        self._weather = lanes.weather
+        self._health = lanes.health
         self._pace = Pace(settings.rate)
         self._conn: Connection | None = None
         self._mark = LowWaterMark(0)
@@ -203,7 +202,7 @@ class Forwarder:
         self._vitals.polls.inc()
         if not waiting:
             self._clear_up([], now)
-        due = self._weather.next_try(now)
+        due = self._health.next_try(now)
         pause = self._settings.poll_seconds if due is None else min(self._settings.poll_seconds, due - now)
         paced = self._pace.wait(now)
         if paced:
@@ -263,8 +262,8 @@ class Forwarder:
                 self._tell_backlog(full=False)
                 return 0, False
             self._vitals.batch_rows.observe((len(messages),))
-            with self._weather.trying({message.route for message in messages}):
-                publish, park = sort_out(messages, self._weather.is_open)
+            with self._health.being_tried({message.route for message in messages}):
+                publish, park = sort_out(messages, self._health.is_open)
                 outcome, left = await self._publish(conn, publish)
                 confirmed = time.monotonic()
                 required = {message.route for message in outcome.sent if message.required}
@@ -286,14 +285,14 @@ class Forwarder:
         if self._routes_behind is None and len(routes) < ROUTES:
             self._clear_up(routes, now)
         self._routes_behind = routes[-1] if len(routes) == ROUTES else None
-        allowance = self._weather.allowance(routes, now, most)
+        allowance = self._health.allowance(routes, now, most)
         if not allowance:
             return []
         return await outbox_table.claim_parked(conn, shards, allowance, most, self._settings.batch_bytes)
 
     def _clear_up(self, waiting: list[Route], now: float) -> None:
-        self._weather.forget_all_but(waiting, now)
-        self._vitals.weather = self._weather.report()
+        self._health.forget_all_but(waiting, now)
+        self._vitals.closed_routes = self._health.report()
 
     @contextlib.asynccontextmanager
     async def _transaction(self, conn: Connection) -> AsyncIterator[None]:
@@ -335,8 +334,8 @@ class Forwarder:
                     reply = replies.get(message.id)
                 self._apply(message, reply, waves, outcome, closed)
             for route in went - closed.keys():
-                self._weather.passed(route)
-            self._vitals.weather = self._weather.report()
+                self._health.passed(route)
+            self._vitals.closed_routes = self._health.report()
             if time.monotonic() >= until:
                 break
         return outcome, waves.left()
@@ -351,8 +350,8 @@ class Forwarder:
         verdict = judge(message, reply)
         outcome.take(message, verdict, waves)
         match verdict:
-            case BadWeather(reason):
-                self._count_weather(reply)
+            case RouteFailure(reason):
+                self._count_failure(reply)
                 if message.route not in closed:
                     closed[message.route] = reason
                     self._close_routes({message.route: reason})
@@ -362,7 +361,7 @@ class Forwarder:
 
     def _close_routes(self, reasons: Mapping[Route, str]) -> None:
         for route, reason in reasons.items():
-            self._weather.failed(route, time.monotonic(), reason)
+            self._health.failed(route, time.monotonic(), reason)
             log.warning("route %s does not take messages: %s", route, reason)
 
     async def _withdraw_unproven(self, conn: Connection, outcome: Outcome, routes: set[Route], look: Look) -> bool:
@@ -377,10 +376,10 @@ class Forwarder:
             return False
         outcome.withdraw(unproven)
         self._close_routes(unproven)
-        self._vitals.weather = self._weather.report()
+        self._vitals.closed_routes = self._health.report()
         return True
 
-    def _count_weather(self, reply: Reply) -> None:
+    def _count_failure(self, reply: Reply) -> None:
         match reply.answer:
             case Answer.RETURNED:
                 self._vitals.returned.inc()

@@ -27,7 +27,7 @@ class Message(msgspec.Struct, frozen=True, gc=False):
 
 
 class Route(msgspec.Struct, frozen=True, gc=False, order=True):
-    """Where a message goes; weather is of a route."""
+    """Where a message goes. Whether it gets there may fail for a route as a whole: see `route_health`."""
 
     exchange: str
     routing_key: str

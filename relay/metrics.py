@@ -55,7 +55,7 @@ class Vitals:
         self.parked_rows = 0
         self.mark = 0
         self.relays = 1
-        self.weather: dict[str, str] = {}
+        self.closed_routes: dict[str, str] = {}  # by route: the reason of its last failure
         self.published_rows = 0
         self._turned = time.monotonic()
         self._latencies: deque[float] = deque(maxlen=SAMPLES)
@@ -93,7 +93,7 @@ class Vitals:
         )
         gauge("blocked_keys", "Keys that wait for an operator").set_function(lambda: self.blocked_keys)
         gauge("parked_rows", "Rows that wait with their key").set_function(lambda: self.parked_rows)
-        gauge("closed_routes", "Routes that do not take messages now").set_function(lambda: len(self.weather))
+        gauge("closed_routes", "Routes that do not take messages now").set_function(lambda: len(self.closed_routes))
         gauge("broker_connected", "1 while the broker takes messages").set_function(lambda: self.broker == "connected")
         gauge("database_connected", "1 while the database answers").set_function(lambda: self.database == "connected")
         gauge("relays", "Relays that share the shards").set_function(lambda: self.relays)
@@ -134,7 +134,7 @@ class Vitals:
             "confirm_p50_ms": _median_ms(self._latencies),
             "wave_p50_ms": _median_ms(self._answer_times),
             "parked_rows": self.parked_rows,
-            "closed_routes": self.weather,
+            "closed_routes": self.closed_routes,
             "mark": self.mark,
             "relays": self.relays,
             "uptime_seconds": round(time.time() - self.started, 1),

@@ -6,7 +6,7 @@ from typing import assert_never
 import msgspec
 
 from relay.message import Message, Route
-from relay.verdict import Refused, Sent, Unrouted, Verdict, Weather
+from relay.verdict import Refused, RouteFailure, Sent, Unrouted, Verdict
 from relay.waves import Waves
 
 
@@ -27,7 +27,7 @@ class Outcome(msgspec.Struct):
             case Unrouted():
                 waves.passed(message)
                 self.unrouted.append(message)
-            case Weather(reason):
+            case RouteFailure(reason):
                 self._park(reason, waves.stopped(message))
             case Refused(reason):
                 self._park(reason, waves.stopped(message))

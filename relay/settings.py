@@ -42,7 +42,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename=_variable):
     confirm_seconds: Positive = 5.0  # the longest wait for confirms; the claiming transaction is open that long
     rate: Annotated[float, msgspec.Meta(ge=0)] = 0.0  # rows per second at most; 0 is no limit
     poll_seconds: Positive = 0.25  # what a lost NOTIFY costs; also proves that the relay's session is alive
-    probe_seconds: Positive = 2.0  # the longest pause before a route in weather is tried again
+    probe_seconds: Positive = 2.0  # the longest pause before a failed route is tried again
     start_seconds: Positive = 30.0  # how long the servers may be away at start
     retention: str = "7d"  # how long settled rows are kept
     upkeep_seconds: Positive = 60.0  # between two looks at the partitions

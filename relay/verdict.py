@@ -1,6 +1,6 @@
-"""What an answer of the broker means: settled, weather of the route, or a refusal of this very message.
+"""What an answer of the broker means: settled, a failure of the route, or a refusal of this very message.
 
-Weather spends nothing: the key waits and is tried again. A refusal blocks its key until an operator decides.
+A route failure spends nothing: the key waits and is tried again. A refusal blocks its key until an operator decides.
 """
 
 import enum
@@ -19,7 +19,7 @@ class Unrouted(msgspec.Struct, frozen=True, gc=False):
     """It need not reach a queue, and none wanted it."""
 
 
-class Weather(msgspec.Struct, frozen=True, gc=False):
+class RouteFailure(msgspec.Struct, frozen=True, gc=False):
     """Its route does not take messages now."""
 
     reason: str
@@ -31,7 +31,7 @@ class Refused(msgspec.Struct, frozen=True, gc=False):
     reason: str
 
 
-Verdict = Sent | Unrouted | Weather | Refused
+Verdict = Sent | Unrouted | RouteFailure | Refused
 
 
 def judge(message: Message, reply: Reply) -> Verdict:
@@ -42,7 +42,7 @@ def judge(message: Message, reply: Reply) -> Verdict:
         case Answer.RETURNED if not message.required:
             return Unrouted()
         case Answer.RETURNED | Answer.NACKED | Answer.CLOSED_ROUTE | Answer.UNANSWERED | Answer.WITHHELD:
-            return Weather(f"{reply.answer.value}: {reply.reason}" if reply.reason else reply.answer.value)
+            return RouteFailure(f"{reply.answer.value}: {reply.reason}" if reply.reason else reply.answer.value)
         case Answer.CLOSED_ALONE | Answer.UNENCODABLE:
             return Refused(f"{reply.answer.value}: {reply.reason}")
         case _ as never:

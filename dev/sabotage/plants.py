@@ -67,7 +67,7 @@ _ALL = (
     _plant(
         "S5",
         "rows are marked sent, and that is committed, before they are published",
-        "tests/relay/test_forward.py::test_a_full_queue_is_weather",
+        "tests/relay/test_forward.py::test_a_full_queue_is_a_route_failure",
         (
             "relay/forward.py",
             "                outcome, left = await self._publish(conn, publish)\n",
@@ -194,7 +194,7 @@ _ALL = (
     _plant(
         "S14b",
         "a queue that is full blocks the keys of what it refused",
-        "tests/relay/test_verdict.py::test_weather",
+        "tests/relay/test_verdict.py::test_route_failures",
         (
             "relay/verdict.py",
             "        case Answer.CLOSED_ALONE | Answer.UNENCODABLE:\n",

@@ -44,7 +44,7 @@ byte socket[2];                /* what each relay has published and the broker h
 byte late;                     /* the same, of connections that are gone: it may still come out, in any order, or never */
 byte confirmed[2], refused[2], put_off[2];
 byte arrived;                  /* the rows whose message is stored */
-byte weather = 2;              /* how often it may yet refuse a message, or a route be closed */
+byte failures = 2;             /* how often it may yet refuse a message, or a route be closed */
 
 /* The locks vanish with the transaction. */
 inline let_go(relay_) {
@@ -75,7 +75,7 @@ inline store(rows) {
 }
 
 inline refuse(r) {
-    weather--;
+    failures--;
     row = FIRST(socket[r]); socket[r] = socket[r] & ~row;
 #ifdef NO_MANDATORY
     if
@@ -98,8 +98,8 @@ end:
     do
     :: atomic { socket[0] -> store(socket[0]); socket[0] = socket[0] & ~row; confirmed[0] = confirmed[0] | row; row = 0 }
     :: atomic { socket[1] -> store(socket[1]); socket[1] = socket[1] & ~row; confirmed[1] = confirmed[1] | row; row = 0 }
-    :: atomic { socket[0] && weather -> refuse(0) }
-    :: atomic { socket[1] && weather -> refuse(1) }
+    :: atomic { socket[0] && failures -> refuse(0) }
+    :: atomic { socket[1] && failures -> refuse(1) }
     :: atomic { late & A -> store(A); row = 0 }
     :: atomic { late & B -> store(B); row = 0 }
     :: atomic { late & X -> store(X); row = 0 }
@@ -162,8 +162,8 @@ turn:
                 if                               /* waves.py: sort_out; fresh rows wait with their key, or their route */
                 :: waits & OF_KEY(key) -> park = park | (rows & OF_KEY(key))
                 :: (waits & OF_KEY(key)) == 0 -> todo = todo | (rows & OF_KEY(key))
-                :: (waits & OF_KEY(key)) == 0 && weather && (rows & OF_KEY(key)) ->
-                    weather--;
+                :: (waits & OF_KEY(key)) == 0 && failures && (rows & OF_KEY(key)) ->
+                    failures--;
                     if
                     :: park = park | (rows & OF_KEY(key))
                     :: todo = todo | FIRST(rows & OF_KEY(key));

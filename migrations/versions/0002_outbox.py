@@ -85,7 +85,7 @@ CREATE TABLE outbox_waiting (
     key          text        NOT NULL PRIMARY KEY,
     shard        smallint    NOT NULL,
     head         bigint      NOT NULL,
-    exchange     text        NOT NULL,                   -- where the head goes: weather is of a route
+    exchange     text        NOT NULL,                   -- where the head goes: a failure closes a route
     routing_key  text        NOT NULL,
     blocked      boolean     NOT NULL,                   -- true: its head was refused; an operator decides
     reason       text        NOT NULL,

@@ -12,9 +12,9 @@ import msgspec
 from relay.mark import LowWaterMark
 from relay.message import Answer, Message, Reply, Route
 from relay.outcome import Outcome
-from relay.verdict import Verdict, judge
+from relay.route_health import RouteHealth
+from relay.verdict import RouteFailure, Verdict, judge
 from relay.waves import Waves, sort_out
-from relay.weather import Weather
 
 Mood = Literal["confirm", "nack", "return", "refuse", "silence", "given up"]
 Sorting = Callable[[list[Message], Callable[[Route], bool]], tuple[list[Message], list[Message]]]
@@ -71,7 +71,7 @@ class Relay:
     def __init__(self, world: "World", name: str) -> None:
         self.name = name
         self.world = world
-        self.weather = Weather(2.0)
+        self.health = RouteHealth(2.0)
         self.socket: list[Message] = []
         self.connect()
 
@@ -176,7 +176,7 @@ class World:
                 keys_of_route = heads.setdefault(Route("orders", row.routing_key), [])
                 if not any(row.key in others for others in heads.values()):
                     keys_of_route.append(row.key)
-        allowed = relay.weather.allowance([route for route, found in heads.items() if found], self.now, most)
+        allowed = relay.health.allowance([route for route, found in heads.items() if found], self.now, most)
         due = {key for route, many in allowed.items() for key in heads[route][:many]}
         parked = [row for row in self.rows.values() if row.state == "parked" and row.key in due][:most]
         fresh = [
@@ -185,7 +185,7 @@ class World:
         messages = [self._message(row, waiting) for row in (*parked, *fresh)]
         if not messages:
             return
-        publish, park = self.decide.sort_out(messages, relay.weather.is_open)
+        publish, park = self.decide.sort_out(messages, relay.health.is_open)
         claim = Claim(park, self.decide.waves(publish), self.decide.outcome())
         self.shards |= dict.fromkeys(held, relay.name)
         relay.claim = claim
@@ -218,11 +218,11 @@ class World:
                 continue
             verdict = self.decide.judge(message, reply)
             claim.outcome.take(message, verdict, claim.waves)
-            if type(verdict).__name__ == "Weather" and message.route not in claim.closed:
+            if isinstance(verdict, RouteFailure) and message.route not in claim.closed:
                 claim.closed[message.route] = reply.reason
-                relay.weather.failed(message.route, self.now, reply.reason)
+                relay.health.failed(message.route, self.now, reply.reason)
         for route in {message.route for message in claim.going} - claim.closed.keys():
-            relay.weather.passed(route)
+            relay.health.passed(route)
         claim.wave, claim.going, claim.replies = [], [], {}
 
     def _withdraw(self, relay: Relay, claim: Claim, unproven: str | None) -> None:
@@ -230,7 +230,7 @@ class World:
         reasons = {route: "unproven" for route in routes if route.routing_key == unproven}
         claim.outcome.withdraw(reasons)
         for route, reason in reasons.items():
-            relay.weather.failed(route, self.now, reason)
+            relay.health.failed(route, self.now, reason)
 
     def _record(self, relay: Relay, claim: Claim) -> None:
         if not relay.stands:

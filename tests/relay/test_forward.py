@@ -95,8 +95,8 @@ async def test_a_returned_row_waits_for_its_binding(
     conn: AsyncConnection, topology: str, start_relay: StartRelay
 ) -> None:
     """
-    A required row that comes back is weather: it is tried until the binding is there, its key waits behind it, other
-    routes go on, and nobody lends a hand.
+    A required row that comes back is a route failure: it is tried until the binding is there, its key waits behind it,
+    other routes go on, and nobody lends a hand.
     """
     relay = start_relay(probe_seconds=0.3)
     async with broker(topology) as channel:
@@ -158,7 +158,7 @@ async def _waiting(conn: AsyncConnection) -> tuple[int, int]:
     return row[0], row[1]
 
 
-async def test_a_full_queue_is_weather(conn: AsyncConnection, topology: str, start_relay: StartRelay) -> None:
+async def test_a_full_queue_is_a_route_failure(conn: AsyncConnection, topology: str, start_relay: StartRelay) -> None:
     """
     Nacks from a full queue spend nobody's budget: all arrives, in order, when there is room.
     """
@@ -182,7 +182,9 @@ async def test_a_full_queue_is_weather(conn: AsyncConnection, topology: str, sta
     assert all(numbers == list(range(15)) for numbers in arrived.values())
 
 
-async def test_a_missing_exchange_is_weather(conn: AsyncConnection, topology: str, start_relay: StartRelay) -> None:
+async def test_a_missing_exchange_is_a_route_failure(
+    conn: AsyncConnection, topology: str, start_relay: StartRelay
+) -> None:
     """
     404 closes the channel and fails all that was outstanding, but only the rows of that exchange wait.
     """

@@ -2,7 +2,7 @@
 
 from relay.message import Route
 from relay.outcome import Outcome
-from relay.verdict import Refused, Sent, Unrouted, Weather
+from relay.verdict import Refused, RouteFailure, Sent, Unrouted
 from relay.waves import Waves
 from tests.relay.letters import letter
 
@@ -11,15 +11,15 @@ PLACED = Route("orders", "order.placed")
 
 def test_each_verdict_has_its_place() -> None:
     """
-    Sent and unrouted rows are settled; weather and refusals park the row and all behind it, once, and only a refusal
-    blocks the key.
+    Sent and unrouted rows are settled; route failures and refusals park the row and all behind it, once, and only a
+    refusal blocks the key.
     """
     rows = [letter(at, key, parked=at == 5) for at, key in enumerate("abcddcx", start=1)]
     waves, outcome = Waves(rows), Outcome()
 
     outcome.take(rows[0], Sent(), waves)
     outcome.take(rows[1], Unrouted(), waves)
-    outcome.take(rows[2], Weather("wet"), waves)
+    outcome.take(rows[2], RouteFailure("wet"), waves)
     outcome.take(rows[3], Refused("no"), waves)
 
     assert outcome.sent == [rows[0]]

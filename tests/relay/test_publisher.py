@@ -151,8 +151,8 @@ async def test_nobody_there() -> None:
 
 async def test_a_lost_heartbeat_is_a_lost_broker(monkeypatch: pytest.MonkeyPatch) -> None:
     """
-    aiormq lets a lost heartbeat surface as a cancellation that nobody asked for: that is weather, and no end of ours.
-    One that somebody asked for stays what it is.
+    aiormq lets a lost heartbeat surface as a cancellation that nobody asked for: that is an outage, and not the end of
+    the relay. One that somebody asked for stays what it is.
     """
     publisher = Publisher([f"amqp://127.0.0.1:{free_port()}/"], confirm_seconds=5.0)
     asked_for = False

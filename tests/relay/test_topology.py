@@ -95,7 +95,7 @@ def test_queues(found: dict[str, object], bindings: list[str], complaint: str) -
 
 
 @pytest.mark.parametrize("when", ["between two questions", "within one"])
-async def test_a_connection_lost_meanwhile_is_weather(
+async def test_a_connection_lost_meanwhile_is_an_outage(
     when: str, topology: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """

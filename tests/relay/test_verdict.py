@@ -1,4 +1,4 @@
-"""What is weather and what is a refusal."""
+"""Which answers are a failure of the route and which are a refusal."""
 
 import pytest
 
@@ -6,9 +6,9 @@ from relay.message import CONFIRMED, Answer, Reply
 from relay.verdict import (
     Closure,
     Refused,
+    RouteFailure,
     Sent,
     Unrouted,
-    Weather,
     judge,
     split_suspects,
     whose_channel_closure,
@@ -26,21 +26,21 @@ def test_confirmed_is_sent() -> None:
 
 def test_returns() -> None:
     """
-    A return is weather of a row that has to reach a queue, and the end of one that need not.
+    A return is a route failure for a row that has to reach a queue, and the end of one that need not.
     """
     returned = Reply(Answer.RETURNED, "312 NO_ROUTE")
 
-    assert Weather("returned: 312 NO_ROUTE") == judge(letter(1, required=True), returned)
+    assert RouteFailure("returned: 312 NO_ROUTE") == judge(letter(1, required=True), returned)
     assert Unrouted() == judge(letter(1, required=False), returned)
 
 
 @pytest.mark.parametrize("answer", [Answer.NACKED, Answer.CLOSED_ROUTE, Answer.UNANSWERED, Answer.WITHHELD])
 @pytest.mark.parametrize("required", [True, False])
-def test_weather(answer: Answer, required: bool) -> None:
+def test_route_failures(answer: Answer, required: bool) -> None:
     """
     Nacks, closed routes and silence say nothing against the message.
     """
-    assert Weather(answer.value) == judge(letter(1, required=required), Reply(answer))
+    assert RouteFailure(answer.value) == judge(letter(1, required=required), Reply(answer))
 
 
 @pytest.mark.parametrize("answer", [Answer.CLOSED_ALONE, Answer.UNENCODABLE])

@@ -97,7 +97,7 @@ async def test_confirms_out_of_order_reach_their_messages(topology: str) -> None
 
 async def test_a_channel_that_is_closed_for_nothing_blames_no_message(topology: str) -> None:
     """
-    The broker closes the channel in the middle of a wave over another's word: what was not confirmed is weather.
+    The broker closes the channel in the middle of a wave over another's word: what was not confirmed is sent again.
     """
     parts = urlsplit(topology)
     async with AmqpWire(str(parts.hostname), int(parts.port or 5672)) as wire:
