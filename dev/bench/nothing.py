@@ -5,7 +5,8 @@ import logging
 import uvloop
 from litestar import Litestar, Request, Response, get, post
 
-from orders.api import problems, request_id
+from orders.api import problems
+from orders.api.middleware import with_request_id
 from orders.runtime import http_server, process
 from orders.runtime.settings import ApiSettings
 
@@ -35,7 +36,7 @@ async def serve() -> None:
         openapi_config=None,
         logging_config=None,
     )
-    server = http_server.HttpServer(request_id.named(app), settings.orders_host, settings.orders_port, 1)
+    server = http_server.HttpServer(with_request_id(app), settings.orders_host, settings.orders_port, 1)
     process.on_stop_signals(server.stop)
     process.spare_the_collector()
     await server.serve()

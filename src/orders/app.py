@@ -11,12 +11,12 @@ from litestar.response import Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from psycopg import AsyncConnection
 
-from orders.api import openapi, problems, request_id, routes
+from orders.api import openapi, problems, routes
 from orders.api.auth import CONFIRM_SECONDS, Clients
 from orders.api.back_pressure import LOOK_SECONDS, BackPressure
 from orders.api.expire_keys import BUSY_SECONDS, ExpireKeys
-from orders.api.head import with_head
 from orders.api.live import TICK_SECONDS, Live
+from orders.api.middleware import with_head, with_request_id
 from orders.api.routes import Api, Found, Read, Write, Written
 from orders.database import (
     api_keys_table,
@@ -145,7 +145,7 @@ async def serve(settings: ApiSettings) -> None:
         outbox_table.COLUMNS_ARE_THERE,
     )
     live = Live()
-    app = request_id.named(with_head(create_app(settings, live)))
+    app = with_request_id(with_head(create_app(settings, live)))
     server = http_server.HttpServer(app, settings.orders_host, settings.orders_port, settings.orders_grace)
 
     def stop() -> None:

@@ -10,9 +10,8 @@ import pytest
 
 from dev.sandbox.ports import free_port
 from dev.sandbox.wire import Wire, wire_to
-from orders.api.head import with_head
 from orders.api.live import Live
-from orders.api.request_id import named
+from orders.api.middleware import with_head, with_request_id
 from orders.app import create_app
 from orders.runtime.http_server import HttpServer
 from orders.runtime.settings import ApiSettings
@@ -54,7 +53,7 @@ async def running(database_url: str, **settings: str) -> AsyncIterator[Api]:
     port = free_port()
     read = ApiSettings.read({"DATABASE_URL": database_url, "ORDERS_PORT": str(port), **settings})
     live = Live()
-    server = HttpServer(named(with_head(create_app(read, live))), read.orders_host, port, 3)
+    server = HttpServer(with_request_id(with_head(create_app(read, live))), read.orders_host, port, 3)
     task = asyncio.create_task(server.serve(), name="api")
     async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=10) as client:
         api = Api(live, server, client)

@@ -12,7 +12,7 @@ from litestar.exceptions import HTTPException
 from litestar.types import ASGIApp
 from prometheus_client import Counter
 
-from orders.api.head import allow
+from orders.api.middleware import allow
 from orders.model import errors
 from orders.runtime.process import REQUEST_ID
 

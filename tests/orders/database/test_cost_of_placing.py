@@ -19,8 +19,8 @@ import pytest
 from psycopg import AsyncConnection
 
 import orders
-from orders.api import request_id
 from orders.api.live import Live
+from orders.api.middleware import with_request_id
 from orders.app import create_app
 from orders.database import place_orders, postgres
 from orders.runtime.settings import ApiSettings
@@ -131,7 +131,7 @@ async def started(database_url: str) -> AsyncIterator[ASGIApp]:
     async with app.lifespan():
         services = app.state["services"]
         await eventually(lambda: services.write.connections == 2)
-        yield request_id.named(app)
+        yield with_request_id(app)
 
 
 async def ask(app: ASGIApp) -> int:

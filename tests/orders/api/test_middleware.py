@@ -1,5 +1,6 @@
-"""HEAD is GET without the body, wherever there is a GET."""
+"""HEAD is GET without the body, wherever there is a GET; every answer has a request id."""
 
+import re
 from collections.abc import Mapping
 from typing import Any
 from uuid import uuid4
@@ -8,7 +9,7 @@ import httpx
 import pytest
 from psycopg import AsyncConnection
 
-from orders.api.head import allow
+from orders.api.middleware import allow
 from tests.orders.conftest import Api
 
 # Of each answer its own.
@@ -100,3 +101,14 @@ def test_allow_names_head_where_there_is_get() -> None:
     """
     assert allow("OPTIONS, GET") == "GET, HEAD, OPTIONS"
     assert allow("POST") == "POST"
+
+
+async def test_request_id(api: Api) -> None:
+    """
+    An answer carries the id that its request had, or a new one where that was none or not harmless.
+    """
+    for path in ("/orders", "/health", "/nothing"):
+        assert (await api.client.get(path, headers={"X-Request-ID": "r-1"})).headers["x-request-id"] == "r-1"
+        for given in ({}, {"X-Request-ID": 'a"b'}, {"X-Request-ID": "x" * 129}):
+            made = (await api.client.get(path, headers=given)).headers["x-request-id"]
+            assert re.fullmatch("[0-9a-f]{32}", made)
