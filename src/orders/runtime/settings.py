@@ -133,7 +133,7 @@ class DatabaseSettings(Settings, frozen=True, kw_only=True):
     database_url: DatabaseUrl
 
 
-class PeopleSettings(Settings, frozen=True, kw_only=True):
+class ClientSettings(Settings, frozen=True, kw_only=True):
     """Settings of the commands that call the service as a client does."""
 
     base_url: str = ""

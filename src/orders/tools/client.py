@@ -1,4 +1,4 @@
-"""Commands for people, who call the service as any client does: `orders place|get|watch|cancel|list`."""
+"""Commands for clients of the service, over its HTTP API: `orders place|get|watch|cancel|list`."""
 
 import json
 import secrets
@@ -15,7 +15,7 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 from orders.model.order import TERMINAL
-from orders.runtime.settings import PeopleSettings
+from orders.runtime.settings import ClientSettings
 from orders.tools.whereabouts import whereabouts
 
 COLOURS = {"placed": "cyan", "processing": "yellow", "done": "green", "failed": "red", "cancelled": "magenta"}
@@ -24,19 +24,19 @@ RETRY_SECONDS = 30.0  # for which a placement is tried again, with its key
 Order = dict[str, Any]
 
 
-class Caller:
+class OrdersClient:
     """Where the service is, and how its answers are shown."""
 
     def __init__(self, base_url: str, api_key: str, *, as_json: bool) -> None:
         headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
-        self.client = httpx.Client(base_url=base_url, headers=headers, timeout=35)
+        self.http = httpx.Client(base_url=base_url, headers=headers, timeout=35)
         self.as_json = as_json
         self.console = Console()
 
     def ask(self, method: str, path: str, **given: Any) -> httpx.Response:
         """Send a request; end with one line if it fails."""
         with self.explained():
-            answer = self.client.request(method, path, **given)
+            answer = self.http.request(method, path, **given)
         self.expect(answer)
         return answer
 
@@ -59,7 +59,7 @@ class Caller:
         try:
             yield
         except httpx.TransportError as error:
-            click.echo(f"orders: no answer from {self.client.base_url}: {error or type(error).__name__}", err=True)
+            click.echo(f"orders: no answer from {self.http.base_url}: {error or type(error).__name__}", err=True)
             sys.exit(1)
 
     def show(self, order: Order) -> None:
@@ -93,7 +93,7 @@ def _card(order: Order) -> Table:
     return table
 
 
-def base_url_of(given: str | None, settings: PeopleSettings) -> str:
+def base_url_of(given: str | None, settings: ClientSettings) -> str:
     """Return where the service is: as given, else BASE_URL, else what `make up` wrote here."""
     if given or settings.base_url:
         return given or settings.base_url
@@ -105,14 +105,14 @@ def base_url_of(given: str | None, settings: PeopleSettings) -> str:
     sys.exit(2)
 
 
-def calls(function: Callable[..., None]) -> Callable[..., None]:
-    """Give a command the options that all of them have, and a Caller for its first argument."""
+def calls_api(function: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the options that all of them have, and an OrdersClient as its first argument."""
 
     @click.option("--to", help="Base URL of the service; else BASE_URL, else that of `make up` in this folder.")
     @click.option("--json", "as_json", is_flag=True, help="Print JSON, one document a line.")
     def command(to: str | None, *, as_json: bool, **given: Any) -> None:
-        settings = PeopleSettings.read_or_exit("orders")
-        function(Caller(base_url_of(to, settings), settings.orders_api_key, as_json=as_json), **given)
+        settings = ClientSettings.read_or_exit("orders")
+        function(OrdersClient(base_url_of(to, settings), settings.orders_api_key, as_json=as_json), **given)
 
     command.__doc__ = function.__doc__
     command.__name__ = function.__name__
@@ -128,9 +128,9 @@ def calls(function: Callable[..., None]) -> Callable[..., None]:
 @click.option("--line", "lines", multiple=True, metavar="SKU:QUANTITY:PRICE", help="Price in minor units; repeatable.")
 @click.option("--file", "file", type=click.File(), help="The whole order as JSON instead; - is stdin.")
 @click.option("--key", help="Idempotency-Key; without it a random one, so that a retry is harmless in any case.")
-@calls
+@calls_api
 def place(
-    caller: Caller,
+    client: OrdersClient,
     customer_id: str,
     currency: str,
     reference: str | None,
@@ -153,15 +153,15 @@ def place(
     while True:
         last = time.monotonic() > end
         try:
-            answer = caller.client.post("/orders", content=body, headers=headers)
+            answer = client.http.post("/orders", content=body, headers=headers)
         except httpx.TransportError:
             answer = None
         if answer is not None and (last or answer.status_code not in {502, 503, 504}):
-            caller.expect(answer)
-            caller.show(answer.json())
+            client.expect(answer)
+            client.show(answer.json())
             return
         if answer is None and last:
-            click.echo(f"orders: no answer from {caller.client.base_url}", err=True)
+            click.echo(f"orders: no answer from {client.http.base_url}", err=True)
             sys.exit(1)
         time.sleep(0.5)
 
@@ -175,18 +175,18 @@ def _line(given: str) -> dict[str, Any]:
 
 @click.command()
 @click.argument("order_id")
-@calls
-def get(caller: Caller, order_id: str) -> None:
+@calls_api
+def get(client: OrdersClient, order_id: str) -> None:
     """Show an order."""
-    caller.show(caller.ask("GET", f"/orders/{order_id}").json())
+    client.show(client.ask("GET", f"/orders/{order_id}").json())
 
 
 @click.command()
 @click.argument("order_id")
-@calls
-def cancel(caller: Caller, order_id: str) -> None:
+@calls_api
+def cancel(client: OrdersClient, order_id: str) -> None:
     """Cancel an order that nobody works yet."""
-    caller.show(caller.ask("POST", f"/orders/{order_id}/cancel").json())
+    client.show(client.ask("POST", f"/orders/{order_id}/cancel").json())
 
 
 @click.command(name="list")
@@ -194,18 +194,18 @@ def cancel(caller: Caller, order_id: str) -> None:
 @click.option("--customer", "customer_id")
 @click.option("--reference")
 @click.option("--limit", default=50, show_default=True, help="How many at most; 0: all.")
-@calls
-def list_(caller: Caller, limit: int, **filters: str | None) -> None:
+@calls_api
+def list_(client: OrdersClient, limit: int, **filters: str | None) -> None:
     """List orders, newest first."""
     found: list[Order] = []
     query: dict[str, Any] = {name: value for name, value in filters.items() if value is not None}
     while True:
-        page = caller.ask("GET", "/orders", params={**query, "limit": min(limit - len(found), 100) if limit else 100})
+        page = client.ask("GET", "/orders", params={**query, "limit": min(limit - len(found), 100) if limit else 100})
         found += page.json()["orders"]
         query["after"] = page.json()["next"]
         if query["after"] is None or 0 < limit <= len(found):
             break
-    if caller.as_json:
+    if client.as_json:
         for order in found:
             click.echo(json.dumps(order))
         return
@@ -215,27 +215,27 @@ def list_(caller: Caller, limit: int, **filters: str | None) -> None:
             order["order_id"], _coloured(order["status"]), escape(order["customer_id"] or ""),
             escape(order["reference"] or ""), _total(order), order["created_at"][:19],
         )  # fmt: skip
-    caller.console.print(table)
+    client.console.print(table)
 
 
 @click.command()
 @click.argument("order_id")
-@calls
-def watch(caller: Caller, order_id: str) -> None:
+@calls_api
+def watch(client: OrdersClient, order_id: str) -> None:
     """Follow an order to its end; exits 0 only if that is `done`."""
     seen = ""
     while True:
         try:
             headers = {"Last-Event-ID": seen} if seen else {}
-            with caller.client.stream("GET", f"/orders/{order_id}/events", headers=headers) as answer:
+            with client.http.stream("GET", f"/orders/{order_id}/events", headers=headers) as answer:
                 if answer.status_code not in {502, 503, 504}:
-                    caller.expect(answer)
+                    client.expect(answer)
                 for line in answer.iter_lines():
                     if line.startswith("id: "):
                         seen = line.removeprefix("id: ")
                     if line.startswith("data: "):
                         now = json.loads(line.removeprefix("data: "))
-                        _tell(caller, now)
+                        _print_status(client, now)
                         if now["status"] in TERMINAL:
                             sys.exit(0 if now["status"] == "done" else 1)
         except httpx.TransportError:
@@ -243,12 +243,12 @@ def watch(caller: Caller, order_id: str) -> None:
         time.sleep(0.5)  # the stream was cut: take it up again where it was
 
 
-def _tell(caller: Caller, now: dict[str, Any]) -> None:
-    if caller.as_json:
+def _print_status(client: OrdersClient, now: dict[str, Any]) -> None:
+    if client.as_json:
         click.echo(json.dumps(now))
     else:
         reason = f"  {escape(now['failure_reason'])}" if now["failure_reason"] else ""
-        caller.console.print(f"{now['updated_at'][:23]}  {_coloured(now['status'])}{reason}")
+        client.console.print(f"{now['updated_at'][:23]}  {_coloured(now['status'])}{reason}")
 
 
 COMMANDS = [place, get, watch, cancel, list_]

@@ -9,7 +9,7 @@ from dev.sandbox.system import System
 from tests.conftest import StartSystem
 
 
-class People:
+class Terminal:
     """Someone at a terminal, in a folder of their own."""
 
     def __init__(self, system: System, folder: Path) -> None:
@@ -31,69 +31,69 @@ class People:
 
 
 @pytest.fixture
-def people(start_system: StartSystem, tmp_path: Path) -> People:
+def terminal(start_system: StartSystem, tmp_path: Path) -> Terminal:
     settings = {"WORK_MIN_SECONDS": "0.01", "WORK_MAX_SECONDS": "0.1"}
-    return People(start_system(apis=1, settings=settings, with_nginx=False), tmp_path)
+    return Terminal(start_system(apis=1, settings=settings, with_nginx=False), tmp_path)
 
 
-def test_an_order_at_the_terminal(people: People) -> None:
+def test_an_order_at_the_terminal(terminal: Terminal) -> None:
     """
-    People place, watch, get, list and cancel orders, and mistakes end with one line.
+    A client places, watches, gets, lists and cancels orders, and mistakes end with one line.
     """
-    (placed,) = people.json("place", "--customer", "c", "--line", "A:B:2:100", "--reference", "[bold]")
+    (placed,) = terminal.json("place", "--customer", "c", "--line", "A:B:2:100", "--reference", "[bold]")
     assert (placed["customer_id"], placed["total_minor"], placed["status"]) == ("c", 200, "placed")
     order_id = str(placed["order_id"])
 
-    assert people.json("watch", order_id)[-1]["status"] == "done"
-    assert "done" in people.run("watch", order_id).stdout
-    assert people.json("get", order_id)[0]["status"] == "done"
-    assert "A:B" in people.run("get", order_id).stdout
+    assert terminal.json("watch", order_id)[-1]["status"] == "done"
+    assert "done" in terminal.run("watch", order_id).stdout
+    assert terminal.json("get", order_id)[0]["status"] == "done"
+    assert "A:B" in terminal.run("get", order_id).stdout
     assert [order_id] == [
-        order["order_id"] for order in people.json("list", "--status", "done", "--reference", "[bold]")
+        order["order_id"] for order in terminal.json("list", "--status", "done", "--reference", "[bold]")
     ]
-    assert order_id in people.run("list").stdout
-    assert "[bold]" in people.run("list").stdout
+    assert order_id in terminal.run("list").stdout
+    assert "[bold]" in terminal.run("list").stdout
 
-    late = people.run("cancel", order_id)
+    late = terminal.run("cancel", order_id)
     assert (late.returncode, len(late.stderr.splitlines())) == (1, 1)
     assert "The order is done already." in late.stderr
-    wrong = people.run("place", "--line", "A:1")
+    wrong = terminal.run("place", "--line", "A:1")
     assert (wrong.returncode, "SKU:QUANTITY:PRICE" in wrong.stderr) == (2, True)
-    nobody = people.run("list", "--to", "http://127.0.0.1:9")
+    nobody = terminal.run("list", "--to", "http://127.0.0.1:9")
     assert (nobody.returncode, len(nobody.stderr.splitlines())) == (1, 1)
 
 
-def test_where_the_service_is(people: People) -> None:
+def test_where_the_service_is(terminal: Terminal) -> None:
     """
     Without --to and BASE_URL the service of `make up` in this folder is asked; without that one line says so.
     """
-    assert ((nowhere := people.run("list", BASE_URL="")).returncode, len(nowhere.stderr.splitlines())) == (2, 1)
-    (people.folder / ".run").mkdir()
-    (people.folder / ".run" / "env").write_text(f"BASE_URL={people.system.base_url}\n")
-    assert people.run("list", BASE_URL="").returncode == 0
+    assert ((nowhere := terminal.run("list", BASE_URL="")).returncode, len(nowhere.stderr.splitlines())) == (2, 1)
+    (terminal.folder / ".run").mkdir()
+    (terminal.folder / ".run" / "env").write_text(f"BASE_URL={terminal.system.base_url}\n")
+    assert terminal.run("list", BASE_URL="").returncode == 0
 
 
-def test_clients_and_purge(people: People) -> None:
+def test_clients_and_purge(terminal: Terminal) -> None:
     """
     A key is shown once, works, is listed without its secret, and stops working when it is revoked.
     """
-    added = people.run("clients", "add", "shop")
+    added = terminal.run("clients", "add", "shop")
     key = added.stdout.strip()
     assert key.startswith("orders_")
     body = json.dumps(
         {"customer_id": "c", "currency": "GBP", "lines": [{"sku": "A", "quantity": 1, "unit_price_minor": 1}]}
     )
-    (placed,) = people.json("place", "--file", "-", stdin=body, ORDERS_API_KEY=key)
+    (placed,) = terminal.json("place", "--file", "-", stdin=body, ORDERS_API_KEY=key)
 
-    assert people.json("list") == []
-    assert [placed["order_id"]] == [order["order_id"] for order in people.json("list", ORDERS_API_KEY=key)]
-    listed = people.run("clients", "list").stdout
+    assert terminal.json("list") == []
+    assert [placed["order_id"]] == [order["order_id"] for order in terminal.json("list", ORDERS_API_KEY=key)]
+    listed = terminal.run("clients", "list").stdout
     assert "shop" in listed
     assert key.split("_")[1] in listed
     assert key[-20:] not in listed
-    assert people.run("clients", "revoke", "shop").returncode == 0
-    assert people.run("clients", "revoke", "shop").returncode == 1
-    assert people.run("clients", "add", "a b").returncode == 2
+    assert terminal.run("clients", "revoke", "shop").returncode == 0
+    assert terminal.run("clients", "revoke", "shop").returncode == 1
+    assert terminal.run("clients", "add", "a b").returncode == 2
 
-    assert "0 orders erased" in people.run("purge", "--older-than", "30d").stdout
-    assert people.run("purge", "--older-than", "soon").returncode == 2
+    assert "0 orders erased" in terminal.run("purge", "--older-than", "30d").stdout
+    assert terminal.run("purge", "--older-than", "soon").returncode == 2
