@@ -9,7 +9,7 @@ import click
 from orders.broker import topology as broker_topology
 from orders.model.errors import StartupError
 from orders.runtime.settings import TopologySettings
-from orders.tools import client, manage
+from orders.tools import admin, client
 from orders.tools.dead import dead
 from orders.tools.doctor import doctor
 from orders.tools.reconcile.command import reconcile
@@ -39,7 +39,7 @@ def topology(wait: float) -> None:
     click.echo("exchange orders, queues orders.work and orders.dead, and their bindings are there")
 
 
-for command in (*client.COMMANDS, manage.clients, manage.purge, dead, replay, reconcile, doctor):
+for command in (*client.COMMANDS, admin.clients, admin.purge, dead, replay, reconcile, doctor):
     main.add_command(command)
 
 

@@ -23,7 +23,7 @@ T = TypeVar("T")
 DAYS = {"d": 1, "w": 7, "y": 365}
 
 
-def on_database(program: str, act: Callable[[AsyncConnection], Awaitable[T]]) -> T:
+def run_on_database(program: str, act: Callable[[AsyncConnection], Awaitable[T]]) -> T:
     """Run `act` on the database of DATABASE_URL, or end with the one line that says what is wrong."""
     settings = DatabaseSettings.read_or_exit(program)
 
@@ -56,7 +56,7 @@ def add(name: str) -> None:
         click.echo("orders clients add: NAME has 1 to 64 letters, digits, or any of . _ - @ :", err=True)
         sys.exit(2)
     token, key_id, key = new_key(name)
-    on_database("orders clients add", lambda conn: api_keys_table.add(conn, key_id, key))
+    run_on_database("orders clients add", lambda conn: api_keys_table.add(conn, key_id, key))
     click.echo(token)
     click.echo(f"the key of client {name}, id {key_id.key_id}: it is not stored and will not be shown again", err=True)
 
@@ -65,7 +65,7 @@ def add(name: str) -> None:
 def list_() -> None:
     """List all API keys, revoked ones too."""
     table = Table("client", "key id", "made", "revoked")
-    for each in on_database("orders clients list", api_keys_table.list_all):
+    for each in run_on_database("orders clients list", api_keys_table.list_all):
         revoked = each.revoked_at.isoformat(timespec="seconds") if each.revoked_at else ""
         table.add_row(each.client, each.key_id, each.created_at.isoformat(timespec="seconds"), revoked)
     Console().print(table)
@@ -76,7 +76,7 @@ def list_() -> None:
 @click.option("--key", "key_id", help="Only the key with this id; without it, all of the client's.")
 def revoke(name: str, key_id: str | None) -> None:
     """Revoke the API keys of the client NAME: they are refused about a second later."""
-    revoked = on_database("orders clients revoke", lambda conn: api_keys_table.revoke(conn, name, key_id))
+    revoked = run_on_database("orders clients revoke", lambda conn: api_keys_table.revoke(conn, name, key_id))
     if not revoked:
         click.echo(f"orders clients revoke: client {name} has no such valid key", err=True)
         sys.exit(1)
@@ -109,5 +109,5 @@ def purge(older_than: timedelta, *, anonymise: bool) -> None:
     async def act(conn: AsyncConnection) -> int:
         return sum([rows async for rows in purge_orders(conn, older_than, anonymise=anonymise)])
 
-    rows = on_database("orders purge", act)
+    rows = run_on_database("orders purge", act)
     click.echo(f"{rows} orders {'anonymised' if anonymise else 'erased'}")
