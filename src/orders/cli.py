@@ -10,7 +10,7 @@ from orders.broker import topology as broker_topology
 from orders.model.errors import StartupError
 from orders.runtime.settings import TopologySettings
 from orders.tools import admin, client
-from orders.tools.dead import dead
+from orders.tools.dead_letters import dead
 from orders.tools.doctor import doctor
 from orders.tools.reconcile.command import reconcile
 from orders.tools.replay.command import replay

@@ -6,11 +6,11 @@ from types import ModuleType
 
 import pytest
 
-from orders.tools import dead
+from orders.tools import dead_letters
 from orders.tools.reconcile import command as reconcile
 
 
-@pytest.mark.parametrize("command", [dead, reconcile])
+@pytest.mark.parametrize("command", [dead_letters, reconcile])
 @pytest.mark.parametrize("error", [KeyError, OSError])  # up to Python 3.12, and since
 def test_a_user_without_a_name(command: ModuleType, error: type[Exception], monkeypatch: pytest.MonkeyPatch) -> None:
     """
