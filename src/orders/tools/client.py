@@ -16,7 +16,7 @@ from rich.table import Column, Table
 
 from orders.model.order import TERMINAL
 from orders.runtime.settings import ClientSettings
-from orders.tools.whereabouts import whereabouts
+from orders.tools.run_env import read_run_env
 
 COLOURS = {"placed": "cyan", "processing": "yellow", "done": "green", "failed": "red", "cancelled": "magenta"}
 RETRY_SECONDS = 30.0  # for which a placement is tried again, with its key
@@ -97,7 +97,7 @@ def base_url_of(given: str | None, settings: ClientSettings) -> str:
     """Return where the service is: as given, else BASE_URL, else what `make up` wrote here."""
     if given or settings.base_url:
         return given or settings.base_url
-    if url := whereabouts().get("BASE_URL"):
+    if url := read_run_env().get("BASE_URL"):
         return url
     click.echo(
         "orders: where is the service? Give --to URL, or set BASE_URL, or start one here with `make up`", err=True

@@ -31,7 +31,7 @@ from orders.database import (
 from orders.model.error_text import first_line
 from orders.model.errors import OrdersError, StartupError
 from orders.runtime.settings import DoctorSettings
-from orders.tools.whereabouts import whereabouts
+from orders.tools.run_env import read_run_env
 from orders.work import letters
 
 PATIENCE_SECONDS = 5.0
@@ -216,7 +216,7 @@ def silence(error: Exception) -> str:
 def settings_from(environ: Mapping[str, str]) -> Mapping[str, str]:
     """Return the environment if it names anything to look at, else what `make up` wrote in this folder."""
     names = [field.name.upper() for field in msgspec.structs.fields(DoctorSettings)]
-    return environ if any(environ.get(name) for name in names) else whereabouts()
+    return environ if any(environ.get(name) for name in names) else read_run_env()
 
 
 def show(findings: list[Finding], console: Console) -> None:

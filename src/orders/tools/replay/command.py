@@ -20,7 +20,7 @@ from rich.table import Table
 
 from orders.tools.replay.invoices import Kind, Malformed, survey
 from orders.tools.replay.send_invoices import Pace, Replay, Report
-from orders.tools.whereabouts import RUN_ENV, whereabouts
+from orders.tools.run_env import RUN_ENV, read_run_env
 
 DEFAULT_URL = "http://127.0.0.1:8080"
 
@@ -32,7 +32,7 @@ def default_url(environ: Mapping[str, str] = os.environ, run_env: Path = RUN_ENV
     """Return BASE_URL from the environment or of the system that `make up` started, else the port of compose."""
     if environ.get("BASE_URL"):
         return environ["BASE_URL"]
-    return whereabouts(run_env).get("BASE_URL", DEFAULT_URL)
+    return read_run_env(run_env).get("BASE_URL", DEFAULT_URL)
 
 
 @contextlib.asynccontextmanager

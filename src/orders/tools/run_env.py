@@ -5,7 +5,7 @@ from pathlib import Path
 RUN_ENV = Path(".run/env")
 
 
-def whereabouts(run_env: Path = RUN_ENV) -> dict[str, str]:
+def read_run_env(run_env: Path = RUN_ENV) -> dict[str, str]:
     """Return the `NAME=value` lines of the file, or nothing where there is none."""
     try:
         lines = run_env.read_text().splitlines()
