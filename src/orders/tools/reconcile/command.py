@@ -36,7 +36,7 @@ from orders.runtime.settings import ReconcileSettings
 from orders.tools.actor import actor
 from orders.tools.reconcile import findings, queries
 from orders.tools.reconcile.findings import Cause, Finding, Kind, Memory
-from orders.tools.reconcile.spill import Spill
+from orders.tools.reconcile.scratch import ScratchDatabase
 
 T = TypeVar("T")
 
@@ -119,34 +119,34 @@ class Reconciliation:
         """Look, look again, repair if asked to, and return what was found."""
         started = time.monotonic()
         try:
-            with Spill() as spill:
+            with ScratchDatabase() as scratch:
                 self._began = await self._ask(queries.clock)
                 self._memory = Memory(await self._ask(queries.memory))
-                await self._copy_orders(spill)
+                await self._copy_orders(scratch)
                 await self._copy_rows(
-                    spill, None if self.asked.span.since is None else self.asked.span.since.timestamp()
+                    scratch, None if self.asked.span.since is None else self.asked.span.since.timestamp()
                 )
                 self.progress("comparing")
-                spill.suspect(order_id for order_id, _ in self._wrong(spill, of_suspects=False))
-                await self._look_again(spill)
-                waits = self.asked.with_broker and await self._may_wait_in_the_queue(spill)
-                self._count(spill, waits)
+                scratch.suspect(order_id for order_id, _ in self._wrong(scratch, of_suspects=False))
+                await self._look_again(scratch)
+                waits = self.asked.with_broker and await self._may_wait_in_the_queue(scratch)
+                self._count(scratch, waits)
                 if self.asked.repair:
-                    await self._repair(spill)
+                    await self._repair(scratch)
         finally:
             await postgres.close(self._conn)
         self.report.seconds = round(time.monotonic() - started, 3)
         return self.report
 
-    async def _copy_orders(self, spill: Spill) -> None:
+    async def _copy_orders(self, scratch: ScratchDatabase) -> None:
         above, below = UUID(int=max(0, self.asked.span.first.int - 1)), self.asked.span.below
         while page := await self._ask(partial(queries.orders, above=above, below=below, most=PAGE)):
-            spill.add_orders(page)
+            scratch.add_orders(page)
             above = page[-1].order_id
             self.report.orders += len(page)
             self.progress(f"{self.report.orders} orders read")
 
-    async def _copy_rows(self, spill: Spill, since: float | None) -> None:
+    async def _copy_rows(self, scratch: ScratchDatabase, since: float | None) -> None:
         above, last = await self._ask(partial(queries.first_and_last_id, since=since and since - 60))
         first_key, below_key = str(self.asked.span.first), str(self.asked.span.below)
         first = above
@@ -155,17 +155,17 @@ class Reconciliation:
             page = await self._ask(
                 partial(queries.rows, above=above, upto=upto, first_key=first_key, below_key=below_key)
             )
-            spill.add_rows((key, row) for key, row in page if _is_an_order(key))
+            scratch.add_rows((key, row) for key, row in page if _is_an_order(key))
             above = upto
             self.report.rows += len(page)
             self.progress(f"outbox rows read to {above - first} of {last - first}")
 
-    def _wrong(self, spill: Spill, *, of_suspects: bool) -> Iterator[tuple[UUID, list[Finding]]]:
-        for order_id, order, rows in spill.stories(of_suspects=of_suspects):
+    def _wrong(self, scratch: ScratchDatabase, *, of_suspects: bool) -> Iterator[tuple[UUID, list[Finding]]]:
+        for order_id, order, rows in scratch.histories(of_suspects=of_suspects):
             if found := findings.judge(order_id, order, rows, self._memory):
                 yield order_id, found
 
-    async def _look_again(self, spill: Spill) -> None:
+    async def _look_again(self, scratch: ScratchDatabase) -> None:
         """Ask about each suspect until it is well, or wrong for good; those that are wrong stay suspects.
 
         The orders are read before the rows: what an order's row tells was committed with its event, and so is in a
@@ -173,11 +173,11 @@ class Reconciliation:
         """
         read = self.report.rows
         while True:
-            for keys in spill.suspects():
-                spill.renew_orders(keys, await self._ask(partial(queries.these_orders, order_ids=keys)))
-            await self._copy_rows(spill, self._began - COMMIT_SECONDS)
-            for ids in spill.rows_of_suspects():
-                spill.add_rows(await self._ask(partial(queries.these_rows, ids=ids)))
+            for keys in scratch.suspects():
+                scratch.renew_orders(keys, await self._ask(partial(queries.these_orders, order_ids=keys)))
+            await self._copy_rows(scratch, self._began - COMMIT_SECONDS)
+            for ids in scratch.rows_of_suspects():
+                scratch.add_rows(await self._ask(partial(queries.these_rows, ids=ids)))
             self.report.rows = read
             now = await self._ask(queries.clock)
             self._memory = Memory(self._memory.since, await self._ask(queries.requeues))
@@ -186,26 +186,26 @@ class Reconciliation:
 
             def still_wrong(late: float = late) -> Iterator[UUID]:
                 nonlocal young
-                for order_id, found in self._wrong(spill, of_suspects=True):
+                for order_id, found in self._wrong(scratch, of_suspects=True):
                     young += any(each.since is not None and each.since > late for each in found)
                     yield order_id
 
-            spill.suspect(still_wrong())
+            scratch.suspect(still_wrong())
             if not young:
                 return
             self.progress(f"{young} orders are under way: waiting until they are through, or late")
             await asyncio.sleep(ROUND_SECONDS)
 
-    async def _may_wait_in_the_queue(self, spill: Spill) -> bool:
+    async def _may_wait_in_the_queue(self, scratch: ScratchDatabase) -> bool:
         """Say whether the queue has messages enough for all the orders that lack one."""
         self.report.queue_ready = await queue_depth(self.settings.amqp_url)
         lacking = sum(
-            each.cause in PERHAPS_WAITING for _, found in self._wrong(spill, of_suspects=True) for each in found
+            each.cause in PERHAPS_WAITING for _, found in self._wrong(scratch, of_suspects=True) for each in found
         )
         return 0 < lacking <= self.report.queue_ready
 
-    def _count(self, spill: Spill, waits: bool) -> None:
-        for _, found in self._wrong(spill, of_suspects=True):
+    def _count(self, scratch: ScratchDatabase, waits: bool) -> None:
+        for _, found in self._wrong(scratch, of_suspects=True):
             for each in found:
                 if waits and each.cause in PERHAPS_WAITING:
                     self.report.waiting += 1
@@ -215,11 +215,11 @@ class Reconciliation:
                 if len(self.report.findings) < self.asked.limit:
                     self.report.findings.append(each)
 
-    async def _repair(self, spill: Spill) -> None:
+    async def _repair(self, scratch: ScratchDatabase) -> None:
         """Send again what only lacks a message. One that still waits is sent twice, which harms nobody."""
         mendable = (
             each
-            for _, found in self._wrong(spill, of_suspects=True)
+            for _, found in self._wrong(scratch, of_suspects=True)
             for each in found
             if {other.cause for other in found} <= MENDABLE
         )

@@ -25,7 +25,7 @@ SCHEMA = """
 """
 
 # Every key that either table has, with what both have of it.
-STORIES = """
+HISTORIES = """
     SELECT k.key, o.status, o.version, o.updated, o.is_worked, o.retry_due,
            e.id, e.type, e.version, e.state, e.created, e.settled, e.txn, e.blocked, e.waits
     FROM (SELECT key FROM orders UNION SELECT key FROM events) AS k
@@ -33,17 +33,17 @@ STORIES = """
     ORDER BY k.key, e.id
 """
 
-SUSPICIOUS_STORIES = """
+SUSPICIOUS_HISTORIES = """
     SELECT k.key, o.status, o.version, o.updated, o.is_worked, o.retry_due,
            e.id, e.type, e.version, e.state, e.created, e.settled, e.txn, e.blocked, e.waits
     FROM suspects AS k LEFT JOIN orders o ON o.key = k.key LEFT JOIN events e ON e.key = k.key
     ORDER BY k.key, e.id
 """
 
-Story = tuple[UUID, OrderSeen | None, list[EventSeen]]
+History = tuple[UUID, OrderSeen | None, list[EventSeen]]
 
 
-class Spill:
+class ScratchDatabase:
     """A private SQLite file that is gone when it is closed. Not to be shared between threads."""
 
     def __init__(self) -> None:
@@ -101,7 +101,7 @@ class Spill:
             yield ids
 
     def suspect(self, keys: Iterable[UUID]) -> int:
-        """Have these orders looked at again, and no others; return how many. `keys` may come of a look at stories."""
+        """Have these orders looked at again, and no others; return how many. `keys` may come of a look at histories."""
         self._db.execute("BEGIN")
         self._db.execute("CREATE TABLE following (key TEXT PRIMARY KEY) WITHOUT ROWID")
         cursor = self._db.executemany("INSERT OR IGNORE INTO following VALUES (?)", ((str(key),) for key in keys))
@@ -117,10 +117,10 @@ class Spill:
         while keys := [UUID(row[0]) for row in cursor.fetchmany(500)]:
             yield keys
 
-    def stories(self, *, of_suspects: bool = False) -> Iterator[Story]:
+    def histories(self, *, of_suspects: bool = False) -> Iterator[History]:
         """Yield each order with its outbox rows in the order of their ids."""
         cursor = self._db.cursor()
-        cursor.execute(SUSPICIOUS_STORIES if of_suspects else STORIES)
+        cursor.execute(SUSPICIOUS_HISTORIES if of_suspects else HISTORIES)
         for key, rows in itertools.groupby(cursor, key=lambda row: row[0]):
             first, *others = rows
             order_id = UUID(key)
