@@ -34,8 +34,8 @@ from orders.model.ids import lowest_id
 from orders.runtime.retry_pauses import backoff
 from orders.runtime.settings import ReconcileSettings
 from orders.tools.actor import actor
-from orders.tools.reconcile import findings, queries
-from orders.tools.reconcile.findings import Cause, Finding, Kind, Memory
+from orders.tools.reconcile import queries, rules
+from orders.tools.reconcile.rules import Cause, Fault, FaultKind, OutboxCoverage
 from orders.tools.reconcile.scratch import ScratchDatabase
 
 T = TypeVar("T")
@@ -83,14 +83,14 @@ class Report(msgspec.Struct, kw_only=True):
     until: datetime | None
     orders: int = 0
     rows: int = 0
-    counts: dict[Kind, int] = msgspec.field(
+    counts: dict[FaultKind, int] = msgspec.field(
         default_factory=lambda: dict.fromkeys(("lost", "stuck", "doubled", "out_of_order"), 0)
     )
     waiting: int = 0  # orders whose message is still in the queue, as far as can be told
     queue_ready: int | None = None  # messages in the work queue, where the broker was asked
     repaired: int = 0
     seconds: float = 0.0
-    findings: list[Finding] = msgspec.field(default_factory=list)
+    findings: list[Fault] = msgspec.field(default_factory=list)
 
 
 class Asked(msgspec.Struct, frozen=True, kw_only=True):
@@ -113,7 +113,7 @@ class Reconciliation:
         self.report = Report(since=asked.span.since, until=asked.span.until)
         self._conn: AsyncConnection | None = None
         self._began = 0.0  # by the server's clock
-        self._memory = Memory(0.0)
+        self._coverage = OutboxCoverage(0.0)
 
     async def run(self) -> Report:
         """Look, look again, repair if asked to, and return what was found."""
@@ -121,13 +121,13 @@ class Reconciliation:
         try:
             with ScratchDatabase() as scratch:
                 self._began = await self._ask(queries.clock)
-                self._memory = Memory(await self._ask(queries.memory))
+                self._coverage = OutboxCoverage(await self._ask(queries.coverage_start))
                 await self._copy_orders(scratch)
                 await self._copy_rows(
                     scratch, None if self.asked.span.since is None else self.asked.span.since.timestamp()
                 )
                 self.progress("comparing")
-                scratch.suspect(order_id for order_id, _ in self._wrong(scratch, of_suspects=False))
+                scratch.suspect(order_id for order_id, _ in self._faulty(scratch, of_suspects=False))
                 await self._look_again(scratch)
                 waits = self.asked.with_broker and await self._may_wait_in_the_queue(scratch)
                 self._count(scratch, waits)
@@ -160,9 +160,9 @@ class Reconciliation:
             self.report.rows += len(page)
             self.progress(f"outbox rows read to {above - first} of {last - first}")
 
-    def _wrong(self, scratch: ScratchDatabase, *, of_suspects: bool) -> Iterator[tuple[UUID, list[Finding]]]:
+    def _faulty(self, scratch: ScratchDatabase, *, of_suspects: bool) -> Iterator[tuple[UUID, list[Fault]]]:
         for order_id, order, rows in scratch.histories(of_suspects=of_suspects):
-            if found := findings.judge(order_id, order, rows, self._memory):
+            if found := rules.find_faults(order_id, order, rows, self._coverage):
                 yield order_id, found
 
     async def _look_again(self, scratch: ScratchDatabase) -> None:
@@ -180,13 +180,13 @@ class Reconciliation:
                 scratch.add_rows(await self._ask(partial(queries.these_rows, ids=ids)))
             self.report.rows = read
             now = await self._ask(queries.clock)
-            self._memory = Memory(self._memory.since, await self._ask(queries.requeues))
+            self._coverage = OutboxCoverage(self._coverage.since, await self._ask(queries.requeues))
 
             late, young = now - self.asked.grace, 0
 
             def still_wrong(late: float = late) -> Iterator[UUID]:
                 nonlocal young
-                for order_id, found in self._wrong(scratch, of_suspects=True):
+                for order_id, found in self._faulty(scratch, of_suspects=True):
                     young += any(each.since is not None and each.since > late for each in found)
                     yield order_id
 
@@ -200,12 +200,12 @@ class Reconciliation:
         """Say whether the queue has messages enough for all the orders that lack one."""
         self.report.queue_ready = await queue_depth(self.settings.amqp_url)
         lacking = sum(
-            each.cause in PERHAPS_WAITING for _, found in self._wrong(scratch, of_suspects=True) for each in found
+            each.cause in PERHAPS_WAITING for _, found in self._faulty(scratch, of_suspects=True) for each in found
         )
         return 0 < lacking <= self.report.queue_ready
 
     def _count(self, scratch: ScratchDatabase, waits: bool) -> None:
-        for _, found in self._wrong(scratch, of_suspects=True):
+        for _, found in self._faulty(scratch, of_suspects=True):
             for each in found:
                 if waits and each.cause in PERHAPS_WAITING:
                     self.report.waiting += 1
@@ -219,7 +219,7 @@ class Reconciliation:
         """Send again what only lacks a message. One that still waits is sent twice, which harms nobody."""
         mendable = (
             each
-            for _, found in self._wrong(scratch, of_suspects=True)
+            for _, found in self._faulty(scratch, of_suspects=True)
             for each in found
             if {other.cause for other in found} <= MENDABLE
         )

@@ -7,7 +7,7 @@ from uuid import UUID
 import msgspec
 from psycopg import AsyncConnection
 
-from orders.tools.reconcile.findings import AGAIN, EventSeen, Finding, OrderSeen
+from orders.tools.reconcile.rules import AGAIN, EventSeen, Fault, OrderSeen
 
 ORDERS: LiteralString = """
     SELECT order_id, status, version, extract(epoch FROM coalesce(finished_at, updated_at))::float8, worker
@@ -180,7 +180,7 @@ async def first_and_last_id(conn: AsyncConnection, since: float | None) -> tuple
     return above, last
 
 
-async def memory(conn: AsyncConnection) -> float:
+async def coverage_start(conn: AsyncConnection) -> float:
     """Return since when the outbox has every row; 0 while no partition of it was ever dropped."""
     lowest = int(await _value(conn, LOWEST_ID))
     if lowest == 1:
@@ -189,7 +189,7 @@ async def memory(conn: AsyncConnection) -> float:
     return float(found[1]) if found is not None else await clock(conn)
 
 
-async def send_again(conn: AsyncConnection, queue: str, lost: Sequence[Finding], actor: str) -> int:
+async def send_again(conn: AsyncConnection, queue: str, lost: Sequence[Fault], actor: str) -> int:
     """Have the messages of these orders sent to the queue again, in order; return of how many that was done.
 
     A new row for each, not the old one marked unsent: it needs nothing but the writer's side of the table, and the lock

@@ -7,8 +7,8 @@ from types import TracebackType
 from typing import Self
 from uuid import UUID
 
-from orders.tools.reconcile.findings import EventSeen, OrderSeen
 from orders.tools.reconcile.queries import OrderRow, Row
+from orders.tools.reconcile.rules import EventSeen, OrderSeen
 
 SCHEMA = """
     PRAGMA journal_mode = OFF;

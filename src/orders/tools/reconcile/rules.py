@@ -11,7 +11,7 @@ import msgspec
 from orders.model.ids import seconds_of
 from orders.model.order import TERMINAL, Status
 
-Kind = Literal["lost", "stuck", "doubled", "out_of_order"]
+FaultKind = Literal["lost", "stuck", "doubled", "out_of_order"]
 Cause = Literal[
     "order_missing",  # events of an order that is not there
     "event_missing",  # an order, or its end, that the outbox never heard of
@@ -68,7 +68,7 @@ class EventSeen(msgspec.Struct, frozen=True, kw_only=True):
     waits: str = ""
 
 
-class Memory(msgspec.Struct, frozen=True):
+class OutboxCoverage(msgspec.Struct, frozen=True):
     """How far back the outbox goes, and when operators had rows sent again."""
 
     since: float
@@ -79,10 +79,10 @@ class Memory(msgspec.Struct, frozen=True):
         return any(after <= each <= before for each in self.requeues)
 
 
-class Finding(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class Fault(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Something wrong with one order. `row_id` is the outbox row whose message would mend it."""
 
-    kind: Kind
+    kind: FaultKind
     cause: Cause
     order_id: UUID
     reason: str
@@ -91,39 +91,41 @@ class Finding(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     since: float | None = None  # true since then, and perhaps merely young; None: wrong at any age
 
 
-def judge(order_id: UUID, order: OrderSeen | None, rows: Sequence[EventSeen], memory: Memory) -> list[Finding]:
+def find_faults(
+    order_id: UUID, order: OrderSeen | None, rows: Sequence[EventSeen], coverage: OutboxCoverage
+) -> list[Fault]:
     """Return what is wrong with an order, by its row and its outbox rows in the order of their ids."""
     if order is None and rows[-1].type in ENDS:
         return []  # it came to its end and was erased since (`orders purge`); its events are the relay's to forget
     if order is None:
         names = ", ".join(f"row {row.row_id} {row.type}" for row in rows[:3])
         return [
-            Finding(kind="lost", cause="order_missing", order_id=order_id, reason=f"no such order, but events: {names}")
+            Fault(kind="lost", cause="order_missing", order_id=order_id, reason=f"no such order, but events: {names}")
         ]
     return [
-        *_missing(order, rows, memory),
+        *_missing(order, rows, coverage),
         *_doubled(order, rows),
-        *_out_of_order(order, rows, memory),
+        *_out_of_order(order, rows, coverage),
         *_on_its_way(order, rows),
     ]
 
 
-def _missing(order: OrderSeen, rows: Sequence[EventSeen], memory: Memory) -> Iterator[Finding]:
+def _missing(order: OrderSeen, rows: Sequence[EventSeen], coverage: OutboxCoverage) -> Iterator[Fault]:
     types = {row.type for row in rows}
-    if PLACED not in types and order.placed > memory.since + CLOCKS_SECONDS:
-        yield Finding(
+    if PLACED not in types and order.placed > coverage.since + CLOCKS_SECONDS:
+        yield Fault(
             kind="lost", cause="event_missing", order_id=order.order_id, version=order.version,
             reason=f"it is {order.status}, and the outbox has no {PLACED} of it",
         )  # fmt: skip
     end = f"order.{order.status}"
-    if order.status in TERMINAL and end not in types and order.updated > memory.since + CLOCKS_SECONDS:
-        yield Finding(
+    if order.status in TERMINAL and end not in types and order.updated > coverage.since + CLOCKS_SECONDS:
+        yield Fault(
             kind="lost", cause="event_missing", order_id=order.order_id, version=order.version,
             reason=f"it is {order.status}, and the outbox has no {end} of it",
         )  # fmt: skip
 
 
-def _doubled(order: OrderSeen, rows: Sequence[EventSeen]) -> Iterator[Finding]:
+def _doubled(order: OrderSeen, rows: Sequence[EventSeen]) -> Iterator[Fault]:
     events = [row for row in rows if row.type != AGAIN]
     told = False
     for type_, many in Counter(row.type for row in events).items():
@@ -131,34 +133,34 @@ def _doubled(order: OrderSeen, rows: Sequence[EventSeen]) -> Iterator[Finding]:
         if many > 1 and (type_ in ONCE or len(set(versions)) < len(versions)):
             told = True
             ids = ", ".join(str(row.row_id) for row in events if row.type == type_)
-            yield Finding(
+            yield Fault(
                 kind="doubled", cause="event_twice", order_id=order.order_id, reason=f"{many} {type_}: rows {ids}"
             )
     ends = [row for row in events if row.type in ENDS]
     if not told and len(ends) > 1 + sum(row.type == "order.redriven" for row in events):
         names = ", ".join(f"{row.type} (row {row.row_id})" for row in ends)
-        yield Finding(kind="doubled", cause="ended_twice", order_id=order.order_id, reason=f"it ended twice: {names}")
+        yield Fault(kind="doubled", cause="ended_twice", order_id=order.order_id, reason=f"it ended twice: {names}")
 
 
-def _out_of_order(order: OrderSeen, rows: Sequence[EventSeen], memory: Memory) -> Iterator[Finding]:
+def _out_of_order(order: OrderSeen, rows: Sequence[EventSeen], coverage: OutboxCoverage) -> Iterator[Fault]:
     events = [row for row in rows if row.type != AGAIN]
     for earlier, later in pairwise(events):
         if _descends(earlier, later):
-            yield Finding(
+            yield Fault(
                 kind="out_of_order", cause="versions_descend", order_id=order.order_id,
                 reason=f"{later.type} (row {later.row_id}) comes behind {earlier.type} (row {earlier.row_id})",
             )  # fmt: skip
             break
     for earlier, later in pairwise(events):
-        if _overtakes(earlier, later, memory):
-            yield Finding(
+        if _overtakes(earlier, later, coverage):
+            yield Fault(
                 kind="out_of_order", cause="published_out_of_order", order_id=order.order_id,
                 reason=f"{later.type} (row {later.row_id}) was {later.state} before {earlier.type} "
                        f"(row {earlier.row_id}), which is {earlier.state}",
             )  # fmt: skip
             break
     if order.status not in TERMINAL and events and events[-1].type in ENDS:
-        yield Finding(
+        yield Fault(
             kind="out_of_order", cause="status_went_back", order_id=order.order_id, since=events[-1].created,
             reason=f"it is {order.status}, and its last event is {events[-1].type} (row {events[-1].row_id})",
         )  # fmt: skip
@@ -170,19 +172,19 @@ def _descends(earlier: EventSeen, later: EventSeen) -> bool:
     return earlier.version is not None and later.version is not None and later.version < earlier.version
 
 
-def _overtakes(earlier: EventSeen, later: EventSeen, memory: Memory) -> bool:
+def _overtakes(earlier: EventSeen, later: EventSeen, coverage: OutboxCoverage) -> bool:
     """Rows settled by one transaction say nothing: their times are of its statements, not of the broker's answers."""
     if later.settled is None or (earlier.transaction == later.transaction and earlier.settled is not None):
         return False
     until = float("inf") if earlier.settled is None else earlier.settled
-    return until > later.settled and not memory.explains(later.settled, until)
+    return until > later.settled and not coverage.explains(later.settled, until)
 
 
-def _on_its_way(order: OrderSeen, rows: Sequence[EventSeen]) -> Iterator[Finding]:
+def _on_its_way(order: OrderSeen, rows: Sequence[EventSeen]) -> Iterator[Fault]:
     unsent = next((row for row in rows if row.state not in SETTLED), None)
     if unsent is not None:
         waits = f": {unsent.waits}" if unsent.waits else ""
-        yield Finding(
+        yield Fault(
             kind="stuck", cause="blocked" if unsent.blocked else "unsent", order_id=order.order_id,
             since=unsent.created, reason=f"{unsent.type} (row {unsent.row_id}) is {unsent.state}{waits}",
         )  # fmt: skip
@@ -191,19 +193,19 @@ def _on_its_way(order: OrderSeen, rows: Sequence[EventSeen]) -> Iterator[Finding
     if message is None:
         return
     if message.state == "skipped" and order.status == "placed":
-        yield Finding(
+        yield Fault(
             kind="lost", cause="skipped", order_id=order.order_id, row_id=message.row_id, version=order.version,
             reason=f"it is placed, and an operator skipped {message.type} (row {message.row_id})",
         )  # fmt: skip
     elif order.status == "placed":
-        yield Finding(
+        yield Fault(
             kind="lost", cause="undelivered", order_id=order.order_id, row_id=message.row_id, version=order.version,
             since=max(message.settled or 0.0, order.updated),
             reason=f"{message.type} (row {message.row_id}) was sent, and no worker ever claimed the order",
         )  # fmt: skip
     elif order.status == "processing" and not order.is_worked:
         since = order.updated if order.retry_due is None else order.retry_due
-        yield Finding(
+        yield Fault(
             kind="stuck", cause="unworked", order_id=order.order_id, row_id=message.row_id, version=order.version,
             since=max(message.settled or 0.0, since),
             reason="it is processing, its worker is gone, and no message has brought it to another",

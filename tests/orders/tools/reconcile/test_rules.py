@@ -4,7 +4,7 @@ import msgspec
 import pytest
 
 from orders.model.ids import uuid7
-from orders.tools.reconcile.findings import AGAIN, EventSeen, Finding, Memory, OrderSeen, judge
+from orders.tools.reconcile.rules import AGAIN, EventSeen, Fault, OrderSeen, OutboxCoverage, find_faults
 
 ORDER = OrderSeen(order_id=uuid7(), status="done", version=3, updated=100.0)
 PLACED = EventSeen(row_id=1, type="order.placed", version=1, state="sent", created=90.0, settled=91.0, transaction=1)
@@ -13,12 +13,12 @@ FAILED = msgspec.structs.replace(DONE, type="order.failed")
 REDRIVEN = EventSeen(
     row_id=3, type="order.redriven", version=4, state="sent", created=110.0, settled=111.0, transaction=3
 )
-LONG = Memory(0.0)
+LONG = OutboxCoverage(0.0)
 
 
-def causes(order: OrderSeen | None, *rows: EventSeen, memory: Memory = LONG) -> list[str]:
+def causes(order: OrderSeen | None, *rows: EventSeen, coverage: OutboxCoverage = LONG) -> list[str]:
     """Return what is wrong with it, in one word each."""
-    return [found.cause for found in judge(ORDER.order_id, order, rows, memory)]
+    return [found.cause for found in find_faults(ORDER.order_id, order, rows, coverage)]
 
 
 def order(**changes: object) -> OrderSeen:
@@ -54,9 +54,9 @@ def test_what_lies_before_the_outbox_begins_is_not_judged() -> None:
     """
     Rows that were dropped with their partition are not missing.
     """
-    long_after = Memory(ORDER.placed + 1000)
+    long_after = OutboxCoverage(ORDER.placed + 1000)
 
-    assert causes(ORDER, memory=long_after) == []
+    assert causes(ORDER, coverage=long_after) == []
 
 
 def test_an_id_from_a_fast_clock_is_no_proof_of_youth() -> None:
@@ -66,8 +66,8 @@ def test_an_id_from_a_fast_clock_is_no_proof_of_youth() -> None:
     begins = ORDER.placed + 1000
     assert ORDER.order_id.int >> 80 > begins * 1000
 
-    assert causes(order(updated=begins - 1), memory=Memory(begins)) == []
-    assert "event_missing" in causes(order(updated=begins + 1000), memory=Memory(begins))
+    assert causes(order(updated=begins - 1), coverage=OutboxCoverage(begins)) == []
+    assert "event_missing" in causes(order(updated=begins + 1000), coverage=OutboxCoverage(begins))
 
 
 def test_an_event_without_its_order_is_lost() -> None:
@@ -88,7 +88,7 @@ def test_sent_and_never_claimed_is_lost_once_it_is_late() -> None:
     """
     The finding tells since when it holds, so that whoever reports can wait.
     """
-    found = judge(ORDER.order_id, order(status="placed", version=1, updated=89.0), [PLACED], LONG)
+    found = find_faults(ORDER.order_id, order(status="placed", version=1, updated=89.0), [PLACED], LONG)
 
     assert [(each.cause, each.since, each.row_id) for each in found] == [("undelivered", 91.0, 1)]
 
@@ -111,7 +111,7 @@ def test_a_blocked_row_is_stuck_with_the_brokers_reason() -> None:
     """
     blocked = msgspec.structs.replace(PLACED, state="parked", settled=None, blocked=True, waits="it is too large")
 
-    found = judge(ORDER.order_id, order(status="placed", version=1), [blocked], LONG)
+    found = find_faults(ORDER.order_id, order(status="placed", version=1), [blocked], LONG)
 
     assert [each.cause for each in found] == ["blocked"]
     assert "it is too large" in found[0].reason
@@ -160,14 +160,14 @@ def test_a_repeat_that_an_operator_asked_for_is_no_reordering() -> None:
     """
     late = msgspec.structs.replace(PLACED, settled=200.0)
 
-    assert causes(ORDER, late, DONE, memory=Memory(0.0, (150.0,))) == []
+    assert causes(ORDER, late, DONE, coverage=OutboxCoverage(0.0, (150.0,))) == []
 
 
 def test_a_status_that_went_back() -> None:
     """
     An order that was told to be done is not being processed.
     """
-    found: list[Finding] = judge(
+    found: list[Fault] = find_faults(
         ORDER.order_id, order(status="processing", version=4, is_worked=True), [PLACED, DONE], LONG
     )
 
