@@ -25,9 +25,9 @@ from dev.sandbox.packages import MissingProgramError
 from dev.sandbox.process import ROOT, StartError, write_atomically
 from dev.sandbox.servers import servers
 from dev.sandbox.system import Counts, System
+from orders.tools.replay.client import Leg, NotDone, RefusalCount, Replay, ReplayLimits, ReplayReport
 from orders.tools.replay.command import run_shown
-from orders.tools.replay.invoices import Kind, Malformed, survey
-from orders.tools.replay.send_invoices import Leg, NotDone, Pace, RefusedKind, Replay, Report
+from orders.tools.replay.invoices import MalformedFile, RefusalReason, survey
 
 FILE = Path("examples/online-retail-2010-12.csv.gz")
 RUN = Path(os.environ.get("SANDBOX_RUN", ".run"))
@@ -84,7 +84,7 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     published: int  # their order.placed is in the broker's hands, by its confirm
     done: int
     refused: int
-    refused_by: dict[str, RefusedKind]
+    refused_by: dict[str, RefusalCount]
     not_done: list[NotDone]
     retries: int
     gave_up: str | None
@@ -122,7 +122,7 @@ def run(console: Console) -> int:
                 soft_wrap=True,
             )
             # A name of its own: on servers that stay, another demo places its own orders.
-            replay = Replay(FILE, found, system.base_url, Pace(), run=f"demo-{secrets.token_hex(4)}")
+            replay = Replay(FILE, found, system.base_url, ReplayLimits(), run=f"demo-{secrets.token_hex(4)}")
             with psycopg.connect(its.database_url, autocommit=True) as conn:
                 last_row = _one(conn, LAST_ROW)[0]
                 with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
@@ -149,7 +149,7 @@ def settled(conn: psycopg.Connection, key_prefix: str, last_row: int, placed: in
         time.sleep(0.1)
 
 
-def sum_up(kind: str, start_seconds: float, report: Report, measured: Measured) -> Summary:
+def sum_up(kind: str, start_seconds: float, report: ReplayReport, measured: Measured) -> Summary:
     """Put together what the client saw and what the database says: an order counts if both agree."""
     placed = min(report.placed, measured.placed)
     done = min(report.done, measured.done)
@@ -188,7 +188,7 @@ def table_of(summary: Summary) -> Table:
     table.add_row("invoices", f"{summary.invoices:,}")
     table.add_row("refused", f"{summary.refused:,}", "by the rule, before anything of them was sent:")
     for name, kind in summary.refused_by.items():
-        table.add_row("", f"{kind.count:,}", f"{Kind[name.upper()].value} ({kind.example})")
+        table.add_row("", f"{kind.count:,}", f"{RefusalReason[name.upper()].value} ({kind.example})")
     table.add_section()
     table.add_row("placed", f"{summary.placed:,}", "answered 201, and in the database")
     table.add_row("published", f"{summary.published:,}", "confirmed by RabbitMQ")
@@ -263,7 +263,7 @@ def main() -> int:
     console = Console()
     try:
         return run(console)
-    except (ChoiceError, MissingProgramError, StartError, Malformed, OSError, psycopg.Error) as error:
+    except (ChoiceError, MissingProgramError, StartError, MalformedFile, OSError, psycopg.Error) as error:
         print(f"make demo: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

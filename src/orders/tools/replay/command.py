@@ -18,8 +18,8 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from orders.tools.replay.invoices import Kind, Malformed, survey
-from orders.tools.replay.send_invoices import Pace, Replay, Report
+from orders.tools.replay.client import Replay, ReplayLimits, ReplayReport
+from orders.tools.replay.invoices import MalformedFile, RefusalReason, survey
 from orders.tools.run_env import RUN_ENV, read_run_env
 
 DEFAULT_URL = "http://127.0.0.1:8080"
@@ -71,8 +71,8 @@ class _Bar:
             console=console,
             auto_refresh=False,
         )
-        self._placed = self._bars.add_task("placed", total=replay.found.accepted, note="")
-        self._ended = self._bars.add_task("done", total=replay.found.accepted, note="")
+        self._placed = self._bars.add_task("placed", total=replay.survey.accepted, note="")
+        self._ended = self._bars.add_task("done", total=replay.survey.accepted, note="")
 
     def __enter__(self) -> None:
         self._bars.start()
@@ -103,7 +103,7 @@ class _Lines:
 
     def __call__(self) -> None:
         replay = self._replay
-        line = f"{replay.placed} placed, {replay.statuses['done']} done of {replay.found.accepted}"
+        line = f"{replay.placed} placed, {replay.statuses['done']} done of {replay.survey.accepted}"
         if replay.retries:
             line += f", {replay.retries} retries ({replay.trouble})"
         if line != self._last:
@@ -111,7 +111,7 @@ class _Lines:
             self._last = line
 
 
-def table_of(report: Report) -> Table:
+def table_of(report: ReplayReport) -> Table:
     """Lay a report out for people."""
     table = Table(title=f"{report.file} -> {report.to}", title_justify="left", show_header=False)
     table.add_column(no_wrap=True)
@@ -123,8 +123,8 @@ def table_of(report: Report) -> Table:
 
     row("invoices", report.invoices)
     row("refused, not sent", report.refused, "by the rule:")
-    for name, kind in report.refused_by.items():
-        row("", kind.count, f"{Kind[name.upper()].value} ({kind.example})")
+    for name, refused in report.refused_by.items():
+        row("", refused.count, f"{RefusalReason[name.upper()].value} ({refused.example})")
     table.add_section()
     row("placed", report.placed, f"{report.placed_before:,} of them by an earlier run" if report.placed_before else "")
     row("done", report.done, f"{report.orders_per_second:,g} orders/s in {report.seconds:,g} s")
@@ -162,14 +162,14 @@ async def run_shown(replay: Replay, console: Console) -> None:
 @click.option(
     "--concurrency",
     type=click.IntRange(1, 1000),
-    default=Pace().concurrency,
+    default=ReplayLimits().concurrency,
     show_default=True,
     help="Requests that wait for their answer at once.",
 )
 @click.option(
     "--patience",
     type=click.FloatRange(min=0, min_open=True),
-    default=Pace().patience,
+    default=ReplayLimits().patience,
     show_default=True,
     help="Seconds without any progress after which to give up.",
 )
@@ -203,18 +203,18 @@ def replay(
     console = Console(stderr=True)
     try:
         found = survey(file)
-    except (Malformed, OSError) as error:
+    except (MalformedFile, OSError) as error:
         _fail(f"{file}: {error}; nothing was sent", 2)
     accepted, refused = f"{found.accepted:,} to place", f"{sum(found.refused.values()):,} refused"
     click.echo(f"{file}: {found.lines:,} lines, {found.invoices:,} invoices: {accepted}, {refused}", err=True)
 
-    pace = Pace(rate=rate, concurrency=concurrency, patience=patience)
-    running = Replay(file, found, url, pace, run_name)
+    limits = ReplayLimits(rate=rate, concurrency=concurrency, patience=patience)
+    running = Replay(file, found, url, limits, run_name)
     code, error_line = 0, ""
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(run_shown(running, console))
-    except (Malformed, OSError) as error:
+    except (MalformedFile, OSError) as error:
         code, error_line = 2, f"{file} has been changed meanwhile: {error}"
     except KeyboardInterrupt:
         code, error_line = 130, "interrupted"

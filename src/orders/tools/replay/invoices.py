@@ -27,8 +27,8 @@ COLUMNS = ["InvoiceNo", "StockCode", "Description", "Quantity", "InvoiceDate", "
 CURRENCY: Currency = "GBP"
 MINOR_DIGITS = 2  # of that currency
 GUEST = "guest"
-LINES_MOST = 1000  # of one order; an invoice that has more is not kept in memory either
-LINE_BYTES_MOST = 1 << 20
+MAX_LINES = 1000  # of one order; an invoice that has more is not kept in memory either
+MAX_LINE_BYTES = 1 << 20
 
 _GZIP_MAGIC = b"\x1f\x8b"
 
@@ -39,7 +39,7 @@ _PRICE = re.compile(r"-?[0-9]{1,15}(\.[0-9]{1,10})?").fullmatch
 _NUMBER = re.compile(r"[\x21-\x7e]{1,64}").fullmatch
 
 
-class Malformed(Exception):
+class MalformedFile(Exception):
     """The file is not what it should be, from this line on."""
 
     def __init__(self, line: int, what: str) -> None:
@@ -47,7 +47,7 @@ class Malformed(Exception):
         self.line = line
 
 
-class Kind(Enum):
+class RefusalReason(Enum):
     """Why an invoice is refused; where several hold, the first one here."""
 
     CANCELLATION = "it is a cancellation"
@@ -55,10 +55,10 @@ class Kind(Enum):
     PRICE = "a price is not above zero"
     FRACTION = "a price is not a whole number of pence"
     CUSTOMERS = "its lines have several customers"
-    LENGTH = f"it has more than {LINES_MOST} lines"
+    LENGTH = f"it has more than {MAX_LINES} lines"
 
 
-class Accepted(msgspec.Struct, frozen=True):
+class AcceptedInvoice(msgspec.Struct, frozen=True):
     """An invoice to place."""
 
     number: str
@@ -66,16 +66,16 @@ class Accepted(msgspec.Struct, frozen=True):
     order: NewOrder
 
 
-class Refused(msgspec.Struct, frozen=True):
+class RefusedInvoice(msgspec.Struct, frozen=True):
     """An invoice that is not placed, and the first line that speaks against it."""
 
     number: str
     first_line: int
     line: int
-    kind: Kind
+    reason: RefusalReason
 
 
-Invoice = Accepted | Refused
+Invoice = AcceptedInvoice | RefusedInvoice
 
 
 class Survey(msgspec.Struct, frozen=True):
@@ -84,8 +84,8 @@ class Survey(msgspec.Struct, frozen=True):
     fingerprint: str  # of the text, compressed or not
     lines: int
     accepted: int
-    refused: dict[Kind, int]
-    examples: dict[Kind, Refused]
+    refused: dict[RefusalReason, int]
+    examples: dict[RefusalReason, RefusedInvoice]
 
     @property
     def invoices(self) -> int:
@@ -94,11 +94,11 @@ class Survey(msgspec.Struct, frozen=True):
 
 
 def survey(path: Path) -> Survey:
-    """Read the whole file and count; raise Malformed if anything is wrong with it, anywhere."""
+    """Read the whole file and count; raise MalformedFile if anything is wrong with it, anywhere."""
     digest = sha256()
     lines = accepted = 0
-    refused: dict[Kind, int] = {}
-    examples: dict[Kind, Refused] = {}
+    refused: dict[RefusalReason, int] = {}
+    examples: dict[RefusalReason, RefusedInvoice] = {}
 
     def counted(raw_lines: Iterable[bytes]) -> Iterator[bytes]:
         nonlocal lines
@@ -115,22 +115,22 @@ def survey(path: Path) -> Survey:
                 seen.execute("INSERT INTO seen VALUES (?, ?)", (invoice.number, invoice.first_line))
             except sqlite3.IntegrityError:
                 ((earlier,),) = seen.execute("SELECT line FROM seen WHERE number = ?", (invoice.number,))
-                raise Malformed(
+                raise MalformedFile(
                     invoice.first_line,
                     f"invoice {invoice.number} began on line {earlier} and comes again after others; "
                     "the lines of an invoice have to stand together",
                 ) from None
             match invoice:
-                case Accepted():
+                case AcceptedInvoice():
                     accepted += 1
-                case Refused(kind=kind):
-                    refused[kind] = refused.get(kind, 0) + 1
-                    examples.setdefault(kind, invoice)
+                case RefusedInvoice(reason=reason):
+                    refused[reason] = refused.get(reason, 0) + 1
+                    examples.setdefault(reason, invoice)
     return Survey(digest.hexdigest(), lines - 1, accepted, refused, examples)
 
 
 def read(path: Path) -> Iterator[Invoice]:
-    """Yield the invoices in the order of the file; raise Malformed where it stops being one."""
+    """Yield the invoices in the order of the file; raise MalformedFile where it stops being one."""
     with path.open("rb") as file:
         yield from _invoices(_rows(_texts(_raw_lines(file, path.name))))
 
@@ -151,18 +151,18 @@ def _raw_lines(file: IO[bytes], name: str) -> Iterator[bytes]:
     packed = file.read(2) == _GZIP_MAGIC
     file.seek(0)
     if name.endswith(".gz") and not packed:
-        raise Malformed(1, "the file is not in gzip format, as its name says")
+        raise MalformedFile(1, "the file is not in gzip format, as its name says")
     # GzipFile is no IO to the type checker, but it reads like one.
     source = cast("IO[bytes]", gzip.GzipFile(fileobj=file)) if packed else file
     number = 1
     try:
-        while raw := source.readline(LINE_BYTES_MOST + 1):
-            if len(raw) > LINE_BYTES_MOST:
-                raise Malformed(number, f"the line is longer than {LINE_BYTES_MOST} bytes")
+        while raw := source.readline(MAX_LINE_BYTES + 1):
+            if len(raw) > MAX_LINE_BYTES:
+                raise MalformedFile(number, f"the line is longer than {MAX_LINE_BYTES} bytes")
             yield raw
             number += 1
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise Malformed(number, f"the gzip stream is broken here: {error}") from None
+        raise MalformedFile(number, f"the gzip stream is broken here: {error}") from None
 
 
 def _texts(raw_lines: Iterable[bytes]) -> Iterator[str]:
@@ -171,7 +171,7 @@ def _texts(raw_lines: Iterable[bytes]) -> Iterator[str]:
             # Spreadsheets put a byte order mark before the header.
             yield raw.decode("utf-8-sig" if number == 1 else "utf-8")
         except UnicodeDecodeError as error:
-            raise Malformed(number, f"byte {error.start + 1} of the line is not UTF-8") from None
+            raise MalformedFile(number, f"byte {error.start + 1} of the line is not UTF-8") from None
 
 
 def _rows(texts: Iterator[str]) -> Iterator[tuple[int, _Row]]:
@@ -184,27 +184,27 @@ def _rows(texts: Iterator[str]) -> Iterator[tuple[int, _Row]]:
             fields = next(reader)
         except StopIteration:
             if line == 1:
-                raise Malformed(1, "the file is empty") from None
+                raise MalformedFile(1, "the file is empty") from None
             return
         except csv.Error as error:
-            raise Malformed(line, f"the row that begins here is not CSV: {error}") from None
+            raise MalformedFile(line, f"the row that begins here is not CSV: {error}") from None
         if line == 1:
             if fields != COLUMNS:
-                raise Malformed(1, f"the header has to be {','.join(COLUMNS)}")
+                raise MalformedFile(1, f"the header has to be {','.join(COLUMNS)}")
         else:
             yield line, _row(line, fields)
 
 
 def _row(line: int, fields: list[str]) -> _Row:
     if len(fields) != len(COLUMNS):
-        raise Malformed(line, f"there are {len(fields)} columns where the header has {len(COLUMNS)}")
+        raise MalformedFile(line, f"there are {len(fields)} columns where the header has {len(COLUMNS)}")
     number, sku, description, quantity, _, price, customer, _ = fields
     if not _NUMBER(number):
-        raise Malformed(line, f"InvoiceNo is {_shown(number)}, and not 1 to 64 visible ASCII characters")
+        raise MalformedFile(line, f"InvoiceNo is {_shown(number)}, and not 1 to 64 visible ASCII characters")
     if not _QUANTITY(quantity):
-        raise Malformed(line, f"Quantity is {_shown(quantity)}, and not a whole number")
+        raise MalformedFile(line, f"Quantity is {_shown(quantity)}, and not a whole number")
     if not _PRICE(price):
-        raise Malformed(line, f"UnitPrice is {_shown(price)}, and not a decimal number")
+        raise MalformedFile(line, f"UnitPrice is {_shown(price)}, and not a decimal number")
     return _Row(number, sku, description, int(quantity), Decimal(price), customer)
 
 
@@ -212,7 +212,7 @@ def _shown(text: str) -> str:
     return repr(text if len(text) <= 40 else text[:40] + "…")
 
 
-class _Open:
+class _OpenInvoice:
     """An invoice whose lines are still being read."""
 
     def __init__(self, number: str, first_line: int) -> None:
@@ -220,7 +220,9 @@ class _Open:
         self.first_line = first_line
         self._customer: str | None = None
         self._lines: list[Line] = []
-        self._objections: dict[Kind, int] = {Kind.CANCELLATION: first_line} if number.startswith("C") else {}
+        self._objections: dict[RefusalReason, int] = (
+            {RefusalReason.CANCELLATION: first_line} if number.startswith("C") else {}
+        )
 
     def add(self, line: int, row: _Row) -> None:
         """Take a line in; one that speaks against the invoice is remembered, not kept."""
@@ -228,15 +230,15 @@ class _Open:
         if self._customer is None:
             self._customer = row.customer
         if row.quantity <= 0:
-            self._objections.setdefault(Kind.QUANTITY, line)
+            self._objections.setdefault(RefusalReason.QUANTITY, line)
         elif row.price <= 0:
-            self._objections.setdefault(Kind.PRICE, line)
+            self._objections.setdefault(RefusalReason.PRICE, line)
         elif minor != minor.to_integral_value():
-            self._objections.setdefault(Kind.FRACTION, line)
+            self._objections.setdefault(RefusalReason.FRACTION, line)
         elif row.customer != self._customer:
-            self._objections.setdefault(Kind.CUSTOMERS, line)
-        elif len(self._lines) == LINES_MOST:
-            self._objections.setdefault(Kind.LENGTH, line)
+            self._objections.setdefault(RefusalReason.CUSTOMERS, line)
+        elif len(self._lines) == MAX_LINES:
+            self._objections.setdefault(RefusalReason.LENGTH, line)
         else:
             self._lines.append(
                 Line(
@@ -249,26 +251,26 @@ class _Open:
 
     def close(self) -> Invoice:
         """Decide, now that every line is there."""
-        for kind in Kind:
-            if kind in self._objections:
-                return Refused(self.number, self.first_line, self._objections[kind], kind)
+        for reason in RefusalReason:
+            if reason in self._objections:
+                return RefusedInvoice(self.number, self.first_line, self._objections[reason], reason)
         order = NewOrder(
             customer_id=self._customer or GUEST,
             currency=CURRENCY,
             lines=self._lines,
             reference=self.number,
         )
-        return Accepted(self.number, self.first_line, order)
+        return AcceptedInvoice(self.number, self.first_line, order)
 
 
 def _invoices(rows: Iterator[tuple[int, _Row]]) -> Iterator[Invoice]:
     """Yield an invoice whenever the next one begins, and the last one at the end."""
-    now: _Open | None = None
+    now: _OpenInvoice | None = None
     for line, row in rows:
         if now is None or now.number != row.number:
             if now is not None:
                 yield now.close()
-            now = _Open(row.number, line)
+            now = _OpenInvoice(row.number, line)
         now.add(line, row)
     if now is not None:
         yield now.close()

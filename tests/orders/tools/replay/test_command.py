@@ -23,9 +23,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
+from orders.tools.replay.client import Latencies, Replay, ReplayLimits
 from orders.tools.replay.command import default_url, replay, run_shown
 from orders.tools.replay.invoices import survey
-from orders.tools.replay.send_invoices import Latencies, Pace, Replay
 from tests.eventually import eventually
 
 HEADER = "InvoiceNo,StockCode,Description,Quantity,InvoiceDate,UnitPrice,CustomerID,Country\n"
@@ -188,7 +188,7 @@ def test_bar(tmp_path: Path, service: Service) -> None:
     On a terminal two bars move: placed, and done.
     """
     path = invoices(tmp_path, 3)
-    running = Replay(path, survey(path), service.url, Pace())
+    running = Replay(path, survey(path), service.url, ReplayLimits())
     screen = io.StringIO()
     asyncio.run(run_shown(running, Console(file=screen, force_terminal=True, width=100)))
 

@@ -13,7 +13,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from orders.model.order import Line
-from orders.tools.replay.invoices import COLUMNS, LINE_BYTES_MOST, Accepted, Kind, Malformed, Refused, read, survey
+from orders.tools.replay.invoices import (
+    COLUMNS,
+    MAX_LINE_BYTES,
+    AcceptedInvoice,
+    MalformedFile,
+    RefusalReason,
+    RefusedInvoice,
+    read,
+    survey,
+)
 
 BUNDLED = Path(__file__).resolve().parents[4] / "examples" / "online-retail-2010-12.csv.gz"
 HEADER = ",".join(COLUMNS)
@@ -47,9 +56,9 @@ def test_bundled_file() -> None:
 
     assert found.lines == 39_522
     assert (found.invoices, found.accepted) == (1_892, 1_449)
-    assert found.refused == {Kind.CANCELLATION: 299, Kind.QUANTITY: 69, Kind.PRICE: 75}
-    assert found.examples[Kind.CANCELLATION] == Refused("C536379", 143, 143, Kind.CANCELLATION)
-    accepted = [each for each in invoices if isinstance(each, Accepted)]
+    assert found.refused == {RefusalReason.CANCELLATION: 299, RefusalReason.QUANTITY: 69, RefusalReason.PRICE: 75}
+    assert found.examples[RefusalReason.CANCELLATION] == RefusedInvoice("C536379", 143, 143, RefusalReason.CANCELLATION)
+    accepted = [each for each in invoices if isinstance(each, AcceptedInvoice)]
     assert (len(invoices), len(accepted)) == (1_892, 1_449)
     assert max(len(each.order.lines) for each in accepted) == 675
 
@@ -60,7 +69,7 @@ def test_bundled_invoice() -> None:
     """
     first = next(read(BUNDLED))
 
-    assert isinstance(first, Accepted)
+    assert isinstance(first, AcceptedInvoice)
     assert (first.number, first.first_line) == ("536365", 2)
     assert (first.order.customer_id, first.order.currency, first.order.reference) == ("17850", "GBP", "536365")
     assert len(first.order.lines) == 7
@@ -73,32 +82,32 @@ def test_guest(tmp_path: Path) -> None:
     """
     (invoice,) = read(write(tmp_path, [row(customer="")]))
 
-    assert isinstance(invoice, Accepted)
+    assert isinstance(invoice, AcceptedInvoice)
     assert invoice.order.customer_id == "guest"
 
 
 @pytest.mark.parametrize(
-    ("rows", "kind", "line"),
+    ("rows", "reason", "line"),
     [
-        ([row("C1", quantity=-1)], Kind.CANCELLATION, 2),
-        ([row("C1")], Kind.CANCELLATION, 2),
-        ([row(), row(quantity=0)], Kind.QUANTITY, 3),
-        ([row(price=0), row(quantity=-1)], Kind.QUANTITY, 3),
-        ([row(), row(), row(price="-0.01")], Kind.PRICE, 4),
-        ([row(price="0.00")], Kind.PRICE, 2),
-        ([row(), row(price="0.001")], Kind.FRACTION, 3),
-        ([row(), row(customer="2")], Kind.CUSTOMERS, 3),
-        ([row()] * 1001, Kind.LENGTH, 1002),
-        ([row()] * 1500 + [row(price=0)], Kind.PRICE, 1502),
+        ([row("C1", quantity=-1)], RefusalReason.CANCELLATION, 2),
+        ([row("C1")], RefusalReason.CANCELLATION, 2),
+        ([row(), row(quantity=0)], RefusalReason.QUANTITY, 3),
+        ([row(price=0), row(quantity=-1)], RefusalReason.QUANTITY, 3),
+        ([row(), row(), row(price="-0.01")], RefusalReason.PRICE, 4),
+        ([row(price="0.00")], RefusalReason.PRICE, 2),
+        ([row(), row(price="0.001")], RefusalReason.FRACTION, 3),
+        ([row(), row(customer="2")], RefusalReason.CUSTOMERS, 3),
+        ([row()] * 1001, RefusalReason.LENGTH, 1002),
+        ([row()] * 1500 + [row(price=0)], RefusalReason.PRICE, 1502),
     ],
 )
-def test_refused_whole(tmp_path: Path, rows: list[list[str]], kind: Kind, line: int) -> None:
+def test_refused_whole(tmp_path: Path, rows: list[list[str]], reason: RefusalReason, line: int) -> None:
     """
     One line is enough to refuse its invoice, and nobody else's.
     """
     path = write(tmp_path, [*rows, row("2")])
 
-    assert next(read(path)) == Refused(rows[0][0], 2, line, kind)
+    assert next(read(path)) == RefusedInvoice(rows[0][0], 2, line, reason)
     assert survey(path).accepted == 1
 
 
@@ -108,7 +117,7 @@ def test_thousand_lines(tmp_path: Path) -> None:
     """
     (invoice,) = read(write(tmp_path, [row()] * 1000))
 
-    assert isinstance(invoice, Accepted)
+    assert isinstance(invoice, AcceptedInvoice)
     assert len(invoice.order.lines) == 1000
 
 
@@ -136,7 +145,7 @@ MALFORMED = [
     (f'{HEADER}\n1,S,"two\nlines",1,,1,,UK\n2,S,D,x,,1,,UK\n', 4, "Quantity is 'x'"),
     (HEADER.encode() + b"\n1,S,\xa3,1,,1,,UK\n", 2, "byte 5 of the line is not UTF-8"),
     (HEADER.encode("utf-16"), 1, "byte 1 of the line is not UTF-8"),
-    (HEADER.encode() + b"\n" + b"x" * (LINE_BYTES_MOST + 1), 2, "the line is longer than"),
+    (HEADER.encode() + b"\n" + b"x" * (MAX_LINE_BYTES + 1), 2, "the line is longer than"),
     (
         f"{HEADER}\n1,S,D,1,,1,,UK\n2,S,D,1,,1,,UK\n1,S,D,1,,1,,UK\n",
         4,
@@ -154,7 +163,7 @@ def test_malformed(tmp_path: Path, content: str | bytes, line: int, what: str, p
     data = content if isinstance(content, bytes) else content.encode()
     path = written(tmp_path, gzip.compress(data) if packed else data)
 
-    with pytest.raises(Malformed) as raised:
+    with pytest.raises(MalformedFile) as raised:
         survey(path)
 
     assert raised.value.line == line
@@ -178,7 +187,7 @@ def test_broken_gzip(tmp_path: Path, how: str, data: bytes) -> None:
     """
     A gzip stream that is broken is malformed, wherever it breaks.
     """
-    with pytest.raises(Malformed, match=r"^line \d+: "):
+    with pytest.raises(MalformedFile, match=r"^line \d+: "):
         survey(written(tmp_path, data, "invoices.csv.gz"))
 
 
@@ -186,7 +195,7 @@ def test_named_gzip(tmp_path: Path) -> None:
     """
     A file that is called gzip and is none is not taken for text.
     """
-    with pytest.raises(Malformed, match="not in gzip format"):
+    with pytest.raises(MalformedFile, match="not in gzip format"):
         survey(written(tmp_path, f"{HEADER}\n", "invoices.csv.gz"))
 
 
@@ -206,9 +215,9 @@ def test_spreadsheet_file(tmp_path: Path) -> None:
     content = "\ufeff" + f'{HEADER}\r\n1,S,"TWO\r\nLINES, ""QUOTED""",1,,1,,UK\r\n2,S,,1,,1,,UK'
     first, second = read(written(tmp_path, content))
 
-    assert isinstance(first, Accepted)
+    assert isinstance(first, AcceptedInvoice)
     assert first.order.lines[0].description == 'TWO\r\nLINES, "QUOTED"'
-    assert isinstance(second, Accepted)
+    assert isinstance(second, AcceptedInvoice)
     assert (second.first_line, second.order.lines[0].description) == (4, None)
 
 
@@ -228,7 +237,7 @@ def test_prices_are_exact(tmp_path: Path, pence: int, zeros: int) -> None:
     price = f"{pence // 100}.{pence % 100:02}{'0' * zeros}"
     (invoice,) = read(write(tmp_path, [row(price=price)]))
 
-    assert isinstance(invoice, Accepted)
+    assert isinstance(invoice, AcceptedInvoice)
     assert invoice.order.lines[0].unit_price_minor == pence
 
 
@@ -244,7 +253,7 @@ def test_rule(tmp_path: Path, invoices: list[tuple[bool, list[tuple[int, Decimal
     numbered = [(f"{'C' if cancels else ''}{n}", rows) for n, (cancels, rows) in enumerate(invoices)]
     path = write(tmp_path, (row(n, quantity=quantity, price=price) for n, rows in numbered for quantity, price in rows))
 
-    placed = [each for each in read(path) if isinstance(each, Accepted)]
+    placed = [each for each in read(path) if isinstance(each, AcceptedInvoice)]
 
     wanted = {
         n: [(quantity, int(price * 100)) for quantity, price in rows]
@@ -275,7 +284,7 @@ def test_any_bytes(tmp_path: Path, data: bytes) -> None:
     path = written(tmp_path, data)
     try:
         found = survey(path)
-    except Malformed as error:
+    except MalformedFile as error:
         assert 1 <= error.line <= data.count(b"\n") + 1 or data[:2] == b"\x1f\x8b"  # noqa: PT017 - either will do
     else:
         assert len(list(read(path))) == found.invoices

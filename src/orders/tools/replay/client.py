@@ -24,19 +24,19 @@ from msgspec import Meta
 
 from orders.model.order import TERMINAL, Status
 from orders.runtime.retry_pauses import backoff
-from orders.tools.replay.invoices import Accepted, Kind, Malformed, Refused, Survey, read
+from orders.tools.replay.invoices import AcceptedInvoice, MalformedFile, RefusalReason, RefusedInvoice, Survey, read
 
 TRY_AGAIN = frozenset({429, 502, 503, 504})  # weather; the key makes a repeat harmless
-RETRY_AFTER_MOST_SECONDS = 10.0
+MAX_RETRY_AFTER_SECONDS = 10.0
 REQUEST_SECONDS = 15.0  # nginx gives up after 10 s: its 504 comes first
 
 # Orders placed and not yet seen at their end. It bounds the memory that a system slower than its clients would cost
 # us; with fewer, a worker whose handlers wait for seconds would wait for us.
-IN_FLIGHT_MOST = 5000
+MAX_IN_FLIGHT = 5000
 FIRST_POLL_SECONDS = 0.05
 LONGEST_PAUSE_SECONDS = 2.0
 
-EXAMPLES = 10  # orders named in the report for each way of not being done
+MAX_EXAMPLES = 10  # orders named in the report for each way of not being done
 
 
 class Latencies:
@@ -77,7 +77,7 @@ class Leg(msgspec.Struct, frozen=True):
         return cls(latencies.count, _milliseconds(latencies.percentile(0.5)), _milliseconds(latencies.percentile(0.99)))
 
 
-class RefusedKind(msgspec.Struct, frozen=True):
+class RefusalCount(msgspec.Struct, frozen=True):
     """How many invoices the rule refused for one reason, and the first of them."""
 
     count: int
@@ -92,7 +92,7 @@ class NotDone(msgspec.Struct, frozen=True):
     what: str
 
 
-class Report(msgspec.Struct, frozen=True, kw_only=True):
+class ReplayReport(msgspec.Struct, frozen=True, kw_only=True):
     """What a replay did."""
 
     file: str
@@ -101,7 +101,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     invoices: int
     accepted: int  # by the rule
     refused: int  # by the rule, never sent
-    refused_by: dict[str, RefusedKind]
+    refused_by: dict[str, RefusalCount]
     placed: int  # answered 201
     placed_before: int  # of these, those that an earlier run had placed
     done: int
@@ -142,7 +142,7 @@ _order_answer = msgspec.json.Decoder(_OrderAnswer)
 _problem_answer = msgspec.json.Decoder(_ProblemAnswer)
 
 
-class Pace(msgspec.Struct, frozen=True, kw_only=True):
+class ReplayLimits(msgspec.Struct, frozen=True, kw_only=True):
     """How fast to send, and when to stop waiting; times are seconds."""
 
     rate: float | None = None  # orders a second at most
@@ -153,11 +153,11 @@ class Pace(msgspec.Struct, frozen=True, kw_only=True):
 class Replay:
     """One replay; what it has counted can be reported at any time, also after it broke off."""
 
-    def __init__(self, path: Path, found: Survey, to: str, pace: Pace, run: str = "") -> None:
+    def __init__(self, path: Path, survey: Survey, to: str, limits: ReplayLimits, run: str = "") -> None:
         self.path = path
-        self.found = found
+        self.survey = survey
         self.to = to.rstrip("/")
-        self.pace = pace
+        self.limits = limits
         self.run_name = run
         self.placed = 0
         self.placed_before = 0
@@ -179,7 +179,7 @@ class Replay:
     def key_prefix(self) -> str:
         """What the Idempotency-Key of every order of this replay begins with."""
         run = f"{self.run_name}-" if self.run_name else ""
-        return f"replay-{run}{self.found.fingerprint[:16]}-"
+        return f"replay-{run}{self.survey.fingerprint[:16]}-"
 
     @property
     def ended(self) -> int:
@@ -189,37 +189,37 @@ class Replay:
     async def run(self) -> None:
         """Send everything and follow it to its end; return early, with `gave_up`, if nothing moves any more.
 
-        Raises Malformed if the file has changed since it was surveyed, once all that was sent has come to its end.
+        Raises MalformedFile if the file has changed since it was surveyed, once all that was sent has come to its end.
         """
         self._started = time.monotonic()
         try:
-            async with _Clients(self.to) as clients, asyncio.timeout(self.pace.patience) as deadline:
+            async with _Clients(self.to) as clients, asyncio.timeout(self.limits.patience) as deadline:
                 await _Run(self, clients, deadline).send_and_follow()
         except TimeoutError:
-            self.gave_up = f"nothing moved for {self.pace.patience:g} s" + (
+            self.gave_up = f"nothing moved for {self.limits.patience:g} s" + (
                 f"; the last trouble was: {self.trouble}" if self.trouble else ""
             )
         finally:
             self._ended = time.monotonic()
 
-    def report(self) -> Report:
+    def report(self) -> ReplayReport:
         """Say what has been done so far."""
         seconds = (self._ended or time.monotonic()) - self._started if self._started else 0.0
         unfinished = [
             NotDone(invoice, order.order_id, f"still {order.status}")
-            for invoice, order in list(self._following.items())[:EXAMPLES]
+            for invoice, order in list(self._following.items())[:MAX_EXAMPLES]
         ]
-        return Report(
+        return ReplayReport(
             file=str(self.path),
             to=self.to,
             run=self.run_name,
-            invoices=self.found.invoices,
-            accepted=self.found.accepted,
-            refused=sum(self.found.refused.values()),
+            invoices=self.survey.invoices,
+            accepted=self.survey.accepted,
+            refused=sum(self.survey.refused.values()),
             refused_by={
-                kind.name.lower(): RefusedKind(self.found.refused[kind], _example(self.found.examples[kind]))
-                for kind in Kind
-                if kind in self.found.refused
+                reason.name.lower(): RefusalCount(self.survey.refused[reason], _example(self.survey.examples[reason]))
+                for reason in RefusalReason
+                if reason in self.survey.refused
             },
             placed=self.placed,
             placed_before=self.placed_before,
@@ -229,7 +229,7 @@ class Replay:
             unfinished=len(self._following),
             lost=self.lost,
             rejected=self.rejected,
-            unplaced=self.found.accepted - self.placed - self.rejected,
+            unplaced=self.survey.accepted - self.placed - self.rejected,
             not_done=[*self._not_done, *unfinished],
             retries=self.retries,
             seconds=round(seconds, 3),
@@ -284,11 +284,11 @@ class Replay:
             pause = min(pause * 1.5, LONGEST_PAUSE_SECONDS)
 
     def _remember(self, not_done: NotDone) -> None:
-        if len(self._not_done) < EXAMPLES:
+        if len(self._not_done) < MAX_EXAMPLES:
             self._not_done.append(not_done)
 
 
-class _Unusable(Exception):
+class _UnusableAnswer(Exception):
     """The answer is none that a retry would mend; the message says what it was."""
 
 
@@ -326,18 +326,18 @@ class _Run:
         self._clients = clients
         self._deadline = deadline
         self._loop = asyncio.get_running_loop()
-        self._in_flight = asyncio.Semaphore(IN_FLIGHT_MOST)
+        self._in_flight = asyncio.Semaphore(MAX_IN_FLIGHT)
         self._polling: asyncio.Queue[httpx.AsyncClient] = asyncio.Queue()
         self._invoices = read(replay.path)
         self._next_start = self._loop.time()
-        self._malformed: Malformed | None = None
+        self._malformed: MalformedFile | None = None
 
     async def send_and_follow(self) -> None:
         # As many as placements, or the looking would be slower than the placing.
-        for _ in range(self._replay.pace.concurrency):
+        for _ in range(self._replay.limits.concurrency):
             self._polling.put_nowait(await self._clients.new())
         async with asyncio.TaskGroup() as tasks:
-            for number in range(self._replay.pace.concurrency):
+            for number in range(self._replay.limits.concurrency):
                 tasks.create_task(self._send(tasks, await self._clients.new()), name=f"replay-send-{number}")
         if self._malformed:
             raise self._malformed
@@ -357,23 +357,23 @@ class _Run:
             else:
                 tasks.create_task(self._follow(accepted.number, order), name=f"replay-follow-{accepted.number}")
 
-    def _next(self) -> Accepted | None:
+    def _next(self) -> AcceptedInvoice | None:
         try:
-            return next((invoice for invoice in self._invoices if isinstance(invoice, Accepted)), None)
-        except Malformed as error:  # well-formed when it was surveyed: it has been changed since
+            return next((invoice for invoice in self._invoices if isinstance(invoice, AcceptedInvoice)), None)
+        except MalformedFile as error:  # well-formed when it was surveyed: it has been changed since
             self._malformed = error
             return None
 
     async def _keep_rate(self) -> None:
         """Wait for our turn; a turn that came too late is not made up for, or a stall would end in a flood."""
-        if rate := self._replay.pace.rate:
+        if rate := self._replay.limits.rate:
             turn = max(self._next_start, self._loop.time())
             self._next_start = turn + 1 / rate
             # A slow rate is no stall.
             self._progress(turn)
             await asyncio.sleep(turn - self._loop.time())
 
-    async def _place(self, client: httpx.AsyncClient, accepted: Accepted) -> _OrderAnswer | None:
+    async def _place(self, client: httpx.AsyncClient, accepted: AcceptedInvoice) -> _OrderAnswer | None:
         headers = {
             "Content-Type": "application/json",
             "Idempotency-Key": self._replay.key_prefix + accepted.number,
@@ -382,7 +382,7 @@ class _Run:
         try:
             answer = await self._ask(client, "POST", "/orders", headers, msgspec.json.encode(accepted.order))
             order = _order_in(answer)
-        except _Unusable as error:
+        except _UnusableAnswer as error:
             self._replay.order_rejected(accepted.number, str(error))
             return None
         finally:
@@ -409,7 +409,7 @@ class _Run:
                 if now.status != order.status:
                     order = now
                     self._progress()
-        except _Unusable as error:
+        except _UnusableAnswer as error:
             self._replay.order_lost(invoice, str(error))
         finally:
             self._progress()
@@ -442,18 +442,18 @@ class _Run:
 
     def _progress(self, at: float | None = None) -> None:
         """Something moved: the patience counts from now, or from a later moment that is known already."""
-        end = (at or self._loop.time()) + self._replay.pace.patience
+        end = (at or self._loop.time()) + self._replay.limits.patience
         if not self._deadline.expired() and end > (self._deadline.when() or 0):
             self._deadline.reschedule(end)
 
 
 def _order_in(answer: httpx.Response) -> _OrderAnswer:
     if answer.status_code not in (200, 201):
-        raise _Unusable(f"answered {_summary(answer)}")
+        raise _UnusableAnswer(f"answered {_summary(answer)}")
     try:
         return _order_answer.decode(answer.content)
     except (msgspec.MsgspecError, UnicodeDecodeError):
-        raise _Unusable(f"answered {answer.status_code} with something that is no order") from None
+        raise _UnusableAnswer(f"answered {answer.status_code} with something that is no order") from None
 
 
 def _summary(answer: httpx.Response) -> str:
@@ -466,14 +466,14 @@ def _summary(answer: httpx.Response) -> str:
 def _retry_after(answer: httpx.Response) -> float:
     """Return the seconds asked for; a date, which HTTP allows as well, is not worth the parsing."""
     given = answer.headers.get("retry-after", "")
-    return min(float(given), RETRY_AFTER_MOST_SECONDS) if given.isascii() and given.isdigit() else 0.0
+    return min(float(given), MAX_RETRY_AFTER_SECONDS) if given.isascii() and given.isdigit() else 0.0
 
 
 def _milliseconds(seconds: float | None) -> float | None:
     return None if seconds is None else round(seconds * 1000, 1)
 
 
-def _example(refused: Refused) -> str:
+def _example(refused: RefusedInvoice) -> str:
     return f"{refused.number}, line {refused.line}"
 
 
