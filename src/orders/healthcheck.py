@@ -4,7 +4,7 @@ import http.client
 import sys
 from urllib.parse import urlsplit
 
-MOST_BYTES = 1 << 16
+MAX_BYTES = 1 << 16
 
 
 def main() -> None:
@@ -14,7 +14,7 @@ def main() -> None:
     try:
         connection.request("GET", url.path)
         answer = connection.getresponse()
-        print(answer.status, answer.read(MOST_BYTES).decode(errors="replace"))
+        print(answer.status, answer.read(MAX_BYTES).decode(errors="replace"))
     except OSError as error:
         sys.exit(f"no answer: {error}")
     sys.exit(0 if answer.status == 200 else 1)

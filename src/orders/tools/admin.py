@@ -65,9 +65,9 @@ def add(name: str) -> None:
 def list_() -> None:
     """List all API keys, revoked ones too."""
     table = Table("client", "key id", "made", "revoked")
-    for each in run_on_database("orders clients list", api_keys_table.list_all):
-        revoked = each.revoked_at.isoformat(timespec="seconds") if each.revoked_at else ""
-        table.add_row(each.client, each.key_id, each.created_at.isoformat(timespec="seconds"), revoked)
+    for key in run_on_database("orders clients list", api_keys_table.list_all):
+        revoked = key.revoked_at.isoformat(timespec="seconds") if key.revoked_at else ""
+        table.add_row(key.client, key.key_id, key.created_at.isoformat(timespec="seconds"), revoked)
     Console().print(table)
 
 

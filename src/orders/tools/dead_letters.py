@@ -162,9 +162,9 @@ def _plain(value: Any) -> Any:
     """Return a value as JSON can tell it."""
     match value:
         case dict():
-            return {name: _plain(each) for name, each in value.items()}
+            return {name: _plain(item) for name, item in value.items()}
         case list():
-            return [_plain(each) for each in value]
+            return [_plain(item) for item in value]
         case datetime():
             return value.isoformat()
         case bytes():

@@ -48,7 +48,7 @@ UNREACHABLE = (httpx.HTTPError, httpx.InvalidURL)
 UNINTELLIGIBLE = (msgspec.MsgspecError, UnicodeDecodeError)
 
 
-class Finding(msgspec.Struct, frozen=True):
+class PartReport(msgspec.Struct, frozen=True):
     """What was looked at, what it says of itself, and everything that is wrong with it, each with how to mend it."""
 
     what: str
@@ -57,7 +57,7 @@ class Finding(msgspec.Struct, frozen=True):
     wrong: list[str] = []  # none: it is well
 
 
-class Health(msgspec.Struct, frozen=True):
+class ApiHealth(msgspec.Struct, frozen=True):
     """What an api tells of itself."""
 
     database: str
@@ -113,9 +113,9 @@ class WorkerStatus(msgspec.Struct, frozen=True):
             yield "no connection to PostgreSQL: start it"
 
 
-async def examine(settings: DoctorSettings) -> list[Finding]:
+async def examine(settings: DoctorSettings) -> list[PartReport]:
     """Look at everything that the settings name."""
-    looks: list[Awaitable[Finding]] = []
+    looks: list[Awaitable[PartReport]] = []
     if settings.database_url:
         looks.append(look_at_database(settings.database_url))
     if settings.amqp_url:
@@ -134,26 +134,26 @@ def split(urls: str) -> list[str]:
     return [url.strip().rstrip("/") for url in urls.split(",") if url.strip()]
 
 
-async def look_at_database(url: str) -> Finding:
+async def look_at_database(url: str) -> PartReport:
     """Whether it takes writes, and has every column that we lean on."""
     conn: psycopg.AsyncConnection | None = None
     try:
         conn = await postgres.connect(url, "orders-doctor")
         where = f"{conn.info.host}:{conn.info.port}/{conn.info.dbname}"
         await postgres.require(conn, *COLUMNS)
-        return Finding("PostgreSQL", where, f"version {conn.info.parameter_status('server_version')}, migrated")
+        return PartReport("PostgreSQL", where, f"version {conn.info.parameter_status('server_version')}, migrated")
     except StartupError as error:
-        return Finding("PostgreSQL", "DATABASE_URL", wrong=[str(error)])
+        return PartReport("PostgreSQL", "DATABASE_URL", wrong=[str(error)])
     except psycopg.Error as error:
         reason = first_line(error)
-        return Finding(
+        return PartReport(
             "PostgreSQL", "DATABASE_URL", wrong=[f"no connection ({reason}): start it, or mend DATABASE_URL"]
         )
     finally:
         await postgres.close(conn)
 
 
-async def look_at_broker(urls: str) -> Finding:
+async def look_at_broker(urls: str) -> PartReport:
     """Whether it answers, and the queues are there."""
     try:
         async with rabbitmq.connect(urls, "orders-doctor") as connection, asyncio.timeout(PATIENCE_SECONDS):
@@ -163,49 +163,51 @@ async def look_at_broker(urls: str) -> Finding:
                 queue: (await channel.queue_declare(queue, passive=True)).message_count for queue in topology.QUEUES
             }
         where = f"{connection.url.host}:{connection.url.port}"
-        return Finding("RabbitMQ", where, ", ".join(f"{many} ready in {queue}" for queue, many in ready.items()))
+        return PartReport("RabbitMQ", where, ", ".join(f"{many} ready in {queue}" for queue, many in ready.items()))
     except StartupError as error:
-        return Finding("RabbitMQ", "AMQP_URL", wrong=[str(error)])
+        return PartReport("RabbitMQ", "AMQP_URL", wrong=[str(error)])
     except (OrdersError, AMQPError, OSError, TimeoutError) as error:
         reason = str(error) or type(error).__name__
-        return Finding("RabbitMQ", "AMQP_URL", wrong=[f"no connection ({reason}): start it, or mend AMQP_URL"])
+        return PartReport("RabbitMQ", "AMQP_URL", wrong=[f"no connection ({reason}): start it, or mend AMQP_URL"])
 
 
-async def look_at_front(client: httpx.AsyncClient, url: str) -> Finding:
+async def look_at_front(client: httpx.AsyncClient, url: str) -> PartReport:
     """Whether a client's request gets through nginx to an api, and from there to the database."""
     try:
         answer = await client.get(f"{url}/health")
-        health = msgspec.json.decode(answer.content, type=Health) if answer.status_code == 200 else None
+        health = msgspec.json.decode(answer.content, type=ApiHealth) if answer.status_code == 200 else None
     except UNREACHABLE as error:
-        return Finding("front", url, wrong=[f"no answer ({type(error).__name__}): start nginx, or mend BASE_URL"])
+        return PartReport("front", url, wrong=[f"no answer ({type(error).__name__}): start nginx, or mend BASE_URL"])
     except UNINTELLIGIBLE:
-        return Finding("front", url, wrong=["what answers there are not the orders: mend BASE_URL"])
+        return PartReport("front", url, wrong=["what answers there are not the orders: mend BASE_URL"])
     if health is None:
-        return Finding("front", url, wrong=[f"it answers {answer.status_code}: no api behind it does"])
-    return Finding("front", url, wrong=[] if health.database == "healthy" else ["its api has no database"])
+        return PartReport("front", url, wrong=[f"it answers {answer.status_code}: no api behind it does"])
+    return PartReport("front", url, wrong=[] if health.database == "healthy" else ["its api has no database"])
 
 
-async def look_at_api(client: httpx.AsyncClient, url: str) -> Finding:
+async def look_at_api(client: httpx.AsyncClient, url: str) -> PartReport:
     """Whether it is ready."""
     try:
         ready = await client.get(f"{url}/health/ready")
     except UNREACHABLE as error:
-        return Finding("api", url, wrong=[silence(error)])
-    return Finding("api", url, wrong=[] if ready.is_success else ["it is not ready: the database does not answer it"])
+        return PartReport("api", url, wrong=[silence(error)])
+    return PartReport(
+        "api", url, wrong=[] if ready.is_success else ["it is not ready: the database does not answer it"]
+    )
 
 
 async def look_at_status(
     client: httpx.AsyncClient, what: str, type_: type[RelayStatus | WorkerStatus], url: str
-) -> Finding:
+) -> PartReport:
     """What its status tells."""
     try:
         answer = await client.get(f"{url}/status")
         status = msgspec.json.decode(answer.content, type=type_)
     except UNREACHABLE as error:
-        return Finding(what, url, wrong=[silence(error)])
+        return PartReport(what, url, wrong=[silence(error)])
     except UNINTELLIGIBLE:
-        return Finding(what, url, wrong=[f"what answers there is no {what}: mend {what.upper()}_URLS"])
-    return Finding(what, url, status.says(), list(status.complaints()))
+        return PartReport(what, url, wrong=[f"what answers there is no {what}: mend {what.upper()}_URLS"])
+    return PartReport(what, url, status.says(), list(status.complaints()))
 
 
 def silence(error: Exception) -> str:
@@ -219,13 +221,13 @@ def settings_from(environ: Mapping[str, str]) -> Mapping[str, str]:
     return environ if any(environ.get(name) for name in names) else read_run_env()
 
 
-def show(findings: list[Finding], console: Console) -> None:
+def show(reports: list[PartReport], console: Console) -> None:
     """Print a line for each, and below it what is wrong."""
     table = Table("", "what", Column("where", overflow="fold"), Column("says", overflow="fold"), box=None)
-    for each in findings:
-        mark = "[red]✗[/]" if each.wrong else "[green]✓[/]"
-        said = [f"[red]{escape(line)}[/]" for line in each.wrong] or [escape(each.says)]
-        table.add_row(mark, each.what, escape(each.where), "\n".join(said))
+    for report in reports:
+        mark = "[red]✗[/]" if report.wrong else "[green]✓[/]"
+        said = [f"[red]{escape(line)}[/]" for line in report.wrong] or [escape(report.says)]
+        table.add_row(mark, report.what, escape(report.where), "\n".join(said))
     console.print(table)
 
 
@@ -239,13 +241,13 @@ def doctor(*, as_json: bool) -> None:
     something is not, 2 if there is nothing to look at.
     """
     settings = DoctorSettings.read_or_exit("orders doctor", settings_from(os.environ))
-    findings = uvloop.run(examine(settings))
-    if not findings:
+    reports = uvloop.run(examine(settings))
+    if not reports:
         hint = "set DATABASE_URL, AMQP_URL and BASE_URL, or start one here with `make up`"
         click.echo(f"orders doctor: where is the system? {hint}", err=True)
         sys.exit(2)
     if as_json:
-        click.echo(msgspec.json.format(msgspec.json.encode(findings)).decode())
+        click.echo(msgspec.json.format(msgspec.json.encode(reports)).decode())
     else:
-        show(findings, Console())
-    sys.exit(1 if any(each.wrong for each in findings) else 0)
+        show(reports, Console())
+    sys.exit(1 if any(report.wrong for report in reports) else 0)

@@ -47,7 +47,7 @@ PATIENCE_SECONDS = 60.0  # with a database that does not answer
 COMMIT_SECONDS = 60.0
 ROUND_SECONDS = 1.0
 REPAIR_ROWS = 200
-# Said after connecting: a session that begins read-only is not let in where writes are asked for.
+# Said after connecting: a session that begins read-only is not let in where writes are options for.
 READ_ONLY = "SET default_transaction_read_only = on"
 
 # What a message to the work queue mends.
@@ -75,7 +75,7 @@ class Span(msgspec.Struct, frozen=True):
         return lowest_id(self.until) if self.until else UUID(int=2**128 - 1)
 
 
-class Report(msgspec.Struct, kw_only=True):
+class ReconcileReport(msgspec.Struct, kw_only=True):
     """What was found. `findings` holds the first of them, `counts` says how many there are."""
 
     ok: bool = True
@@ -87,14 +87,14 @@ class Report(msgspec.Struct, kw_only=True):
         default_factory=lambda: dict.fromkeys(("lost", "stuck", "doubled", "out_of_order"), 0)
     )
     waiting: int = 0  # orders whose message is still in the queue, as far as can be told
-    queue_ready: int | None = None  # messages in the work queue, where the broker was asked
+    queue_ready: int | None = None  # messages in the work queue, where the broker was options
     repaired: int = 0
     seconds: float = 0.0
     findings: list[Fault] = msgspec.field(default_factory=list)
 
 
-class Asked(msgspec.Struct, frozen=True, kw_only=True):
-    """What the command was asked for."""
+class ReconcileOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """What the command was options for."""
 
     span: Span
     grace: float
@@ -106,17 +106,17 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True):
 class Reconciliation:
     """One run of it. `progress` is told what is being done."""
 
-    def __init__(self, settings: ReconcileSettings, asked: Asked, progress: Callable[[str], None]) -> None:
+    def __init__(self, settings: ReconcileSettings, options: ReconcileOptions, progress: Callable[[str], None]) -> None:
         self.settings = settings
-        self.asked = asked
+        self.options = options
         self.progress = progress
-        self.report = Report(since=asked.span.since, until=asked.span.until)
+        self.report = ReconcileReport(since=options.span.since, until=options.span.until)
         self._conn: AsyncConnection | None = None
         self._began = 0.0  # by the server's clock
         self._coverage = OutboxCoverage(0.0)
 
-    async def run(self) -> Report:
-        """Look, look again, repair if asked to, and return what was found."""
+    async def run(self) -> ReconcileReport:
+        """Look, look again, repair if options to, and return what was found."""
         started = time.monotonic()
         try:
             with ScratchDatabase() as scratch:
@@ -124,14 +124,14 @@ class Reconciliation:
                 self._coverage = OutboxCoverage(await self._ask(queries.coverage_start))
                 await self._copy_orders(scratch)
                 await self._copy_rows(
-                    scratch, None if self.asked.span.since is None else self.asked.span.since.timestamp()
+                    scratch, None if self.options.span.since is None else self.options.span.since.timestamp()
                 )
                 self.progress("comparing")
                 scratch.suspect(order_id for order_id, _ in self._faulty(scratch, of_suspects=False))
                 await self._look_again(scratch)
-                waits = self.asked.with_broker and await self._may_wait_in_the_queue(scratch)
+                waits = self.options.with_broker and await self._may_wait_in_the_queue(scratch)
                 self._count(scratch, waits)
-                if self.asked.repair:
+                if self.options.repair:
                     await self._repair(scratch)
         finally:
             await postgres.close(self._conn)
@@ -139,8 +139,8 @@ class Reconciliation:
         return self.report
 
     async def _copy_orders(self, scratch: ScratchDatabase) -> None:
-        above, below = UUID(int=max(0, self.asked.span.first.int - 1)), self.asked.span.below
-        while page := await self._ask(partial(queries.orders, above=above, below=below, most=PAGE)):
+        above, below = UUID(int=max(0, self.options.span.first.int - 1)), self.options.span.below
+        while page := await self._ask(partial(queries.orders, above=above, below=below, limit=PAGE)):
             scratch.add_orders(page)
             above = page[-1].order_id
             self.report.orders += len(page)
@@ -148,7 +148,7 @@ class Reconciliation:
 
     async def _copy_rows(self, scratch: ScratchDatabase, since: float | None) -> None:
         above, last = await self._ask(partial(queries.first_and_last_id, since=since and since - 60))
-        first_key, below_key = str(self.asked.span.first), str(self.asked.span.below)
+        first_key, below_key = str(self.options.span.first), str(self.options.span.below)
         first = above
         while above < last:
             upto = min(above + PAGE, last)
@@ -182,12 +182,12 @@ class Reconciliation:
             now = await self._ask(queries.clock)
             self._coverage = OutboxCoverage(self._coverage.since, await self._ask(queries.requeues))
 
-            late, young = now - self.asked.grace, 0
+            late, young = now - self.options.grace, 0
 
             def still_wrong(late: float = late) -> Iterator[UUID]:
                 nonlocal young
                 for order_id, found in self._faulty(scratch, of_suspects=True):
-                    young += any(each.since is not None and each.since > late for each in found)
+                    young += any(fault.since is not None and fault.since > late for fault in found)
                     yield order_id
 
             scratch.suspect(still_wrong())
@@ -200,27 +200,27 @@ class Reconciliation:
         """Say whether the queue has messages enough for all the orders that lack one."""
         self.report.queue_ready = await queue_depth(self.settings.amqp_url)
         lacking = sum(
-            each.cause in PERHAPS_WAITING for _, found in self._faulty(scratch, of_suspects=True) for each in found
+            fault.cause in PERHAPS_WAITING for _, found in self._faulty(scratch, of_suspects=True) for fault in found
         )
         return 0 < lacking <= self.report.queue_ready
 
     def _count(self, scratch: ScratchDatabase, waits: bool) -> None:
         for _, found in self._faulty(scratch, of_suspects=True):
-            for each in found:
-                if waits and each.cause in PERHAPS_WAITING:
+            for fault in found:
+                if waits and fault.cause in PERHAPS_WAITING:
                     self.report.waiting += 1
                     continue
                 self.report.ok = False
-                self.report.counts[each.kind] += 1
-                if len(self.report.findings) < self.asked.limit:
-                    self.report.findings.append(each)
+                self.report.counts[fault.kind] += 1
+                if len(self.report.findings) < self.options.limit:
+                    self.report.findings.append(fault)
 
     async def _repair(self, scratch: ScratchDatabase) -> None:
         """Send again what only lacks a message. One that still waits is sent twice, which harms nobody."""
         mendable = (
-            each
+            fault
             for _, found in self._faulty(scratch, of_suspects=True)
-            for each in found
+            for fault in found
             if {other.cause for other in found} <= MENDABLE
         )
         conn = await postgres.connect(self.settings.database_url, "orders-reconcile-repair")
@@ -272,13 +272,13 @@ def _is_an_order(key: str) -> bool:
         return False
 
 
-def table_of(report: Report) -> Table:
+def table_of(report: ReconcileReport) -> Table:
     """Lay a report out for people."""
     table = Table(title=f"{report.orders} orders, {report.rows} outbox rows", title_justify="left")
     for name in ("what", "order", "why"):
         table.add_column(name, overflow="fold")
-    for each in report.findings:
-        table.add_row(f"{each.kind}: {each.cause}", str(each.order_id), each.reason)
+    for fault in report.findings:
+        table.add_row(f"{fault.kind}: {fault.cause}", str(fault.order_id), fault.reason)
     return table
 
 
@@ -300,9 +300,9 @@ async def progress_lines(console: Console) -> AsyncIterator[Callable[[str], None
         yield line
 
 
-async def _run(settings: ReconcileSettings, asked: Asked) -> Report:
+async def _run(settings: ReconcileSettings, options: ReconcileOptions) -> ReconcileReport:
     async with progress_lines(Console(stderr=True)) as progress:
-        return await Reconciliation(settings, asked, progress).run()
+        return await Reconciliation(settings, options, progress).run()
 
 
 class Moment(click.ParamType[datetime]):
@@ -349,7 +349,7 @@ def reconcile(
 ) -> None:
     """Report every order that is lost, stuck, doubled or out of order.
 
-    Compares orders and outbox (DATABASE_URL), and the broker where asked. Reads only, in short statements that a live
+    Compares orders and outbox (DATABASE_URL), and the broker where options. Reads only, in short statements that a live
     system does not notice; exits 0 only if nothing is wrong, 1 if something is, 3 if it could not find out.
     """
     settings = ReconcileSettings.read_or_exit("orders reconcile")
@@ -357,9 +357,11 @@ def reconcile(
     if with_broker and not settings.amqp_url:
         click.echo("orders reconcile: AMQP_URL is not set: it says where to find RabbitMQ", err=True)
         sys.exit(2)
-    asked = Asked(span=Span(since, until), grace=grace, limit=limit, with_broker=with_broker, repair=repair)
+    options = ReconcileOptions(
+        span=Span(since, until), grace=grace, limit=limit, with_broker=with_broker, repair=repair
+    )
     try:
-        report = uvloop.run(_run(settings, asked))
+        report = uvloop.run(_run(settings, options))
     except (OrdersError, BrokerUnavailable, AMQPError, OSError, TimeoutError, psycopg.Error) as error:
         click.echo(f"orders reconcile: {str(error) or type(error).__name__}", err=True)
         sys.exit(3)
@@ -370,7 +372,7 @@ def reconcile(
     sys.exit(0 if report.ok else 1)
 
 
-def show(report: Report) -> None:
+def show(report: ReconcileReport) -> None:
     """Print a report for people."""
     console = Console(soft_wrap=not sys.stdout.isatty())
     if report.findings:

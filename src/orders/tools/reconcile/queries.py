@@ -112,9 +112,9 @@ class OrderRow(msgspec.Struct, frozen=True):
 Row = tuple[str, EventSeen]  # the key, and the row
 
 
-async def orders(conn: AsyncConnection, above: UUID, below: UUID, most: int) -> list[OrderRow]:
+async def orders(conn: AsyncConnection, above: UUID, below: UUID, limit: int) -> list[OrderRow]:
     """Return the next orders by id."""
-    cursor = await conn.execute(ORDERS, [above, below, most], prepare=True)
+    cursor = await conn.execute(ORDERS, [above, below, limit], prepare=True)
     return [OrderRow(*row) for row in await cursor.fetchall()]
 
 

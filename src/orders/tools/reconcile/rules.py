@@ -76,7 +76,7 @@ class OutboxCoverage(msgspec.Struct, frozen=True):
 
     def explains(self, after: float, before: float) -> bool:
         """Say whether rows were sent again in this time: a repeat of an earlier event may follow a later one."""
-        return any(after <= each <= before for each in self.requeues)
+        return any(after <= requeued_at <= before for requeued_at in self.requeues)
 
 
 class Fault(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -127,17 +127,17 @@ def _missing(order: OrderSeen, rows: Sequence[EventSeen], coverage: OutboxCovera
 
 def _doubled(order: OrderSeen, rows: Sequence[EventSeen]) -> Iterator[Fault]:
     events = [row for row in rows if row.type != AGAIN]
-    told = False
+    found = False
     for type_, many in Counter(row.type for row in events).items():
         versions = [row.version for row in events if row.type == type_ and row.version is not None]
         if many > 1 and (type_ in ONCE or len(set(versions)) < len(versions)):
-            told = True
+            found = True
             ids = ", ".join(str(row.row_id) for row in events if row.type == type_)
             yield Fault(
                 kind="doubled", cause="event_twice", order_id=order.order_id, reason=f"{many} {type_}: rows {ids}"
             )
     ends = [row for row in events if row.type in ENDS]
-    if not told and len(ends) > 1 + sum(row.type == "order.redriven" for row in events):
+    if not found and len(ends) > 1 + sum(row.type == "order.redriven" for row in events):
         names = ", ".join(f"{row.type} (row {row.row_id})" for row in ends)
         yield Fault(kind="doubled", cause="ended_twice", order_id=order.order_id, reason=f"it ended twice: {names}")
 

@@ -65,7 +65,7 @@ class Latencies:
 
 
 class Leg(msgspec.Struct, frozen=True):
-    """How long one leg of the way took."""
+    """The latencies of one leg of the way."""
 
     orders: int
     p50_ms: float | None
