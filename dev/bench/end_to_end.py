@@ -11,7 +11,7 @@ import contextlib
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import LiteralString
@@ -66,14 +66,14 @@ class Side(msgspec.Struct, frozen=True):
 
 
 @contextlib.contextmanager
-def ours(its: Servers, folder: Path) -> Iterator[Side]:
+def ours(its: Servers, folder: Path, *, settings: Mapping[str, str] | None = None) -> Iterator[Side]:
     """Three apis, a relay and a worker, as `make up` starts them."""
     folder.mkdir()
     counts = Counts(apis=placing.APIS, relays=1, workers=1)
     with (
         places.database(its) as database_url,
         places.vhost(its) as vhost,
-        System(database_url, vhost, folder, counts, settings=NOTHING_TO_DO) as system,
+        System(database_url, vhost, folder, counts, settings={**NOTHING_TO_DO, **(settings or {})}) as system,
     ):
         yield Side(placing.Contender("ours", f"{system.base_url}/orders", with_body=True), database_url, COUNT_OURS)
 
@@ -237,6 +237,7 @@ def _highest(bench: Bench, its: Servers, folder: Path, seconds: int) -> None:
 
 def _sustained(bench: Bench, its: Servers, folder: Path) -> None:
     """Take the rate back from the highest until what is placed is also worked: at most a second's orders wait."""
+    contenders: list[tuple[str, tuple[float, ...], Callable[[Servers, Path], contextlib.AbstractContextManager[Side]]]]
     contenders = [("ours", FINE_STEPS if bench.full else COARSE_STEPS, ours)]
     if bench.full:
         contenders.append(("baseline", COARSE_STEPS, baseline))

@@ -18,7 +18,7 @@ import secrets
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from string import Template
@@ -82,12 +82,18 @@ def drive(contender: Contender, seconds: int, rate: float | None = None) -> Figu
 
 @contextlib.contextmanager
 def ours(
-    its: Servers, folder: Path, *, relays: int = 0, workers: int = 0, template: str | None = None
+    its: Servers,
+    folder: Path,
+    *,
+    relays: int = 0,
+    workers: int = 0,
+    template: str | None = None,
+    settings: Mapping[str, str] | None = None,
 ) -> Iterator[Contender]:
     """The system as `make up` starts it, on a new database or a copy of the template."""
     folder.mkdir()
     counts = Counts(apis=APIS, relays=relays, workers=workers)
-    settings = {"WORK_MIN_SECONDS": "0.01", "WORK_MAX_SECONDS": "0.01"}
+    settings = {"WORK_MIN_SECONDS": "0.01", "WORK_MAX_SECONDS": "0.01", **(settings or {})}
     with (
         places.database(its, template) as database,
         places.vhost(its) as vhost,
