@@ -1,12 +1,13 @@
-"""Many callers, one statement: whatever waits while the last statement was in flight is the next one.
+"""Run the requests of many callers as one statement: a batch is whatever waits while the last statement is in flight.
 
-A lone caller waits for nobody, and under load the batches grow by themselves. A batch runs in a task of its own, on a
-connection of its own, so that a caller who goes away cancels nobody else's work.
+A lone caller waits for no other, and under load the batches grow by themselves. A batch runs in a task and on a
+connection of the batcher's own, so a caller that goes away cancels no other caller's work.
 
-Most of what a batch costs does not depend on its size, so under load they are kept from being small. One writer is at
-work at a time, as long as it is quick: two would halve the batches. Another one helps when a full batch is waiting, or
-the statement in flight is slow. And where callers wait already when a batch ends, the next one waits for those who were
-in it, who are likely to come again at once: no longer than the last statement took.
+Most of the cost of a batch does not depend on its size, so under load the batcher avoids small ones. One writer works
+at a time as long as its statements are quick: two would halve the batches. Another writer helps when a full batch is
+waiting, or when the statement in flight is slow. If callers are waiting already when a batch ends, the next batch waits
+for the callers of the last one, which are likely to come again at once; it waits no longer than the last statement
+took.
 """
 
 import asyncio
@@ -22,7 +23,7 @@ from prometheus_client import Counter, Gauge, Histogram
 from psycopg import AsyncConnection
 
 from orders.database import postgres
-from orders.database.errors import ErrorClass, classify
+from orders.database.errors import STATEMENT_ERRORS, ErrorClass, classify
 from orders.model.error_text import first_line
 from orders.model.errors import OrdersError, Overloaded, Refused, Unavailable
 from orders.runtime import timeouts
@@ -31,9 +32,9 @@ from orders.runtime.retry_pauses import backoff
 
 log = logging.getLogger(__name__)
 
-SLOW_SECONDS = 0.02  # a statement that takes longer is waited for by nobody but its own callers
+SLOW_SECONDS = 0.02  # while a statement takes longer, another writer takes over what waits
 GATHER_SECONDS = 0.01  # the longest that callers wait for the next ones
-GATHER_SHARE = 0.9  # of those who were there just before: some do not come again
+GATHER_SHARE = 0.9  # of the callers that were there just before: some do not come again
 
 Item = TypeVar("Item")
 Answer = TypeVar("Answer")
@@ -58,42 +59,42 @@ WAITING = Gauge("orders_batch_waiting", "Rows that wait for a statement, or are 
 RERUNS = Counter("orders_batch_reruns_total", "Batches run again, by why", ["statement", "why"])
 
 
-def most_rows(error_class: ErrorClass | None, ran: int, before: int, limit: int) -> int:
-    """Decide how many rows the next run may have, after one of so many when so many were allowed.
+def next_max_rows(error_class: ErrorClass | None, batch_size: int, max_rows: int, limit: int) -> int:
+    """Decide how many rows the next run may have, after a run of `batch_size` rows that might have had `max_rows`.
 
-    A batch that is too much for its deadline would be so again: it is halved until it gets through, and what comes
-    after it may be larger each time.
+    `error_class` is None after a run that succeeded. A batch that was too large for its deadline would be too large
+    again: it is halved until it gets through, and each later one may be twice as large, up to `limit`.
     """
     if error_class is ErrorClass.TOO_SLOW:
-        return max(1, ran // 2)
-    return min(limit, 2 * before) if error_class is None else before
+        return max(1, batch_size // 2)
+    return min(limit, 2 * max_rows) if error_class is None else max_rows
 
 
-def rows_to_wait_for(ran: int, waiting: int, limit: int) -> int:
-    """Decide with how many rows the next batch begins at once, after one of so many while so many wait; 0: as it is."""
-    hoped_for = min(round(GATHER_SHARE * (ran + waiting)), limit)
+def rows_to_wait_for(batch_size: int, waiting: int, limit: int) -> int:
+    """Decide how many rows the next batch waits for, after one of `batch_size` while `waiting` wait; 0: do not wait."""
+    hoped_for = min(round(GATHER_SHARE * (batch_size + waiting)), limit)
     return hoped_for if 0 < waiting < hoped_for else 0
 
 
-def gather_seconds(took: float) -> float:
-    """Decide how long the next batch may wait for more rows, after a statement that took so long."""
-    return min(took, GATHER_SECONDS)
+def gather_seconds(elapsed_seconds: float) -> float:
+    """Decide how long the next batch may wait for more rows, after a statement that took `elapsed_seconds`."""
+    return min(elapsed_seconds, GATHER_SECONDS)
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
-    """The bounds of one kind of batch; sizes are bytes, times are seconds."""
+    """The bounds of one kind of batch."""
 
-    writers: int = 1
+    writers: int = 1  # connections, each with a task of its own
     batch_rows: int = 64
     batch_bytes: int = 4 << 20
-    queue_rows: int = 4000
+    queue_rows: int = 4000  # waiting or in flight; beyond it a caller gets Overloaded
     queue_bytes: int = 64 << 20
-    patience: float | None = None  # how long a caller waits; None: for ever
+    patience: float | None = None  # seconds that a caller waits; None: for ever
     statement_seconds: float = timeouts.STATEMENT_SECONDS  # then the connection is severed and the batch run again
 
 
 class _Waiting(Generic[Item, Answer]):
-    """An item and whoever waits for its answer."""
+    """An item, and the future of its answer, for which the caller waits."""
 
     __slots__ = ("answer", "item", "since", "size")
 
@@ -104,15 +105,29 @@ class _Waiting(Generic[Item, Answer]):
         self.answer: asyncio.Future[Answer] = loop.create_future()
 
 
+class _Writer(Generic[Item, Answer]):
+    """What one writer has: its connection, and the batch that it runs until every caller has an answer."""
+
+    __slots__ = ("batch", "conn", "last_logged", "max_rows", "pauses")
+
+    def __init__(self, max_rows: int) -> None:
+        self.conn: AsyncConnection | None = None
+        self.batch: list[_Waiting[Item, Answer]] = []
+        self.max_rows = max_rows  # of the next run
+        self.pauses = backoff()
+        self.last_logged = ""  # once for each trouble, not for each try
+
+
 Run = Callable[[AsyncConnection, Sequence[Item]], Awaitable[Sequence[Answer | OrdersError]]]
 Mend = Callable[[AsyncConnection], Awaitable[None]]
 
 
 class Batcher(Generic[Item, Answer]):
-    """Run `run` over the items of all callers that wait, a batch at a time.
+    """Runs `run` on the items of all callers that wait, a batch at a time.
 
     `run` gets an autocommit connection and the items, and returns an answer or an OrdersError for each, in their order.
-    It must be harmless to repeat: a batch whose outcome is unknown is run again.
+    It must be harmless to repeat: a batch whose outcome is unknown is run again. `mend` adds the outbox's missing
+    partition. `session` holds PostgreSQL settings of the connections.
     """
 
     def __init__(
@@ -156,24 +171,25 @@ class Batcher(Generic[Item, Answer]):
         return self
 
     async def __aexit__(self, *exc: object) -> None:
-        """Let the writers finish what waits, for as long as its callers are patient."""
+        """Stop taking items, and let the writers finish those that wait, within their callers' patience."""
         self.stopping = True
         self._wake(all_of_them=True)
         await asyncio.gather(*self._tasks)
 
     def patience_ends(self) -> float | None:
-        """Return when the patience of a caller ends who comes now, in the loop's time; None: never."""
+        """Return when the patience of a caller that comes now will end, in the loop's time; None: never."""
         patience = self.limits.patience
         return None if patience is None else asyncio.get_running_loop().time() + patience
 
     async def __call__(self, item: Item, size: int = 0, until: float | None = None) -> Answer:
         """Wait for the batch that takes the item, and return its answer.
 
-        `until` is when the caller's patience ends, if it does not begin now: it is one for all that a caller asks.
+        `size` is the item's size in bytes, nearly. `until` is when the caller's patience ends, in the loop's time, for
+        a caller that asks for several items with one patience; without it the patience begins now.
 
-        Raises what `run` returned for the item; Refused when the database refuses this very row; Overloaded at once
-        when too much is waiting; Unavailable when the patience ends first: the item is then stored at most once, or
-        not at all.
+        Raises the OrdersError that `run` returned for the item; Refused if the database refuses this very row;
+        Overloaded at once if too much is waiting; Unavailable if the patience ends first: the item is then stored at
+        most once, or not at all.
         """
         limits = self.limits
         if self.stopping or self._rows >= limits.queue_rows or self._bytes + size > limits.queue_bytes:
@@ -206,11 +222,11 @@ class Batcher(Generic[Item, Answer]):
                 if not all_of_them:
                     return
 
-    def _take(self, most: int) -> list[_Waiting[Item, Answer]]:
-        """Take from the queue what fits one batch, leaving out those whose callers have gone."""
+    def _take(self, max_rows: int) -> list[_Waiting[Item, Answer]]:
+        """Take from the queue what fits one batch, without the items whose callers have gone."""
         batch: list[_Waiting[Item, Answer]] = []
         size = 0
-        while self._queue and len(batch) < most:
+        while self._queue and len(batch) < max_rows:
             if batch and size + self._queue[0].size > self.limits.batch_bytes:
                 break
             waiting = self._queue.popleft()
@@ -222,73 +238,81 @@ class Batcher(Generic[Item, Answer]):
         return batch
 
     async def _write(self) -> None:
-        """Own one connection: run batch after batch on it, and make it anew whenever it is lost."""
-        loop = asyncio.get_running_loop()
-        conn: AsyncConnection | None = None
-        pauses = backoff()
-        told = ""
-        batch: list[_Waiting[Item, Answer]] = []
-        most = self.limits.batch_rows
+        """Run batch after batch on a connection of its own, until the batcher stops and nothing waits any more."""
+        writer: _Writer[Item, Answer] = _Writer(self.limits.batch_rows)
         try:
-            while True:
-                if conn is None:
-                    if self.stopping and not self._queue and not batch:
-                        return
-                    try:
-                        conn = await postgres.connect(self.url, f"orders-{self.name}", **self.session)
-                    except psycopg.Error as error:
-                        if (why := first_line(error)) != told:  # once for each trouble, not for each try
-                            log.warning("%s: no connection: %s", self.name, why)
-                        told = why
-                        if self.stopping:  # nobody can be helped any more
-                            for waiting in (*batch, *self._queue):
-                                _settle(waiting, Unavailable())
-                        batch = [waiting for waiting in batch if not waiting.answer.done()]
-                        self._queue = deque(waiting for waiting in self._queue if not waiting.answer.done())
-                        await asyncio.sleep(next(pauses))
-                        continue
-                    told = ""
-                    self.connections += 1
-                    CONNECTIONS.labels(self.name).set(self.connections)
-                batch = [waiting for waiting in batch if not waiting.answer.done()] or self._take(most)
-                if not batch:
-                    if self.stopping:
-                        return
-                    idle = loop.create_future()
+            while not self.stopping or self._queue or writer.batch:
+                if writer.conn is None:
+                    await self._connect(writer)
+                elif self._has_batch(writer):
+                    await self._run_batch(writer, writer.conn)
+                elif not self.stopping:
+                    idle = asyncio.get_running_loop().create_future()
                     self._idle.append(idle)
                     await idle
-                    continue
-                if len(batch) > most:
-                    self._queue.extendleft(reversed(batch[most:]))
-                    del batch[most:]
-                self._batch_rows.observe(len(batch))
-                self._queue_seconds.observe(loop.time() - batch[0].since)
-                started = loop.time()
-                with self._in_flight():
-                    error_class = await self._run(conn, batch)
-                most = most_rows(error_class, len(batch), most, self.limits.batch_rows)
-                if error_class is None:
-                    await self._gather(len(batch), most, loop.time() - started)
-                    batch = []
-                    pauses = backoff()
-                    continue
-                if error_class in {ErrorClass.CONNECTION_LOST, ErrorClass.TOO_SLOW}:
-                    self.connections -= 1
-                    CONNECTIONS.labels(self.name).set(self.connections)
-                    await postgres.close(conn)
-                    conn = None
-                if self._queue:
-                    self._wake()
-                await asyncio.sleep(next(pauses))
         finally:
             self._alive -= 1
-            self._let_go_of(batch)
-            if conn is not None:
-                self.connections -= 1
-                await postgres.close(conn)
+            self._abandon(writer.batch)
+            await self._disconnect(writer)
 
-    def _let_go_of(self, batch: Iterable[_Waiting[Item, Answer]]) -> None:
-        """Answer those whom a crash, which ends the process, leaves without a writer; without one there is nobody."""
+    async def _connect(self, writer: _Writer[Item, Answer]) -> None:
+        """Try once to open the writer's connection; if that fails, pause and drop the callers that have gone."""
+        try:
+            writer.conn = await postgres.connect(self.url, f"orders-{self.name}", **self.session)
+        except psycopg.Error as error:
+            if (message := first_line(error)) != writer.last_logged:
+                log.warning("%s: no connection: %s", self.name, message)
+            writer.last_logged = message
+            if self.stopping:  # no later try would come in time
+                for waiting in (*writer.batch, *self._queue):
+                    _settle(waiting, Unavailable())
+            writer.batch = [waiting for waiting in writer.batch if not waiting.answer.done()]
+            self._queue = deque(waiting for waiting in self._queue if not waiting.answer.done())
+            await asyncio.sleep(next(writer.pauses))
+            return
+        writer.last_logged = ""
+        self.connections += 1
+        CONNECTIONS.labels(self.name).set(self.connections)
+
+    async def _disconnect(self, writer: _Writer[Item, Answer]) -> None:
+        if writer.conn is not None:
+            self.connections -= 1
+            CONNECTIONS.labels(self.name).set(self.connections)
+            conn, writer.conn = writer.conn, None
+            await postgres.close(conn)
+
+    def _has_batch(self, writer: _Writer[Item, Answer]) -> bool:
+        """Give the writer what it runs next: the rest of its last batch, else what waits, at most `max_rows` of it."""
+        batch = [waiting for waiting in writer.batch if not waiting.answer.done()] or self._take(writer.max_rows)
+        if len(batch) > writer.max_rows:
+            self._queue.extendleft(reversed(batch[writer.max_rows :]))
+            del batch[writer.max_rows :]
+        writer.batch = batch
+        return bool(batch)
+
+    async def _run_batch(self, writer: _Writer[Item, Answer], conn: AsyncConnection) -> None:
+        """Run the writer's batch once; afterwards it is done with, or left to be run again."""
+        loop = asyncio.get_running_loop()
+        batch_size = len(writer.batch)
+        self._batch_rows.observe(batch_size)
+        self._queue_seconds.observe(loop.time() - writer.batch[0].since)
+        started = loop.time()
+        with self._in_flight():
+            error_class = await self._run(conn, writer.batch)
+        writer.max_rows = next_max_rows(error_class, batch_size, writer.max_rows, self.limits.batch_rows)
+        if error_class is None:
+            await self._gather(batch_size, writer.max_rows, loop.time() - started)
+            writer.batch = []
+            writer.pauses = backoff()
+            return
+        if error_class.needs_another_connection:
+            await self._disconnect(writer)
+        if self._queue:
+            self._wake()
+        await asyncio.sleep(next(writer.pauses))
+
+    def _abandon(self, batch: Iterable[_Waiting[Item, Answer]]) -> None:
+        """Answer the callers that a crash, which ends the process, leaves without a writer."""
         for waiting in batch:
             _settle(waiting, Unavailable())
         if not self._alive:
@@ -298,7 +322,7 @@ class Batcher(Generic[Item, Answer]):
 
     @contextlib.contextmanager
     def _in_flight(self) -> Iterator[None]:
-        """Have another writer take over what waits, should the block take long."""
+        """Wake another writer for what waits, if the block takes longer than SLOW_SECONDS."""
         is_slow = False
 
         def slow() -> None:
@@ -317,33 +341,31 @@ class Batcher(Generic[Item, Answer]):
             self._running -= 1
             self._slow -= is_slow
 
-    async def _gather(self, ran: int, most: int, took: float) -> None:
-        """After a batch of so many, which took so long: let the next one grow, if callers wait for it already."""
+    async def _gather(self, batch_size: int, max_rows: int, elapsed_seconds: float) -> None:
+        """Let the next batch grow after one of `batch_size` rows, if callers wait for it already."""
         self._running += 1
-        # Twice around the loop: what has come meanwhile, and is read only now, belongs to the next batch.
+        # Twice around the loop: requests that arrived meanwhile, and are read only now, belong to the next batch.
         await asyncio.sleep(0)
         await asyncio.sleep(0)
-        hoped_for = rows_to_wait_for(ran, len(self._queue), most)
+        hoped_for = rows_to_wait_for(batch_size, len(self._queue), max_rows)
         if hoped_for and self._bytes < self.limits.batch_bytes and self._gathering is None and not self.stopping:
             self._hoped_for = hoped_for
             self._gathering = asyncio.get_running_loop().create_future()
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(gather_seconds(took)):
+                async with asyncio.timeout(gather_seconds(elapsed_seconds)):
                     await self._gathering
             self._gathering = None
         self._running -= 1
 
     async def _run(self, conn: AsyncConnection, batch: list[_Waiting[Item, Answer]]) -> ErrorClass | None:
-        """Run a batch and answer its callers; return None when it is done with, else what to do before another go."""
+        """Run a batch and answer its callers; return None if that is done, else why it has to run again."""
         loop = asyncio.get_running_loop()
         started = loop.time()
         try:
             with postgres.deadline(conn, self.limits.statement_seconds):
                 answers = await self.run(conn, [waiting.item for waiting in batch])
-        except (psycopg.Error, ValueError, OverflowError) as error:
-            error_class = classify(error)
-            if error_class is ErrorClass.CONNECTION_LOST and loop.time() >= started + self.limits.statement_seconds:
-                error_class = ErrorClass.TOO_SLOW
+        except STATEMENT_ERRORS as error:
+            error_class = classify(error, timed_out=loop.time() >= started + self.limits.statement_seconds)
             RERUNS.labels(self.name, error_class.name.lower()).inc()
             if error_class is ErrorClass.ONE_IS_GUILTY:
                 if len(batch) > 1:
@@ -363,7 +385,10 @@ class Batcher(Generic[Item, Answer]):
     async def _run_one_by_one(
         self, conn: AsyncConnection, batch: Iterable[_Waiting[Item, Answer]]
     ) -> ErrorClass | None:
-        """Find the guilty rows; the others are written. What a lost connection leaves is run again as a batch."""
+        """Find the rows that the database refuses, and write the others.
+
+        Returns why the rest has to run again as a batch, or None if all are answered.
+        """
         for waiting in batch:
             if not waiting.answer.done() and (error_class := await self._run(conn, [waiting])) is not None:
                 return error_class

@@ -13,7 +13,7 @@ from psycopg.pq import TransactionStatus
 
 from orders.database import outbox_table, postgres
 from orders.database.claim_orders import Claimed
-from orders.database.errors import ErrorClass, classify
+from orders.database.errors import ErrorClass, classify, is_server_failure
 from orders.database.finish_orders import Finished, finish_of, finish_orders
 from orders.handlers import Handler, PlainHandler, Refuse, Retry, TransactionalHandler, wants_connection
 from orders.model.error_text import first_line, message_of
@@ -210,12 +210,9 @@ def fault_of(error: Exception, *, late: bool, broken: bool) -> Fault:
     """Decide why a transaction ended, from its error and from what became of its connection."""
     if late:
         return Fault.LATE
-    if broken:  # also where the handler made an error of its own out of it
+    if broken or is_server_failure(error):  # broken: also where the handler made an error of its own out of it
         return Fault.WEATHER
-    state = (isinstance(error, psycopg.Error) and error.sqlstate) or ""
-    if state == "25006" or (state[:2] in {"08", "53", "57", "58"} and state != "57014"):
-        return Fault.WEATHER
-    if state and classify(error) is ErrorClass.PARTITION_MISSING:
+    if classify(error) is ErrorClass.PARTITION_MISSING:
         return Fault.NO_PARTITION
     return Fault.ITS_OWN
 

@@ -9,7 +9,7 @@ from psycopg import AsyncConnection
 
 from dev.sandbox.wire import Wire
 from orders.database import batcher as module
-from orders.database.batcher import Batcher, Limits, most_rows, rows_to_wait_for
+from orders.database.batcher import Batcher, Limits, next_max_rows, rows_to_wait_for
 from orders.database.errors import ErrorClass
 from orders.database.place_orders import Placed, Placement, place_orders
 from orders.model.errors import KeyReused, Overloaded, Refused, Unavailable
@@ -59,9 +59,9 @@ async def ask(batcher: Batcher[int, int], item: int, size: int = 0) -> int:
 
 
 async def outcomes(asked: Sequence[Awaitable[int]]) -> list[int | type[BaseException]]:
-    """What each was told: the answer, or the kind of error."""
-    told = await asyncio.gather(*asked, return_exceptions=True)
-    return [type(each) if isinstance(each, BaseException) else each for each in told]
+    """The answer to each item, or the class of its error."""
+    answers = await asyncio.gather(*asked, return_exceptions=True)
+    return [type(answer) if isinstance(answer, BaseException) else answer for answer in answers]
 
 
 async def test_what_waits_is_the_next_batch(bakery: Bakery, conn: AsyncConnection, database_url: str) -> None:
@@ -81,7 +81,7 @@ async def test_what_waits_is_the_next_batch(bakery: Bakery, conn: AsyncConnectio
 
 
 @pytest.mark.parametrize(
-    ("ran", "waiting", "wait_for"),
+    ("batch_size", "waiting", "wait_for"),
     [
         (1, 0, 0),  # a lone caller waits for nobody, and nobody for one
         (64, 0, 0),
@@ -92,11 +92,11 @@ async def test_what_waits_is_the_next_batch(bakery: Bakery, conn: AsyncConnectio
         (64, 64, 0),
     ],
 )
-def test_for_how_many_a_batch_waits(ran: int, waiting: int, wait_for: int) -> None:
+def test_for_how_many_a_batch_waits(batch_size: int, waiting: int, wait_for: int) -> None:
     """
     Where callers wait already, the next batch hopes for those who were in the last one.
     """
-    assert rows_to_wait_for(ran, waiting, 64) == wait_for
+    assert rows_to_wait_for(batch_size, waiting, 64) == wait_for
 
 
 async def test_who_was_answered_is_waited_for(
@@ -105,7 +105,7 @@ async def test_who_was_answered_is_waited_for(
     """
     A batch leaves as soon as as many wait as were there before, though it could have left with fewer.
     """
-    monkeypatch.setattr(module, "gather_seconds", lambda took: 60.0)
+    monkeypatch.setattr(module, "gather_seconds", lambda elapsed_seconds: 60.0)
     async with Batcher("test", database_url, bakery.bake, Limits()) as batcher:
         await hold(conn)
         first = together(batcher, [100])
@@ -126,7 +126,7 @@ async def test_a_batch_that_is_full_by_its_size_waits_for_nobody(
     """
     More callers would not make it larger.
     """
-    monkeypatch.setattr(module, "gather_seconds", lambda took: 60.0)
+    monkeypatch.setattr(module, "gather_seconds", lambda elapsed_seconds: 60.0)
     async with Batcher("test", database_url, bakery.bake, Limits(batch_bytes=100)) as batcher:
         await hold(conn)
         first = together(batcher, [100])
@@ -374,7 +374,7 @@ async def test_a_partition_is_missing(
 
 
 @pytest.mark.parametrize(
-    ("error_class", "ran", "before", "most"),
+    ("error_class", "batch_size", "max_rows", "expected"),
     [
         (ErrorClass.TOO_SLOW, 64, 64, 32),
         (ErrorClass.TOO_SLOW, 5, 64, 2),
@@ -387,11 +387,13 @@ async def test_a_partition_is_missing(
         (ErrorClass.PARTITION_MISSING, 3, 16, 16),
     ],
 )
-def test_how_large_the_next_run_may_be(error_class: ErrorClass | None, ran: int, before: int, most: int) -> None:
+def test_how_large_the_next_run_may_be(
+    error_class: ErrorClass | None, batch_size: int, max_rows: int, expected: int
+) -> None:
     """
     What was too slow is halved, what got through may double, and nothing else changes it.
     """
-    assert most_rows(error_class, ran, before, 64) == most
+    assert next_max_rows(error_class, batch_size, max_rows, 64) == expected
 
 
 async def test_a_batch_that_is_too_much_for_its_deadline(database_url: str) -> None:
