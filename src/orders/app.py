@@ -12,9 +12,9 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from psycopg import AsyncConnection
 
 from orders.api import openapi, problems, routes
-from orders.api.auth import CONFIRM_SECONDS, Clients
-from orders.api.back_pressure import LOOK_SECONDS, BackPressure
-from orders.api.expire_keys import BUSY_SECONDS, ExpireKeys
+from orders.api.auth import CONFIRM_SECONDS, Authenticator
+from orders.api.back_pressure import MEASURE_SECONDS, BackPressure
+from orders.api.key_expiry import BUSY_SECONDS, KeyExpiry
 from orders.api.live import TICK_SECONDS, Live
 from orders.api.middleware import with_head, with_request_id
 from orders.api.routes import Api, Found, Read, Write, Written
@@ -103,14 +103,14 @@ def create_app(settings: ApiSettings, live: Live) -> Api:
                 queue_bytes=settings.orders_queue_rows * routes.READ_SIZE,
                 patience=settings.orders_patience,
             )
-            clients = Clients(required=settings.orders_auth == "required")
+            authenticator = Authenticator(required=settings.orders_auth == "required")
             back_pressure = BackPressure(settings.orders_max_outbox_age)
-            expire = ExpireKeys(settings.orders_idempotency_retention)
+            key_expiry = KeyExpiry(settings.orders_idempotency_retention)
             jobs = [
                 Job(run=live.tick, every=TICK_SECONDS, wanted=live.is_watched),
-                Job(run=clients.confirm, every=CONFIRM_SECONDS, wanted=clients.has_any),
-                Job(run=back_pressure.look, every=LOOK_SECONDS, wanted=back_pressure.is_on),
-                Job(run=expire.run, every=BUSY_SECONDS, wanted=expire.is_due),
+                Job(run=authenticator.confirm, every=CONFIRM_SECONDS, wanted=authenticator.has_any),
+                Job(run=back_pressure.measure, every=MEASURE_SECONDS, wanted=back_pressure.is_on),
+                Job(run=key_expiry.run, every=BUSY_SECONDS, wanted=key_expiry.is_due),
             ]
             async with (
                 Batcher[Write, Written](
@@ -119,9 +119,9 @@ def create_app(settings: ApiSettings, live: Live) -> Api:
                 Batcher[Read, Found]("read", url, read, reading, session=orders_table.BY_INDEX) as reader,
                 Periodic("watch", url, jobs, **orders_table.BY_INDEX) as periodic,
             ):
-                live.begun = periodic.soon
+                live.on_first_watcher = periodic.soon
                 app.state["services"] = routes.Services(
-                    write=writers, read=reader, live=live, clients=clients, back_pressure=back_pressure
+                    write=writers, read=reader, live=live, authenticator=authenticator, back_pressure=back_pressure
                 )
                 yield
 
@@ -129,7 +129,7 @@ def create_app(settings: ApiSettings, live: Live) -> Api:
         [*routes.HANDLERS, *openapi.HANDLERS, metrics],
         lifespan=[lifespan],
         exception_handlers=problems.HANDLERS,
-        request_max_body_size=1 << 20,
+        request_max_body_size=routes.MAX_BODY_BYTES,
         openapi_config=None,  # Litestar's own document does not tell all that we promise; openapi.py's does
         logging_config=None,
     )

@@ -1,8 +1,8 @@
-"""Who asks: API keys, kept in memory so that no request pays for a query.
+"""Authentication by API keys, which are kept in memory to spare each request a query.
 
-A key in use is looked up once, and then confirmed every second together with all the others, by one statement. So a
-revoked key is refused about a second later. While the database is away nothing is confirmed, and after TRUST_SECONDS
-no key is believed any more.
+The first request with a key looks it up. One statement a second then confirms all keys in use, and therefore the api
+refuses a revoked key about a second later. While the database is away, the api accepts a key for TRUST_SECONDS after
+its last confirmation.
 """
 
 import asyncio
@@ -18,19 +18,19 @@ from orders.database import api_keys_table
 from orders.database.api_keys_table import ClientKey, KeyId
 from orders.model.errors import Unauthorized
 
-ANONYMOUS = ""  # all who have no key are one client
+ANONYMOUS = ""  # the client of every request without a key
 
 CONFIRM_SECONDS = 1.0
 TRUST_SECONDS = 5.0
-DISTRUST_SECONDS = 1.0  # for which a key that is not there is refused unasked
-IDLE_SECONDS = 60.0  # after which a key that nobody uses is forgotten
-MOST_KEYS = 10_000  # in memory; more of them in use only cost lookups
+DISTRUST_SECONDS = 1.0  # after a look-up found no such key, the api refuses it for this long without another
+IDLE_SECONDS = 60.0  # a key without a request for this long leaves the memory
+MAX_KEYS = 10_000  # in memory; more keys in use cost more look-ups
 
 _KEY = re.compile(r"orders_([0-9a-f]{12})_[A-Za-z0-9_-]{43}").fullmatch
 
 
-class _Seen:
-    """What is known of a key, since when, and when it was used last."""
+class _CachedKey:
+    """An API key as the database had it, when it was confirmed and when it was last used, both in the loop's time."""
 
     __slots__ = ("confirmed", "key", "used")
 
@@ -40,17 +40,18 @@ class _Seen:
         self.used = now
 
 
-class Clients:
-    """Knows whom the keys in use belong to; `confirm` is a job of the process's periodic connection."""
+class Authenticator:
+    """Maps the keys in use to their clients; `confirm` is a job of the process's periodic connection."""
 
     def __init__(self, *, required: bool) -> None:
         self.required = required
-        self._seen: dict[KeyId, _Seen] = {}
+        self._seen: dict[KeyId, _CachedKey] = {}
 
     async def client_of(self, authorization: str | None, find: Callable[[KeyId], Awaitable[ClientKey | None]]) -> str:
-        """Return whom an Authorization header speaks for; raise Unauthorized if it is for nobody.
+        """Return the client whose key an Authorization header has: its name, or ANONYMOUS without a header.
 
-        `find` looks a key up; it is asked for a key that was not seen lately.
+        `find` looks a key up in the database, for a key that is not in memory or not confirmed lately.
+        Raises Unauthorized if the header is malformed, the key is not valid, or a required key is missing.
         """
         if authorization is None:
             if self.required:
@@ -72,11 +73,11 @@ class Clients:
         return seen.key.client
 
     def has_any(self) -> bool:
-        """Say whether there is a key to confirm."""
+        """Return whether there is a key to confirm."""
         return bool(self._seen)
 
     async def confirm(self, conn: AsyncConnection) -> None:
-        """Ask once for all valid keys in use, and forget the others."""
+        """Read all valid keys in use by one statement, and forget those that no request used for IDLE_SECONDS."""
         now = asyncio.get_running_loop().time()
         self._seen = {key_id: seen for key_id, seen in self._seen.items() if now - seen.used < IDLE_SECONDS}
         valid = [key_id for key_id, seen in self._seen.items() if seen.key is not None]
@@ -88,15 +89,15 @@ class Clients:
                 seen.key = found.get(key_id)
                 seen.confirmed = now
 
-    def _remember(self, key_id: KeyId, key: ClientKey | None) -> _Seen:
-        while len(self._seen) >= MOST_KEYS:
+    def _remember(self, key_id: KeyId, key: ClientKey | None) -> _CachedKey:
+        while len(self._seen) >= MAX_KEYS:
             del self._seen[next(iter(self._seen))]
-        seen = self._seen[key_id] = _Seen(key, asyncio.get_running_loop().time())
+        seen = self._seen[key_id] = _CachedKey(key, asyncio.get_running_loop().time())
         return seen
 
 
 def new_key(client: str) -> tuple[str, KeyId, ClientKey]:
-    """Make an API key: the key itself, which is shown once, and what is stored of it."""
+    """Make an API key; return the key itself, which the operator sees once, its id, and the row to store."""
     key_id = secrets.token_hex(6)
     token = f"orders_{key_id}_{secrets.token_urlsafe(32)}"
     return token, KeyId(key_id), ClientKey(client, sha256(token.encode()).digest())

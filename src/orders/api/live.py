@@ -1,7 +1,7 @@
-"""Live status: one statement per tick for all the orders that this process's streams and waits are about.
+"""Live status: one statement per tick for all orders that the streams and waits of this process watch.
 
-Nobody keeps a state between two ticks: whoever waits says which version it has seen, and a tick answers with the
-newest above it. So changes between two ticks coalesce, and none is missed.
+A tick keeps no state: each watcher passes the version that it has seen, and a tick answers with the newest status
+above it. Changes between two ticks coalesce, and no watcher misses the last one.
 """
 
 import asyncio
@@ -18,8 +18,8 @@ from orders.model.errors import Overloaded
 from orders.model.order import TERMINAL
 
 TICK_SECONDS = 0.1
-HEARTBEAT_SECONDS = 10.0  # nginx and the proxies of others take a minute of silence for a lost connection
-MOST_WATCHERS = 10_000  # each is a task and an open connection
+HEARTBEAT_SECONDS = 10.0  # nginx and other proxies close a connection after a minute of silence
+MAX_WATCHERS = 10_000  # each is a task and an open connection
 
 WATCHERS = Gauge("orders_watchers", "Streams of events, and requests that wait for a change")
 TICKS = Counter("orders_watch_ticks_total", "Statements for the newest status of all that is watched")
@@ -28,27 +28,27 @@ _encode = msgspec.json.Encoder().encode
 
 
 class Live:
-    """Knows who waits for which order; `tick` is a job of the process's periodic connection."""
+    """The watchers of this process by the order they watch; `tick` is a job of the process's periodic connection."""
 
     def __init__(self) -> None:
         self.closed = False
-        self.begun: Callable[[], object] = lambda: None  # called when the first begins to watch
+        self.on_first_watcher: Callable[[], object] = lambda: None  # called when the first watcher arrives
         self._waiting: dict[UUID, dict[asyncio.Future[StatusNow | None], int]] = {}
         self._watchers = 0
 
     def is_watched(self) -> bool:
-        """Say whether a tick has anything to ask."""
+        """Return whether there is a watcher, and therefore a reason to tick."""
         return bool(self._waiting)
 
     def close(self) -> None:
-        """End every stream and wait at once, and those that come late: their clients take them up elsewhere."""
+        """End every stream and wait at once, later ones too; their clients resume at another api."""
         self.closed = True
         for futures in self._waiting.values():
             for future in futures:
                 _settle(future, None)
 
     async def tick(self, conn: AsyncConnection) -> None:
-        """Ask once for all that are watched, and tell those who wait for what has changed."""
+        """Read the newest status of all watched orders by one statement, and wake the watchers of the changed ones."""
         TICKS.inc()
         order_ids = list(self._waiting)
         versions = [min(self._waiting[order_id].values()) for order_id in order_ids]
@@ -60,17 +60,18 @@ class Live:
     async def change(self, order_id: UUID, seen: int, seconds: float) -> StatusNow | None:
         """Return an order's newest status once its version is above `seen`.
 
-        None when that takes longer than `seconds`, or the process stops. Raises Overloaded when too many are waiting.
+        Returns None if that takes longer than `seconds`, or the process stops.
+        Raises Overloaded if MAX_WATCHERS are watching already.
         """
         if self.closed:
             return None
-        if self._watchers >= MOST_WATCHERS:
+        if self._watchers >= MAX_WATCHERS:
             raise Overloaded
         self._watchers += 1
         WATCHERS.set(self._watchers)
         future: asyncio.Future[StatusNow | None] = asyncio.get_running_loop().create_future()
         if not self._waiting:
-            self.begun()
+            self.on_first_watcher()
         self._waiting.setdefault(order_id, {})[future] = seen
         timer = asyncio.get_running_loop().call_later(seconds, _settle, future, None)
         try:
@@ -85,11 +86,13 @@ class Live:
                 del self._waiting[order_id]
 
     async def events(self, now: StatusNow, seen: int | None) -> AsyncIterator[bytes]:
-        """Yield a stream of server-sent events: the status now, then the newest whenever it changed, to the end.
+        """Yield server-sent events: the status now, then the newest one after each change, until the order has ended.
+
+        `seen` is the version that the client knows already: it gets no event for it. None: it knows none.
 
         https://html.spec.whatwg.org/multipage/server-sent-events.html
         """
-        yield b"retry: 500\n\n"  # milliseconds until a client whose stream was cut comes again
+        yield b"retry: 500\n\n"  # milliseconds until a client reconnects after its stream was cut
         if seen is None or seen < now.version:
             yield _event(now)
         while now.status not in TERMINAL and not self.closed:

@@ -14,7 +14,7 @@ from litestar.response import Stream
 from litestar.types import ASGIApp, Receive, Scope, Send
 
 from orders.api import listing, preconditions, problems
-from orders.api.auth import ANONYMOUS, Clients
+from orders.api.auth import ANONYMOUS, Authenticator
 from orders.api.back_pressure import BackPressure
 from orders.api.listing import Query
 from orders.api.live import Live
@@ -34,7 +34,7 @@ from orders.model.traceparent import continue_trace
 READ_SIZE = 1 << 16
 SCAN_SIZE = 1 << 20
 
-MOST_BODY_BYTES = 1 << 20
+MAX_BODY_BYTES = 1 << 20
 
 Req = Request[Any, Any, Any]
 T = TypeVar("T")
@@ -64,7 +64,7 @@ class Services(msgspec.Struct, frozen=True):
     write: Batcher[Write, Written]
     read: Batcher[Read, Found]
     live: Live
-    clients: Clients
+    authenticator: Authenticator
     back_pressure: BackPressure
 
     async def place(self, placement: Placement, until: float | None) -> Placed:
@@ -75,9 +75,9 @@ class Services(msgspec.Struct, frozen=True):
         """Return once the cancellation is committed."""
         return cast(Cancelled, await self.write(cancellation, cancellation.size, until))
 
-    async def find(self, wanted: OrderLookup, until: float | None) -> Order:
+    async def find(self, lookup: OrderLookup, until: float | None) -> Order:
         """Return an order as it is now; raise OrderNotFound also when it is another client's."""
-        return cast(Order, await self.read(wanted, READ_SIZE, until))
+        return cast(Order, await self.read(lookup, READ_SIZE, until))
 
     async def find_key(self, key_id: KeyId, until: float | None) -> ClientKey | None:
         """Return an API key, if it is there and valid."""
@@ -88,7 +88,7 @@ class Services(msgspec.Struct, frozen=True):
         return cast(ScanPage, await self.read(step, SCAN_SIZE, until))
 
 
-def services(request: Req) -> Services:
+def services_of(request: Req) -> Services:
     """Return the services of this process."""
     return request.app.state["services"]  # type: ignore[no-any-return]
 
@@ -96,18 +96,18 @@ def services(request: Req) -> Services:
 @post("/orders")
 async def place_order(request: Req) -> ASGIApp:
     """Place an order: 201 once it is committed, with its event, and flushed."""
-    return await place(services(request), request.scope, request.receive)
+    return await place(services_of(request), request.scope, request.receive)
 
 
-async def place(its: Services, scope: Scope, receive: Receive) -> ASGIApp:
+async def place(services: Services, scope: Scope, receive: Receive) -> ASGIApp:
     """Place the order of a request, and return the answer to it."""
     given = headers_of(scope)
-    caller = await caller_of(its, given)
+    caller = await caller_of(services, given)
     if not _JSON(given.get(b"content-type", b"")):
         raise BadRequest(415, "The body must be JSON: send Content-Type: application/json.", Accept="application/json")
     key = idempotency_key(scope, given)
     new = problems.decode(_new_order, await body_of(receive))
-    placed = await _place(its, given, caller, new, key)
+    placed = await _place(services, given, caller, new, key)
     return created(placed)
 
 
@@ -136,8 +136,8 @@ async def list_orders(request: Req) -> Response[bytes]:
     if repeated := next((name for name in names if len(given.getall(name)) > 1), None):
         raise BadRequest(400, f"{repeated}: This parameter may be given once.", repeated)
     query: Query = problems.convert(Query, {name: given[name] for name in names})
-    caller = await caller_of(services(request), headers_of(request.scope))
-    page = await listing.read_page(lambda step: services(request).scan(step, caller.until), caller.client, query)
+    caller = await caller_of(services_of(request), headers_of(request.scope))
+    page = await listing.read_page(lambda step: services_of(request).scan(step, caller.until), caller.client, query)
     return Response(_encode(page), media_type="application/json")
 
 
@@ -162,7 +162,7 @@ async def get_order(request: Req, order_id: FromPath[str]) -> Response[bytes]:
             # A client that knows another state than this one has its news already.
             is_news = known is not None and not preconditions.matches(known, tag)
             if not is_news and order.status not in TERMINAL:
-                change = services(request).live.change(order.order_id, order.version, seconds)
+                change = services_of(request).live.change(order.order_id, order.version, seconds)
                 if await unless_gone(request, change):
                     body = _encode(await _read(request, order_id))
                     tag = preconditions.tag_of(body)
@@ -175,16 +175,16 @@ async def get_order(request: Req, order_id: FromPath[str]) -> Response[bytes]:
 @post("/orders/{order_id:str}/cancel", status_code=200)
 async def cancel_order(request: Req, order_id: FromPath[str]) -> Response[bytes]:
     """Cancel an order that nobody works yet: 200 once that is committed, also when it was before."""
-    its = services(request)
+    services = services_of(request)
     given = headers_of(request.scope)
-    caller = await caller_of(its, given)
+    caller = await caller_of(services, given)
     cancellation = Cancellation(
         order_id=_uuid(order_id),
         client=caller.client,
         traceparent=continue_trace(_text(given, b"traceparent")),
         key=idempotency_key(request.scope, given),
     )
-    cancelled = await its.cancel(cancellation, caller.until)
+    cancelled = await services.cancel(cancellation, caller.until)
     headers = {"Idempotency-Replayed": "true"} if cancelled.replayed else {}
     return Response(cancelled.answer, media_type="application/json", headers=headers)
 
@@ -199,7 +199,7 @@ async def watch_order(request: Req, order_id: FromPath[str]) -> Response[bytes] 
         return Response(b"", status_code=204)  # tells an EventSource to come no more
     now = StatusNow(order.order_id, order.status, order.version, order.failure_reason, order.updated_at)
     return Stream(
-        services(request).live.events(now, seen),
+        services_of(request).live.events(now, seen),
         media_type="text/event-stream",
         headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
     )
@@ -215,9 +215,9 @@ class TutorialOrder(msgspec.Struct, frozen=True):
 @post("/order/place", status_code=200)
 async def place_tutorial_order(request: Req) -> Response[bytes]:
     """Place an order without customer and lines, as the tutorial's clients do; a body is not read."""
-    its = services(request)
+    services = services_of(request)
     given = headers_of(request.scope)
-    placed = await _place(its, given, await caller_of(its, given), None, key=None)
+    placed = await _place(services, given, await caller_of(services, given), None, key=None)
     return Response(_encode(TutorialOrder(placed.order_id, "placed")), media_type="application/json", status_code=200)
 
 
@@ -251,7 +251,7 @@ async def live() -> Response[bytes]:
 @get("/health/ready")
 async def ready(request: Req) -> Response[bytes]:
     """Say whether the database answers and takes placements."""
-    is_ready = services(request).write.connections > 0 and await _database_answers(request)
+    is_ready = services_of(request).write.connections > 0 and await _database_answers(request)
     return Response(_encode({"ready": is_ready}), media_type="application/json", status_code=200 if is_ready else 503)
 
 
@@ -309,7 +309,7 @@ async def body_of(receive: Receive) -> bytes:
         piece = message.get("body", b"")
         pieces.append(piece)
         size += len(piece)
-        if size > MOST_BODY_BYTES:
+        if size > MAX_BODY_BYTES:
             raise RequestEntityTooLarge
         if not message.get("more_body"):
             return b"".join(pieces)
@@ -342,7 +342,7 @@ def idempotency_key(scope: Scope, given: Headers) -> str | None:
     return key.decode("ascii")
 
 
-async def caller_of(its: Services, given: Headers) -> Caller:
+async def caller_of(services: Services, given: Headers) -> Caller:
     """Return whom the request speaks for; raise Unauthorized if its key is for nobody.
 
     A key that has to be looked up uses up some of the one patience that a request has.
@@ -351,24 +351,24 @@ async def caller_of(its: Services, given: Headers) -> Caller:
 
     async def find(key_id: KeyId) -> ClientKey | None:
         nonlocal until
-        until = its.read.patience_ends()
-        return await its.find_key(key_id, until)
+        until = services.read.patience_ends()
+        return await services.find_key(key_id, until)
 
-    client = await its.clients.client_of(_text(given, b"authorization"), find)
+    client = await services.authenticator.client_of(_text(given, b"authorization"), find)
     return Caller(client, until)
 
 
-async def _place(its: Services, given: Headers, caller: Caller, new: NewOrder | None, key: str | None) -> Placed:
-    its.back_pressure.check()
+async def _place(services: Services, given: Headers, caller: Caller, new: NewOrder | None, key: str | None) -> Placed:
+    services.back_pressure.check()
     traceparent = continue_trace(_text(given, b"traceparent"))
-    return await its.place(placement_of(new, client=caller.client, traceparent=traceparent, key=key), caller.until)
+    return await services.place(placement_of(new, client=caller.client, traceparent=traceparent, key=key), caller.until)
 
 
 async def _read(request: Req, order_id: str) -> Order:
     """Return an order of the request's client; another's is not there."""
-    its = services(request)
-    caller = await caller_of(its, headers_of(request.scope))
-    return await its.find(OrderLookup(caller.client, _uuid(order_id)), caller.until)
+    services = services_of(request)
+    caller = await caller_of(services, headers_of(request.scope))
+    return await services.find(OrderLookup(caller.client, _uuid(order_id)), caller.until)
 
 
 def _uuid(order_id: str) -> UUID:
@@ -382,7 +382,7 @@ def _uuid(order_id: str) -> UUID:
 async def _database_answers(request: Req) -> bool:
     """Ask for an order that cannot exist."""
     try:
-        await services(request).find(OrderLookup(ANONYMOUS, UUID(int=0)), None)
+        await services_of(request).find(OrderLookup(ANONYMOUS, UUID(int=0)), None)
     except OrderNotFound:
         return True
     except OrdersError:

@@ -5,7 +5,7 @@ import psycopg
 import pytest
 from psycopg import AsyncConnection
 
-from orders.api.auth import CONFIRM_SECONDS, Clients, new_key
+from orders.api.auth import CONFIRM_SECONDS, Authenticator, new_key
 from orders.database import api_keys_table
 from orders.database.api_keys_table import ClientKey, KeyId
 from orders.model.errors import Unauthorized
@@ -153,7 +153,7 @@ async def test_a_key_in_use_costs_no_query(conn: AsyncConnection) -> None:
     """
     token, key_id, key = new_key("shop")
     await api_keys_table.add(conn, key_id, key)
-    clients = Clients(required=True)
+    authenticator = Authenticator(required=True)
     lookups = []
 
     async def find(key_id: KeyId) -> ClientKey | None:
@@ -161,14 +161,14 @@ async def test_a_key_in_use_costs_no_query(conn: AsyncConnection) -> None:
         return (await api_keys_table.read_many(conn, [key_id])).get(key_id)
 
     for _ in range(100):
-        assert await clients.client_of(f"Bearer {token}", find) == "shop"
-    await clients.confirm(conn)
+        assert await authenticator.client_of(f"Bearer {token}", find) == "shop"
+    await authenticator.confirm(conn)
     assert [key_id] == lookups
 
     await api_keys_table.revoke(conn, "shop", None)
-    await clients.confirm(conn)
+    await authenticator.confirm(conn)
     with pytest.raises(Unauthorized):
-        await clients.client_of(f"Bearer {token}", find)
+        await authenticator.client_of(f"Bearer {token}", find)
     assert [key_id] == lookups
 
 

@@ -1,7 +1,7 @@
-"""Let go of old idempotency keys, in small batches above a mark of its own.
+"""Delete idempotency keys whose retention is over, in small batches above a low-water mark.
 
-The mark keeps a batch from stepping over the index entries of those before it: they stay until a vacuum, and while
-some transaction holds the horizon no vacuum removes them.
+Deleted keys leave index entries until a vacuum, and a transaction that holds the xmin horizon delays every vacuum.
+The mark lets a batch start behind the entries that earlier batches left.
 """
 
 import asyncio
@@ -19,8 +19,8 @@ QUIET_SECONDS = 30.0
 EXPIRED = Counter("orders_idempotency_keys_expired_total", "Idempotency keys whose retention was over")
 
 
-class ExpireKeys:
-    """Owns the mark; `run` is a job of the process's periodic connection."""
+class KeyExpiry:
+    """Owns the low-water mark; `run` is a job of the process's periodic connection."""
 
     def __init__(self, retention_seconds: float) -> None:
         self.retention = timedelta(seconds=retention_seconds)
@@ -28,11 +28,11 @@ class ExpireKeys:
         self._next = 0.0
 
     def is_due(self) -> bool:
-        """Say whether it is time for a batch."""
+        """Return whether the pause after the last batch is over."""
         return asyncio.get_running_loop().time() >= self._next
 
     async def run(self, conn: AsyncConnection) -> None:
-        """Remove a batch, unless another api is doing so at this moment."""
+        """Delete at most BATCH_ROWS keys, unless another api is deleting at this moment."""
         rows, newest = await idempotency_keys_table.expire(conn, self._mark, self.retention, BATCH_ROWS)
         EXPIRED.inc(rows)
         self._mark = newest or self._mark
