@@ -29,12 +29,12 @@ from orders.model.error_text import first_line
 from orders.runtime import http_server, process
 from orders.runtime.settings import WorkerSettings
 from orders.work import letters
+from orders.work.crash_isolation import CrashIsolation
 from orders.work.dead_letter_mover import DeadLetters
 from orders.work.delivery import Statements, Work
 from orders.work.due_retries import Retries
 from orders.work.letters import Letter, Verdict
 from orders.work.runner import Runner
-from orders.work.suspects import Suspects
 
 log = logging.getLogger("orders.worker")
 
@@ -142,7 +142,7 @@ async def serve(settings: WorkerSettings, handler: Handler) -> None:
     async with (
         RelayNotifier(url) as notifier,
         WorkerLock(url) as worker_lock,
-        Suspects(timeout=settings.work_timeout) as suspects,
+        CrashIsolation(timeout=settings.work_timeout) as crash_isolation,
     ):
 
         async def claim(conn: AsyncConnection, batch: Sequence[Wanted]) -> list[Claim]:
@@ -170,7 +170,7 @@ async def serve(settings: WorkerSettings, handler: Handler) -> None:
             work = Work(
                 Statements(claiming, finishing, postponing, burying),
                 runner,
-                suspects,
+                crash_isolation,
                 max_failures=settings.work_max_attempts,
                 at_once=settings.work_connections if runner.wants_connection else None,
             )

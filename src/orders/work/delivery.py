@@ -63,12 +63,12 @@ class Work:
     """Owns the orders in hand, each in a task of its own."""
 
     def __init__(
-        self, statements: Statements, run: Run, suspects: Run, *, max_failures: int, at_once: int | None = None
+        self, statements: Statements, run: Run, run_isolated: Run, *, max_failures: int, at_once: int | None = None
     ) -> None:
         """`at_once`: how many handlers may run side by side, where each needs a connection; None: all."""
         self.statements = statements
         self.run = run
-        self.suspects = suspects
+        self.run_isolated = run_isolated
         self.max_failures = max_failures
         self.counts = Counts()
         self.crashed = asyncio.Event()
@@ -204,7 +204,7 @@ class Work:
         if suspect:
             SUSPECTS.inc()
         started = asyncio.get_running_loop().time()
-        outcome = await (self.suspects if suspect else self.run)(job)
+        outcome = await (self.run_isolated if suspect else self.run)(job)
         HANDLER_SECONDS.observe(asyncio.get_running_loop().time() - started)
         return outcome
 

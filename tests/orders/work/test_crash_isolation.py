@@ -7,8 +7,8 @@ import pytest
 from psycopg import AsyncConnection
 
 from orders.model.traceparent import continue_trace
+from orders.work.crash_isolation import CrashIsolation, halves
 from orders.work.runner import Again, Died, Done, Job, Never, Outcome
-from orders.work.suspects import Suspects, halves
 from tests.orders.work_samples import claim, place
 
 TIMEOUT = 2.0
@@ -31,9 +31,9 @@ async def jobs(conn: AsyncConnection, references: list[str]) -> list[Job]:
 async def outcomes(conn: AsyncConnection, references: list[str]) -> list[Outcome]:
     """Run one order of each reference, all of them suspects."""
     by_reference: dict[str | None, Outcome] = {}
-    async with Suspects(timeout=TIMEOUT) as suspects:
+    async with CrashIsolation(timeout=TIMEOUT) as isolation:
         asked = await jobs(conn, references)
-        for job, outcome in zip(asked, await asyncio.gather(*map(suspects, asked)), strict=True):
+        for job, outcome in zip(asked, await asyncio.gather(*map(isolation, asked)), strict=True):
             by_reference[job.claimed.order.reference] = outcome
     return [by_reference[reference] for reference in references]
 
@@ -93,7 +93,7 @@ async def test_no_child_can_be_started(
     conn: AsyncConnection, child_settings: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """
-    A machine that has no process left to give is weather: the suspects wait until there is one.
+    A machine that has no process left to give is a transient failure: the suspects wait until there is one.
     """
     start, refusals = asyncio.create_subprocess_exec, iter([BlockingIOError("no more processes")])
 

@@ -1,7 +1,9 @@
-"""Orders that were in hand when a worker vanished: one of them may be what ended it.
+"""Crash isolation: find the order whose handler ends its process, without harm to the others.
 
-They run again together in a child process. When it dies, those that had no answer yet are halved, and each half runs in
-a child of its own, until one dies alone: that one is poison. Its neighbours are not punished with it.
+An order that was in hand when its worker vanished is a *suspect*: its handler may have ended that worker. Suspects run
+again together in a child process. If the child dies, the suspects without an outcome are split in halves, and each half
+runs in a child of its own. An order whose child dies twice while it runs alone is poison; the others get their own
+outcome.
 """
 
 import asyncio
@@ -18,27 +20,27 @@ from prometheus_client import Counter
 
 from orders.runtime.crash import stop_the_process_if_it_crashed
 from orders.runtime.retry_pauses import backoff
+from orders.work.isolation_child import LARGEST_LINE, READY, ChildJob, ChildResult
 from orders.work.runner import Died, Job, Outcome
-from orders.work.trial import LARGEST_LINE, READY, Answer, Question
 
 log = logging.getLogger(__name__)
 
 CHILD_DEATHS = Counter("orders_worker_child_deaths_total", "Child processes that died while suspects ran in them")
 
-LANES = 4  # groups on trial side by side, so that one that hangs holds up no other
-GROUP = 500
-DEATHS_ALONE = 2  # once may have been somebody's kill -9
+PARALLEL_GROUPS = 4  # so that a group that hangs does not hold up the others
+MAX_GROUP = 500  # jobs in one child
+DEATHS_ALONE = 2  # one death may come from outside, such as kill -9
 START_SECONDS = 15.0
-SLACK_SECONDS = 5.0  # beyond WORK_TIMEOUT, after which a silent child is one whose loop a handler blocks
+SLACK_SECONDS = 5.0  # beyond WORK_TIMEOUT; a handler blocks the event loop of a child that is silent for longer
 
 Item = TypeVar("Item")
 
 _encode = msgspec.json.Encoder().encode
-_decode = msgspec.json.Decoder(Answer).decode
+_decode = msgspec.json.Decoder(ChildResult).decode
 
 
-class _Case:
-    """A job on trial, and whoever waits for its outcome."""
+class _IsolatedJob:
+    """A job, the number of times that its child died while it ran alone, and the future of its outcome."""
 
     __slots__ = ("deaths", "job", "outcome")
 
@@ -52,49 +54,52 @@ class _Case:
             self.outcome.set_result(outcome)
 
 
-class Suspects:
-    """Runs jobs in child processes; call it as one calls a Runner."""
+class CrashIsolation:
+    """Runs jobs in child processes. It is called like a `Runner`: a `Job` in, its `Outcome` out."""
 
     def __init__(self, *, timeout: float) -> None:
         self.timeout = timeout
-        self._waiting: deque[_Case] = deque()
-        self._wanted = asyncio.Semaphore(0)
-        self._lanes: list[asyncio.Task[None]] = []
+        self._waiting: deque[_IsolatedJob] = deque()
+        self._available = asyncio.Semaphore(0)
+        self._group_tasks: list[asyncio.Task[None]] = []
         self._children: set[asyncio.subprocess.Process] = set()
 
-    async def __aenter__(self) -> "Suspects":
-        self._lanes = [asyncio.create_task(self._lane(), name=f"suspects-{number}") for number in range(LANES)]
-        for lane in self._lanes:
-            lane.add_done_callback(stop_the_process_if_it_crashed)
+    async def __aenter__(self) -> "CrashIsolation":
+        self._group_tasks = [
+            asyncio.create_task(self._run_groups(), name=f"crash-isolation-{number}")
+            for number in range(PARALLEL_GROUPS)
+        ]
+        for task in self._group_tasks:
+            task.add_done_callback(stop_the_process_if_it_crashed)
         return self
 
     async def __aexit__(self, *exc: object) -> None:
-        for lane in self._lanes:
-            lane.cancel()
-        await asyncio.gather(*self._lanes, return_exceptions=True)
-        for child in list(self._children):  # those whose end was cut short
+        for task in self._group_tasks:
+            task.cancel()
+        await asyncio.gather(*self._group_tasks, return_exceptions=True)
+        for child in list(self._children):  # whose end was cancelled
             await self._end(child)
 
     async def __call__(self, job: Job) -> Outcome:
-        """Run the handler for a suspect; Died if it has proven to be poison."""
-        case = _Case(job)
-        self._waiting.append(case)
-        self._wanted.release()
-        return await case.outcome
+        """Run the handler for a suspect; return `Died` if its child died `DEATHS_ALONE` times while it ran alone."""
+        isolated = _IsolatedJob(job)
+        self._waiting.append(isolated)
+        self._available.release()
+        return await isolated.outcome
 
-    async def _lane(self) -> None:
+    async def _run_groups(self) -> None:
         while True:
-            await self._wanted.acquire()
-            group: list[_Case] = []
-            while self._waiting and len(group) < GROUP:
+            await self._available.acquire()
+            group: list[_IsolatedJob] = []
+            while self._waiting and len(group) < MAX_GROUP:
                 group.append(self._waiting.popleft())
-            if group := [case for case in group if not case.outcome.done()]:
-                await self._try(group)
+            if group := [isolated for isolated in group if not isolated.outcome.done()]:
+                await self._run_until_settled(group)
 
-    async def _try(self, group: Sequence[_Case]) -> None:
-        """Run a group until each has an outcome, however often its child dies."""
+    async def _run_until_settled(self, group: Sequence[_IsolatedJob]) -> None:
+        """Run a group, split again after each death of a child, until each job has an outcome."""
         end = await self._run_together(group)
-        left = [case for case in group if not case.outcome.done()]
+        left = [isolated for isolated in group if not isolated.outcome.done()]
         if not left:
             return
         CHILD_DEATHS.inc()
@@ -104,27 +109,27 @@ class Suspects:
         if left[0].deaths >= DEATHS_ALONE:
             left[0].settle(Died(f"the process that ran it alone {end}, {left[0].deaths} times"))
             return
-        for part in halves(left):
-            await self._try(part)
+        for half in halves(left):
+            await self._run_until_settled(half)
 
-    async def _run_together(self, group: Sequence[_Case]) -> str:
-        """Settle what a fresh child answers; return how the child ended."""
+    async def _run_together(self, group: Sequence[_IsolatedJob]) -> str:
+        """Run a group in a new child, settle each job that it answers, and return how the child ended, for the log."""
         child = await self._start()
         assert child.stdin is not None
         assert child.stdout is not None
         try:
             async with asyncio.timeout(self.timeout + SLACK_SECONDS):
-                with contextlib.suppress(OSError):  # it is dead already: the end of its output says so
-                    for number, case in enumerate(group):
-                        child.stdin.write(_encode(Question(number, case.job)) + b"\n")
+                with contextlib.suppress(OSError):  # the child is dead: its output ends, too
+                    for number, isolated in enumerate(group):
+                        child.stdin.write(_encode(ChildJob(number, isolated.job)) + b"\n")
                     await child.stdin.drain()
             for _ in group:
                 async with asyncio.timeout(self.timeout + SLACK_SECONDS):
                     line = await child.stdout.readline()
                 if not line.endswith(b"\n"):
                     break
-                answer = _decode(line)
-                group[answer.number].settle(answer.outcome)
+                result = _decode(line)
+                group[result.number].settle(result.outcome)
         except TimeoutError:
             return f"gave no sign of life for {self.timeout + SLACK_SECONDS:g} s"
         finally:
@@ -132,14 +137,14 @@ class Suspects:
         return _end_of(child.returncode)
 
     async def _start(self) -> asyncio.subprocess.Process:
-        """Start a child that has loaded its handler; one that dies before it got a job is nobody's failure."""
+        """Start a child and wait until it has loaded the handler; retry for ever, since no order is at fault here."""
         for pause in backoff(first=0.2, most=5):
             try:
                 child = await asyncio.create_subprocess_exec(
-                    sys.executable, "-m", "orders.work.trial",
+                    sys.executable, "-m", "orders.work.isolation_child",
                     stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, limit=LARGEST_LINE,
                 )  # fmt: skip
-            except OSError as error:  # no memory, no process, no file left: weather
+            except OSError as error:  # no memory, no process or no descriptor left: it passes
                 log.warning("a child process did not start: %s", error)
                 await asyncio.sleep(pause)
                 continue
@@ -157,7 +162,7 @@ class Suspects:
         raise AssertionError("unreachable: the pauses never end")
 
     async def _end(self, child: asyncio.subprocess.Process) -> None:
-        """Have a child end: one that is on its way out keeps its own exit code."""
+        """End a child; one that is exiting keeps its own exit code."""
         assert child.stdin is not None
         assert child.stdout is not None
         child.stdin.close()
@@ -173,7 +178,7 @@ class Suspects:
 
 
 def halves(group: Sequence[Item]) -> list[Sequence[Item]]:
-    """Split those among whom the guilty one is; one alone cannot be split."""
+    """Split a group in two, in order; a group of one stays whole. No half is empty."""
     middle = len(group) // 2
     return [half for half in (group[:middle], group[middle:]) if half]
 
