@@ -4,7 +4,7 @@
 
 message        what travels; the body is sealed
 waves          decides: what may be published now, at most one unconfirmed message of a key
-verdict        decides: what an answer of the broker means, a failure of its route or a refusal of the message
+replies        decides: what a reply of the broker means, a failure of the route or a rejected message
 route_health   decides: which routes may be tried, and when again
 outcome        decides: what is written down of a claim, and what is taken back
 pace           decides: how many rows a claim may have, and when the next may come

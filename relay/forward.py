@@ -25,10 +25,10 @@ from relay.metrics import Vitals
 from relay.outcome import Outcome
 from relay.pace import Pace
 from relay.publisher import BrokerBlocked, BrokerLost, Publisher
+from relay.replies import Rejected, RouteFailure, classify
 from relay.route_health import RouteHealth
 from relay.settings import Settings
 from relay.severing import close
-from relay.verdict import Refused, RouteFailure, judge
 from relay.waves import Waves, sort_out
 
 log = logging.getLogger("relay")
@@ -347,17 +347,17 @@ class Forwarder:
         if reply is None:
             waves.put_off(message)
             return
-        verdict = judge(message, reply)
-        outcome.take(message, verdict, waves)
-        match verdict:
+        classified = classify(message, reply)
+        outcome.take(message, classified, waves)
+        match classified:
             case RouteFailure(reason):
                 self._count_failure(reply)
                 if message.route not in closed:
                     closed[message.route] = reason
                     self._close_routes({message.route: reason})
-            case Refused(reason):
+            case Rejected(reason):
                 self._vitals.refused.inc()
-                log.error("row %d of key %r is refused and blocks its key: %s", message.id, message.key, reason)
+                log.error("row %d of key %r is rejected and blocks its key: %s", message.id, message.key, reason)
 
     def _close_routes(self, reasons: Mapping[Route, str]) -> None:
         for route, reason in reasons.items():

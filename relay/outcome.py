@@ -6,7 +6,7 @@ from typing import assert_never
 import msgspec
 
 from relay.message import Message, Route
-from relay.verdict import Refused, RouteFailure, Sent, Unrouted, Verdict
+from relay.replies import Classified, Rejected, RouteFailure, Sent, Unrouted
 from relay.waves import Waves
 
 
@@ -18,9 +18,9 @@ class Outcome(msgspec.Struct):
     park: dict[str, list[Message]] = msgspec.field(default_factory=dict)  # by reason
     block: dict[str, str] = msgspec.field(default_factory=dict)  # key: reason
 
-    def take(self, message: Message, verdict: Verdict, waves: Waves) -> None:
+    def take(self, message: Message, classified: Classified, waves: Waves) -> None:
         """Note what became of one message of a wave, and let its key go on or stop."""
-        match verdict:
+        match classified:
             case Sent():
                 waves.passed(message)
                 self.sent.append(message)
@@ -29,7 +29,7 @@ class Outcome(msgspec.Struct):
                 self.unrouted.append(message)
             case RouteFailure(reason):
                 self._park(reason, waves.stopped(message))
-            case Refused(reason):
+            case Rejected(reason):
                 self._park(reason, waves.stopped(message))
                 self.block[message.key] = reason
             case _ as never:

@@ -20,7 +20,7 @@ from relay.channel import BatchChannel
 from relay.frame_filter import FilteredTransport
 from relay.frames import Unencodable
 from relay.message import Answer, Message, Reply
-from relay.verdict import Closure, split_suspects, whose_channel_closure, whose_connection_closure
+from relay.replies import Closure, split_suspects, whose_channel_closure, whose_connection_closure
 
 log = logging.getLogger("relay")
 

@@ -194,14 +194,14 @@ _ALL = (
     _plant(
         "S14b",
         "a queue that is full blocks the keys of what it refused",
-        "tests/relay/test_verdict.py::test_route_failures",
+        "tests/relay/test_replies.py::test_route_failures",
         (
-            "relay/verdict.py",
+            "relay/replies.py",
             "        case Answer.CLOSED_ALONE | Answer.UNENCODABLE:\n",
             "        case Answer.CLOSED_ALONE | Answer.UNENCODABLE | Answer.NACKED:\n",
         ),
         (
-            "relay/verdict.py",
+            "relay/replies.py",
             "case Answer.RETURNED | Answer.NACKED | Answer.CLOSED_ROUTE",
             "case Answer.RETURNED | Answer.CLOSED_ROUTE",
         ),
@@ -338,8 +338,8 @@ _ALL = (
     _plant(
         "O4",
         "a required message that came back counts as unrouted",
-        "tests/relay/test_verdict.py::test_returns",
-        ("relay/verdict.py", "case Answer.RETURNED if not message.required:", "case Answer.RETURNED:"),
+        "tests/relay/test_replies.py::test_returns",
+        ("relay/replies.py", "case Answer.RETURNED if not message.required:", "case Answer.RETURNED:"),
     ),
     _plant(
         "O5",

@@ -12,8 +12,8 @@ import msgspec
 from relay.mark import LowWaterMark
 from relay.message import Answer, Message, Reply, Route
 from relay.outcome import Outcome
+from relay.replies import Classified, RouteFailure, classify
 from relay.route_health import RouteHealth
-from relay.verdict import RouteFailure, Verdict, judge
 from relay.waves import Waves, sort_out
 
 Mood = Literal["confirm", "nack", "return", "refuse", "silence", "given up"]
@@ -38,7 +38,7 @@ class Decisions(msgspec.Struct, frozen=True):
 
     waves: type[Waves] = Waves
     sort_out: Sorting = sort_out
-    judge: Callable[[Message, Reply], Verdict] = judge
+    classify: Callable[[Message, Reply], Classified] = classify
     mark: type[LowWaterMark] = LowWaterMark
     outcome: type[Outcome] = Outcome
 
@@ -216,9 +216,9 @@ class World:
             if reply is None:
                 claim.waves.put_off(message)
                 continue
-            verdict = self.decide.judge(message, reply)
-            claim.outcome.take(message, verdict, claim.waves)
-            if isinstance(verdict, RouteFailure) and message.route not in claim.closed:
+            classified = self.decide.classify(message, reply)
+            claim.outcome.take(message, classified, claim.waves)
+            if isinstance(classified, RouteFailure) and message.route not in claim.closed:
                 claim.closed[message.route] = reply.reason
                 relay.health.failed(message.route, self.now, reply.reason)
         for route in {message.route for message in claim.going} - claim.closed.keys():

@@ -13,7 +13,7 @@ from orders.work.decision import NextStep, next_step
 from orders.work.runner import Again, Outcome, Weather
 from relay.mark import LowWaterMark
 from relay.message import Answer, Message, Reply, Route
-from relay.verdict import Sent, Verdict, judge
+from relay.replies import Classified, Sent, classify
 from relay.waves import Waves
 from tests.model import orders_world
 from tests.model.relay_world import Broken, Decisions, Mood, World
@@ -216,14 +216,14 @@ class TimedMark(LowWaterMark):
         super().observe(last_value, ())
 
 
-def trusting_judge(message: Message, reply: Reply) -> Verdict:
+def trusting_classify(message: Message, reply: Reply) -> Classified:
     """No answer is a good answer."""
-    return Sent() if reply.answer is Answer.UNANSWERED else judge(message, reply)
+    return Sent() if reply.answer is Answer.UNANSWERED else classify(message, reply)
 
 
-def rash_judge(message: Message, reply: Reply) -> Verdict:
+def rash_classify(message: Message, reply: Reply) -> Classified:
     """Whatever came back from the broker has been there."""
-    return Sent() if reply.answer is Answer.RETURNED else judge(message, reply)
+    return Sent() if reply.answer is Answer.RETURNED else classify(message, reply)
 
 
 def hasty_sort_out(messages: list[Message], is_open: Callable[[Route], bool]) -> tuple[list[Message], list[Message]]:
@@ -236,8 +236,8 @@ PLANTED = {
     "parked behind what stays pending": Decisions(waves=NothingIsLeft),
     "what waits keeps nobody": Decisions(waves=StopsAlone),
     "timed mark": Decisions(mark=TimedMark),
-    "silence is a confirm": Decisions(judge=trusting_judge),
-    "a return is a confirm": Decisions(judge=rash_judge),
+    "silence is a confirm": Decisions(classify=trusting_classify),
+    "a return is a confirm": Decisions(classify=rash_classify),
     "a waiting key is overtaken": Decisions(sort_out=hasty_sort_out),
 }
 

@@ -2,17 +2,17 @@
 
 from relay.message import Route
 from relay.outcome import Outcome
-from relay.verdict import Refused, RouteFailure, Sent, Unrouted
+from relay.replies import Rejected, RouteFailure, Sent, Unrouted
 from relay.waves import Waves
 from tests.relay.letters import letter
 
 PLACED = Route("orders", "order.placed")
 
 
-def test_each_verdict_has_its_place() -> None:
+def test_each_reply_has_its_place() -> None:
     """
-    Sent and unrouted rows are settled; route failures and refusals park the row and all behind it, once, and only a
-    refusal blocks the key.
+    Sent and unrouted rows are settled; route failures and rejections park the row and all behind it, once, and only a
+    rejection blocks the key.
     """
     rows = [letter(at, key, parked=at == 5) for at, key in enumerate("abcddcx", start=1)]
     waves, outcome = Waves(rows), Outcome()
@@ -20,7 +20,7 @@ def test_each_verdict_has_its_place() -> None:
     outcome.take(rows[0], Sent(), waves)
     outcome.take(rows[1], Unrouted(), waves)
     outcome.take(rows[2], RouteFailure("wet"), waves)
-    outcome.take(rows[3], Refused("no"), waves)
+    outcome.take(rows[3], Rejected("no"), waves)
 
     assert outcome.sent == [rows[0]]
     assert outcome.unrouted == [rows[1]]
@@ -46,14 +46,14 @@ def test_what_is_not_proven_is_taken_back() -> None:
 
 def test_what_is_taken_back_has_to_go_first() -> None:
     """
-    What was refused behind a row that is taken back does not block its key yet: the key goes on by itself up to there.
+    What was rejected behind a row that is taken back does not block its key yet: the key goes on by itself up to there.
     """
-    first, refused, other = letter(1, "a"), letter(2, "a"), letter(3, "b")
-    outcome = Outcome(sent=[first], park={"no": [refused, other]}, block={"a": "no", "b": "no"})
+    first, rejected, other = letter(1, "a"), letter(2, "a"), letter(3, "b")
+    outcome = Outcome(sent=[first], park={"no": [rejected, other]}, block={"a": "no", "b": "no"})
 
     outcome.withdraw({PLACED: "queue gone"})
 
-    assert outcome.park == {"no": [refused, other], "queue gone": [first]}
+    assert outcome.park == {"no": [rejected, other], "queue gone": [first]}
     assert outcome.block == {"b": "no"}
 
 

@@ -1,6 +1,7 @@
-"""What an answer of the broker means: settled, a failure of the route, or a refusal of this very message.
+"""What a reply of the broker means for its message: sent, unrouted, a failure of its route, or rejected.
 
-A route failure spends nothing: the key waits and is tried again. A refusal blocks its key until an operator decides.
+A route failure costs the message nothing: its key waits, and the relay tries again. A rejected message blocks its key
+until an operator decides.
 """
 
 import enum
@@ -12,30 +13,30 @@ from relay.message import Answer, Message, Reply
 
 
 class Sent(msgspec.Struct, frozen=True, gc=False):
-    """The broker confirmed it, and a queue has it."""
+    """The broker confirmed the message, and at least one queue has it."""
 
 
 class Unrouted(msgspec.Struct, frozen=True, gc=False):
-    """It need not reach a queue, and none wanted it."""
+    """No queue took the message, and it is not required to reach one."""
 
 
 class RouteFailure(msgspec.Struct, frozen=True, gc=False):
-    """Its route does not take messages now."""
+    """The message's route does not take messages at present."""
 
     reason: str
 
 
-class Refused(msgspec.Struct, frozen=True, gc=False):
-    """It will never be taken as it is."""
+class Rejected(msgspec.Struct, frozen=True, gc=False):
+    """The broker will never take this message as it is."""
 
     reason: str
 
 
-Verdict = Sent | Unrouted | RouteFailure | Refused
+Classified = Sent | Unrouted | RouteFailure | Rejected
 
 
-def judge(message: Message, reply: Reply) -> Verdict:
-    """Say what this reply to this message means."""
+def classify(message: Message, reply: Reply) -> Classified:
+    """Return what this reply to this message means."""
     match reply.answer:
         case Answer.CONFIRMED:
             return Sent()
@@ -44,13 +45,13 @@ def judge(message: Message, reply: Reply) -> Verdict:
         case Answer.RETURNED | Answer.NACKED | Answer.CLOSED_ROUTE | Answer.UNANSWERED | Answer.WITHHELD:
             return RouteFailure(f"{reply.answer.value}: {reply.reason}" if reply.reason else reply.answer.value)
         case Answer.CLOSED_ALONE | Answer.UNENCODABLE:
-            return Refused(f"{reply.answer.value}: {reply.reason}")
+            return Rejected(f"{reply.answer.value}: {reply.reason}")
         case _ as never:
             assert_never(never)
 
 
 class Closure(enum.Enum):
-    """Whom a close by the broker is about."""
+    """What the broker closed a channel or a connection for."""
 
     ROUTE = "route"
     MESSAGE = "message"
@@ -58,7 +59,7 @@ class Closure(enum.Enum):
 
 
 def whose_channel_closure(code: int | None) -> Closure:
-    """Say whom the broker's closing of the channel is about."""
+    """Return what the broker closed the channel for; `code` is its AMQP reply code, None if it gave none."""
     match code:
         case 403 | 404:
             return Closure.ROUTE
@@ -69,16 +70,17 @@ def whose_channel_closure(code: int | None) -> Closure:
 
 
 def whose_connection_closure(code: int | None) -> Closure:
-    """Say whom the broker's closing of the connection is about: a 50x is an answer to what was sent last."""
+    """Return what the broker closed the connection for: a 50x answers what was sent last. None is no code."""
     if code is not None and 501 <= code <= 506:
         return Closure.MESSAGE
     return Closure.OUTAGE
 
 
 def split_suspects(closure: Closure, text: str, wave: list[Message]) -> tuple[list[Message], list[list[Message]]]:
-    """After a close with `wave` unanswered, say who is named by it and in which groups the others go again.
+    """After a close with `wave` unanswered, return the messages that caused it and the groups to publish again.
 
-    One message fails all that were outstanding with it, so the others are bisected until what fails is alone.
+    `text` is the broker's reply text. A close fails every outstanding message, so the wave is bisected, except for
+    messages that `text` names, until the message that fails is alone.
     """
     if closure is Closure.ROUTE:
         named = [message for message in wave if _is_named(message, text)]

@@ -1,15 +1,15 @@
-"""Which answers are a failure of the route and which are a refusal."""
+"""Which answers are a failure of the route and which reject the message."""
 
 import pytest
 
 from relay.message import CONFIRMED, Answer, Reply
-from relay.verdict import (
+from relay.replies import (
     Closure,
-    Refused,
+    Rejected,
     RouteFailure,
     Sent,
     Unrouted,
-    judge,
+    classify,
     split_suspects,
     whose_channel_closure,
     whose_connection_closure,
@@ -21,7 +21,7 @@ def test_confirmed_is_sent() -> None:
     """
     Only a confirm without a return makes a row sent.
     """
-    assert Sent() == judge(letter(1), CONFIRMED)
+    assert Sent() == classify(letter(1), CONFIRMED)
 
 
 def test_returns() -> None:
@@ -30,8 +30,8 @@ def test_returns() -> None:
     """
     returned = Reply(Answer.RETURNED, "312 NO_ROUTE")
 
-    assert RouteFailure("returned: 312 NO_ROUTE") == judge(letter(1, required=True), returned)
-    assert Unrouted() == judge(letter(1, required=False), returned)
+    assert RouteFailure("returned: 312 NO_ROUTE") == classify(letter(1, required=True), returned)
+    assert Unrouted() == classify(letter(1, required=False), returned)
 
 
 @pytest.mark.parametrize("answer", [Answer.NACKED, Answer.CLOSED_ROUTE, Answer.UNANSWERED, Answer.WITHHELD])
@@ -40,15 +40,15 @@ def test_route_failures(answer: Answer, required: bool) -> None:
     """
     Nacks, closed routes and silence say nothing against the message.
     """
-    assert RouteFailure(answer.value) == judge(letter(1, required=required), Reply(answer))
+    assert RouteFailure(answer.value) == classify(letter(1, required=required), Reply(answer))
 
 
 @pytest.mark.parametrize("answer", [Answer.CLOSED_ALONE, Answer.UNENCODABLE])
-def test_refusals(answer: Answer) -> None:
+def test_rejections(answer: Answer) -> None:
     """
     What fails alone, or cannot be said in AMQP, will always fail.
     """
-    assert Refused(f"{answer.value}: 406 too large") == judge(letter(1), Reply(answer, "406 too large"))
+    assert Rejected(f"{answer.value}: 406 too large") == classify(letter(1), Reply(answer, "406 too large"))
 
 
 @pytest.mark.parametrize(
