@@ -3,13 +3,11 @@
 import contextlib
 import logging
 import os
-from collections.abc import AsyncIterator, Sequence
-from typing import cast
+from collections.abc import AsyncIterator
 
 from litestar import Litestar, get
 from litestar.response import Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
-from psycopg import AsyncConnection
 
 from orders.api import openapi, problems, routes
 from orders.api.auth import CONFIRM_SECONDS, Authenticator
@@ -17,24 +15,20 @@ from orders.api.back_pressure import MEASURE_SECONDS, BackPressure
 from orders.api.key_expiry import BUSY_SECONDS, KeyExpiry
 from orders.api.live import TICK_SECONDS, Live
 from orders.api.middleware import with_head, with_request_id
-from orders.api.routes import Api, Found, Read, Write, Written
+from orders.api.routes import Api
 from orders.database import (
     api_keys_table,
-    cancel_orders,
     idempotency_keys_table,
     orders_table,
     outbox_table,
     place_orders,
     postgres,
 )
-from orders.database.api_keys_table import KeyId
 from orders.database.batcher import Batcher, Limits
-from orders.database.cancel_orders import Cancellation
 from orders.database.notify import RelayNotifier
-from orders.database.orders_table import OrderLookup, ScanStep
 from orders.database.periodic import Job, Periodic
-from orders.database.place_orders import Placement
-from orders.model.errors import OrdersError
+from orders.database.reads import Found, Read, read
+from orders.database.writes import Write, Written, write
 from orders.runtime import http_server, process
 from orders.runtime.settings import ApiSettings
 
@@ -47,33 +41,26 @@ async def metrics() -> Response[bytes]:
     return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
 
 
-async def place_or_cancel(conn: AsyncConnection, batch: Sequence[Write]) -> Sequence[Written | OrdersError]:
-    """Place and cancel orders: the placements are one statement, and cancellations are rare."""
-    cancellations = [each for each in batch if isinstance(each, Cancellation)]
-    if not cancellations:
-        return await place_orders.place_orders(conn, cast(Sequence[Placement], batch))
-    placements = [each for each in batch if isinstance(each, Placement)]
-    placed = iter(await place_orders.place_orders(conn, placements) if placements else [])
-    cancelled = iter(await cancel_orders.cancel_orders(conn, cancellations))
-    return [next(cancelled) if isinstance(each, Cancellation) else next(placed) for each in batch]
+def writing_limits(settings: ApiSettings) -> Limits:
+    """Return the bounds of the batches that place and cancel."""
+    return Limits(
+        writers=settings.orders_writers,
+        batch_rows=settings.orders_batch_rows,
+        batch_bytes=settings.orders_batch_bytes,
+        queue_rows=settings.orders_queue_rows,
+        queue_bytes=settings.orders_queue_bytes,
+        patience=settings.orders_patience,
+    )
 
 
-async def read(conn: AsyncConnection, batch: Sequence[Read]) -> Sequence[Found | OrdersError]:
-    """Find orders and keys, all of a batch by one statement, and take steps down lists, each by one of its own."""
-    wanted = [each for each in batch if isinstance(each, OrderLookup)]
-    found = iter(await orders_table.read_many(conn, wanted) if wanted else [])
-    key_ids = [each for each in batch if isinstance(each, KeyId)]
-    keys = await api_keys_table.read_many(conn, key_ids) if key_ids else {}
-    answers: list[Found | OrdersError] = []
-    for each in batch:
-        match each:
-            case OrderLookup():
-                answers.append(next(found))
-            case KeyId():
-                answers.append(keys.get(each))
-            case ScanStep():
-                answers.append(await orders_table.scan(conn, each))
-    return answers
+def reading_limits(settings: ApiSettings) -> Limits:
+    """Return the bounds of the batches that look up orders, keys and lists."""
+    return Limits(
+        batch_rows=200,
+        queue_rows=settings.orders_queue_rows,
+        queue_bytes=settings.orders_queue_rows * routes.READ_SIZE,
+        patience=settings.orders_patience,
+    )
 
 
 def create_app(settings: ApiSettings, live: Live) -> Api:
@@ -82,48 +69,33 @@ def create_app(settings: ApiSettings, live: Live) -> Api:
     @contextlib.asynccontextmanager
     async def lifespan(app: Litestar) -> AsyncIterator[None]:
         url = settings.database_url
-        async with RelayNotifier(url) as notifier:
-
-            async def write(conn: AsyncConnection, batch: Sequence[Write]) -> Sequence[Written | OrdersError]:
-                answers = await place_or_cancel(conn, batch)
-                notifier.soon(len(batch))
-                return answers
-
-            writing = Limits(
-                writers=settings.orders_writers,
-                batch_rows=settings.orders_batch_rows,
-                batch_bytes=settings.orders_batch_bytes,
-                queue_rows=settings.orders_queue_rows,
-                queue_bytes=settings.orders_queue_bytes,
-                patience=settings.orders_patience,
+        authenticator = Authenticator(required=settings.orders_auth == "required")
+        back_pressure = BackPressure(settings.orders_max_outbox_age)
+        key_expiry = KeyExpiry(settings.orders_idempotency_retention)
+        jobs = [
+            Job(run=live.tick, every=TICK_SECONDS, wanted=live.is_watched),
+            Job(run=authenticator.confirm, every=CONFIRM_SECONDS, wanted=authenticator.has_any),
+            Job(run=back_pressure.measure, every=MEASURE_SECONDS, wanted=back_pressure.is_on),
+            Job(run=key_expiry.run, every=BUSY_SECONDS, wanted=key_expiry.is_due),
+        ]
+        async with (
+            RelayNotifier(url) as notifier,
+            Batcher[Write, Written](
+                "write",
+                url,
+                notifier.after(write),
+                writing_limits(settings),
+                mend=outbox_table.add_partitions,
+                session=place_orders.PLANNED_ONCE,
+            ) as writer,
+            Batcher[Read, Found]("read", url, read, reading_limits(settings), session=orders_table.BY_INDEX) as reader,
+            Periodic("watch", url, jobs, **orders_table.BY_INDEX) as periodic,
+        ):
+            live.on_first_watcher = periodic.soon
+            app.state["services"] = routes.Services(
+                write=writer, read=reader, live=live, authenticator=authenticator, back_pressure=back_pressure
             )
-            reading = Limits(
-                batch_rows=200,
-                queue_rows=settings.orders_queue_rows,
-                queue_bytes=settings.orders_queue_rows * routes.READ_SIZE,
-                patience=settings.orders_patience,
-            )
-            authenticator = Authenticator(required=settings.orders_auth == "required")
-            back_pressure = BackPressure(settings.orders_max_outbox_age)
-            key_expiry = KeyExpiry(settings.orders_idempotency_retention)
-            jobs = [
-                Job(run=live.tick, every=TICK_SECONDS, wanted=live.is_watched),
-                Job(run=authenticator.confirm, every=CONFIRM_SECONDS, wanted=authenticator.has_any),
-                Job(run=back_pressure.measure, every=MEASURE_SECONDS, wanted=back_pressure.is_on),
-                Job(run=key_expiry.run, every=BUSY_SECONDS, wanted=key_expiry.is_due),
-            ]
-            async with (
-                Batcher[Write, Written](
-                    "write", url, write, writing, mend=outbox_table.add_partitions, session=place_orders.PLANNED_ONCE
-                ) as writers,
-                Batcher[Read, Found]("read", url, read, reading, session=orders_table.BY_INDEX) as reader,
-                Periodic("watch", url, jobs, **orders_table.BY_INDEX) as periodic,
-            ):
-                live.on_first_watcher = periodic.soon
-                app.state["services"] = routes.Services(
-                    write=writers, read=reader, live=live, authenticator=authenticator, back_pressure=back_pressure
-                )
-                yield
+            yield
 
     return Api(
         [*routes.HANDLERS, *openapi.HANDLERS, metrics],

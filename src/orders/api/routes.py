@@ -24,6 +24,8 @@ from orders.database.batcher import Batcher
 from orders.database.cancel_orders import Cancellation, Cancelled
 from orders.database.orders_table import OrderLookup, ScanPage, ScanStep, StatusNow
 from orders.database.place_orders import Placed, Placement, placement_of
+from orders.database.reads import Found, Read
+from orders.database.writes import Write, Written
 from orders.model.errors import OrderNotFound, OrdersError
 from orders.model.ids import text_of
 from orders.model.order import TERMINAL, NewOrder, Order, Status
@@ -43,12 +45,6 @@ _JSON = re.compile(rb"application/json\s*(;.*)?", re.IGNORECASE).fullmatch
 _KEY = re.compile(rb"[\x21-\x7e]{1,255}").fullmatch
 _new_order = msgspec.json.Decoder(NewOrder)
 _encode = msgspec.json.Encoder().encode
-
-
-Write = Placement | Cancellation
-Written = Placed | Cancelled
-Read = OrderLookup | ScanStep | KeyId
-Found = Order | ScanPage | ClientKey | None
 
 
 class Caller(msgspec.Struct, frozen=True):

@@ -5,12 +5,18 @@ third of the rate of commits. This one is only a hint: a lost one costs the rela
 """
 
 import asyncio
-from typing import LiteralString
+from collections.abc import Sequence
+from typing import LiteralString, TypeVar
 
 from psycopg import AsyncConnection
 
 from orders.database import postgres
+from orders.database.batcher import Run
 from orders.database.session import Session
+from orders.model.errors import OrdersError
+
+Item = TypeVar("Item")
+Answer = TypeVar("Answer")
 
 NOTIFY: LiteralString = "NOTIFY outbox"
 # The first hint leaves at once. The next one waits for as long as what this one told of takes to carry, so that an
@@ -32,6 +38,16 @@ class RelayNotifier(Session):
         """Send a hint, within some milliseconds, of so many rows that were committed."""
         self._rows += rows
         self._has_rows.set()
+
+    def after(self, run: Run[Item, Answer]) -> Run[Item, Answer]:
+        """Return `run`, followed by a hint for as many rows as its batch has."""
+
+        async def run_and_notify(conn: AsyncConnection, batch: Sequence[Item]) -> Sequence[Answer | OrdersError]:
+            answers = await run(conn, batch)
+            self.soon(len(batch))
+            return answers
+
+        return run_and_notify
 
     async def __aexit__(self, *exc: object) -> None:
         self._has_rows.set()

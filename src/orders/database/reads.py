@@ -1,0 +1,35 @@
+"""Everything the api reads for a request: orders by id, API keys, and steps down a list, which share one batch."""
+
+from collections.abc import Sequence
+
+from psycopg import AsyncConnection
+
+from orders.database import api_keys_table, orders_table
+from orders.database.api_keys_table import ClientKey, KeyId
+from orders.database.orders_table import OrderLookup, ScanPage, ScanStep
+from orders.model.errors import OrdersError
+from orders.model.order import Order
+
+Read = OrderLookup | ScanStep | KeyId
+Found = Order | ScanPage | ClientKey | None
+
+
+async def read(conn: AsyncConnection, batch: Sequence[Read]) -> Sequence[Found | OrdersError]:
+    """Return what each item asks for, in the batch's order; OrderNotFound for an order that is not there.
+
+    All orders of a batch are found by one statement, all keys by another, each step down a list by one of its own.
+    """
+    lookups = [item for item in batch if isinstance(item, OrderLookup)]
+    orders = iter(await orders_table.read_many(conn, lookups) if lookups else [])
+    key_ids = [item for item in batch if isinstance(item, KeyId)]
+    keys = await api_keys_table.read_many(conn, key_ids) if key_ids else {}
+    answers: list[Found | OrdersError] = []
+    for item in batch:
+        match item:
+            case OrderLookup():
+                answers.append(next(orders))
+            case KeyId():
+                answers.append(keys.get(item))
+            case ScanStep():
+                answers.append(await orders_table.scan(conn, item))
+    return answers
