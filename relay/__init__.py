@@ -7,7 +7,7 @@ waves          decides: what may be published now, at most one unconfirmed messa
 replies        decides: what a reply of the broker means, a failure of the route or a rejected message
 route_health   decides: which routes may be tried, and when again
 outcome        decides: what is written down of a claim, and what is taken back
-pace           decides: how many rows a claim may have, and when the next may come
+rate_limit     decides: how many rows a claim may have, and when the next may come
 mark           decides: below which id nothing can ever be pending again
 outbox_table   the PostgreSQL end: claim, record, park
 database       connections, and what PostgreSQL's errors mean; severing: deadlines that end any call

@@ -23,8 +23,8 @@ from relay.mark import LowWaterMark
 from relay.message import Answer, Message, Reply, Route
 from relay.metrics import Vitals
 from relay.outcome import Outcome
-from relay.pace import Pace
 from relay.publisher import BrokerBlocked, BrokerLost, Publisher
+from relay.rate_limit import RateLimit
 from relay.replies import Rejected, RouteFailure, classify
 from relay.route_health import RouteHealth
 from relay.settings import Settings
@@ -84,7 +84,7 @@ class Forwarder:
         self._vitals = vitals
         self._wake = wake
         self._health = lanes.health
-        self._pace = Pace(settings.rate)
+        self._rate_limit = RateLimit(settings.rate)
         self._conn: Connection | None = None
         self._mark = LowWaterMark(0)
         self._saved = 0
@@ -204,9 +204,9 @@ class Forwarder:
             self._clear_up([], now)
         due = self._health.next_try(now)
         pause = self._settings.poll_seconds if due is None else min(self._settings.poll_seconds, due - now)
-        paced = self._pace.wait(now)
-        if paced:
-            pause = min(self._settings.poll_seconds, paced)
+        limited = self._rate_limit.wait(now)
+        if limited:
+            pause = min(self._settings.poll_seconds, limited)
         elif upto > self._mark.mark or waiting:
             claimed, more = await self._forward_batch(conn, upto, waiting)
             self._looks_in_vain = 0 if claimed else self._looks_in_vain + 1
@@ -215,7 +215,7 @@ class Forwarder:
             elif upto > self._mark.mark:
                 # Someone else has these rows in hand, or they are not committed, or will never be.
                 pause = min(pause, BUSY_PAUSE_SECONDS * 2 ** min(self._looks_in_vain, 10))
-            self._pace.took(claimed, now)
+            self._rate_limit.record(claimed, now)
             await self._move_mark(conn, idle=not claimed)
         else:
             self._looks_in_vain = 0
@@ -241,7 +241,7 @@ class Forwarder:
 
     async def _forward_batch(self, conn: Connection, upto: int, waiting: bool) -> tuple[int, bool]:
         """Claim, publish, record, in one transaction; return how many rows were claimed, and whether to go right on."""
-        most, most_bytes = self._pace.portion(self._settings.batch_rows), self._settings.batch_bytes
+        most, most_bytes = self._rate_limit.limit(self._settings.batch_rows), self._settings.batch_bytes
         share = -(-outbox_table.SHARDS // self._lanes)
         async with self._transaction(conn):
             began = time.monotonic()
