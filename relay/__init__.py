@@ -19,7 +19,7 @@ management     RabbitMQ's management interface: bindings and policies
 guard          and is proven to have been there after each confirm
 forward        the loop between the two ends
 watch, upkeep  what runs beside it: LISTEN and the backlog, the partitions (outbox_partitions)
-health, metrics       what it tells
+state          what the relay knows of itself; health, metrics: how it shows it
 operate        what operators do: blocked, retry, skip, requeue, schema (outbox_repairs)
 backoff        how long to wait before the next try; words: an error as one line
 frame_filter   takes out of the stream to aiormq the frames that `channel` reads

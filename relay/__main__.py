@@ -12,12 +12,12 @@ from relay.forward import Forwarder, Lanes, SequenceCached
 from relay.guard import Guard
 from relay.health import serve
 from relay.management import ManagementUnavailable
-from relay.metrics import Vitals
 from relay.operate import operate, parse
 from relay.outbox_table import SESSION, read_mark
 from relay.publisher import BrokerLost, Publisher
 from relay.settings import BadSetting, Settings
 from relay.severing import close
+from relay.state import RelayState
 from relay.topology import TopologyWrong, verify
 from relay.upkeep import keep
 from relay.watch import watch
@@ -38,13 +38,13 @@ async def forward_until_stopped(settings: Settings) -> None:
     loop = asyncio.get_running_loop()
     for name in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(name, stop.set)
-    vitals = Vitals()
+    state = RelayState()
     # A lane has a connection of its own: flow control and a lost channel then concern one lane.
     # With a rate to keep, one is enough.
     count = 1 if settings.rate else settings.lanes
     publishers = [Publisher(settings.amqp_urls, settings.confirm_seconds) for _ in range(count)]
     try:
-        server = await serve(vitals, settings.host, settings.port)
+        server = await serve(state, settings.host, settings.port)
     except OSError as error:
         raise CannotStart(
             f"RELAY_HOST, RELAY_PORT: cannot listen on {settings.host}:{settings.port}: {error}"
@@ -52,45 +52,45 @@ async def forward_until_stopped(settings: Settings) -> None:
     async with server:
         try:
             guards = [Guard(settings, publisher) for publisher in publishers]
-            await _find_servers(settings, publishers[0], guards[0], vitals, stop)
+            await _find_servers(settings, publishers[0], guards[0], state, stop)
             if not stop.is_set():
                 host, port = server.sockets[0].getsockname()[:2]
                 log.info("started: health on %s:%s, batches of %d rows", host, port, settings.batch_rows)
                 async with asyncio.TaskGroup() as tasks:
-                    tasks.create_task(watch(settings.database_url, vitals, wake, stop), name="relay-watch")
-                    tasks.create_task(keep(settings, vitals, stop), name="relay-upkeep")
+                    tasks.create_task(watch(settings.database_url, state, wake, stop), name="relay-watch")
+                    tasks.create_task(keep(settings, state, stop), name="relay-upkeep")
                     lanes = Lanes(settings)
                     for number, (publisher, guard) in enumerate(zip(publishers, guards, strict=True), 1):
-                        forwarder = Forwarder(settings, publisher, guard, vitals, wake, lanes, is_first=number == 1)
+                        forwarder = Forwarder(settings, publisher, guard, state, wake, lanes, is_first=number == 1)
                         tasks.create_task(forwarder.run(stop), name=f"relay-forward-{number}")
         finally:
             for publisher in publishers:
                 await publisher.close()
-    log.info("stopped by a signal: %d messages published", vitals.published_rows)
+    log.info("stopped by a signal: %d messages published", state.published_rows)
 
 
 async def _find_servers(
-    settings: Settings, publisher: Publisher, guard: Guard, vitals: Vitals, stop: asyncio.Event
+    settings: Settings, publisher: Publisher, guard: Guard, state: RelayState, stop: asyncio.Event
 ) -> None:
     """Wait for database and broker, and refuse what would break the promise: no schema, no topology."""
     end = time.monotonic() + settings.start_seconds
     tries = 0
     while not stop.is_set():
-        vitals.turned()
+        state.turned()
         tries += 1
         try:
             conn = await connect(settings.database_url, "relay-start", SESSION)
             try:
                 with deadline(conn, 3.0):
                     await read_mark(conn)
-                vitals.database = "connected"
+                state.database = "connected"
                 await verify(await publisher.connect(), settings)
                 complaint = await guard.complete(conn)
             finally:
                 await close(conn)
             if complaint:
                 raise TopologyWrong(complaint)
-            vitals.broker = "connected"
+            state.broker = "connected"
         except DatabaseLost as lost:
             complaint = (
                 f"PostgreSQL did not answer within {settings.start_seconds:g} s ({lost}): is DATABASE_URL right?"

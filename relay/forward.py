@@ -21,7 +21,6 @@ from relay.database import STATEMENT_SECONDS, Connection, DatabaseLost, connect,
 from relay.guard import Guard
 from relay.mark import LowWaterMark
 from relay.message import Answer, Message, Reply, Route
-from relay.metrics import Vitals
 from relay.outcome import Outcome
 from relay.publisher import BrokerBlocked, BrokerLost, Publisher
 from relay.rate_limit import RateLimit
@@ -29,6 +28,7 @@ from relay.replies import Rejected, RouteFailure, classify
 from relay.route_health import RouteHealth
 from relay.settings import Settings
 from relay.severing import close
+from relay.state import RelayState
 from relay.waves import Waves, sort_out
 
 log = logging.getLogger("relay")
@@ -68,7 +68,7 @@ class Forwarder:
         settings: Settings,
         publisher: Publisher,
         guard: Guard,
-        vitals: Vitals,
+        state: RelayState,
         wake: asyncio.Event,
         lanes: Lanes,
         *,
@@ -81,7 +81,7 @@ class Forwarder:
         self._full_at = 0.0
         self._publisher = publisher
         self._guard = guard
-        self._vitals = vitals
+        self._state = state
         self._wake = wake
         self._health = lanes.health
         self._rate_limit = RateLimit(settings.rate)
@@ -105,22 +105,22 @@ class Forwarder:
             if not self._is_first and not self._backlog.is_set():
                 await self._rest(stop)
                 continue
-            self._vitals.turned()
+            self._state.turned()
             try:
                 conn = await self._ready()
                 pause = await self._turn(conn)
                 failures = 0
             except DatabaseLost as lost:
                 failures += 1
-                self._vitals.database_lost.inc()
-                self._vitals.database = "disconnected"
+                self._state.database_lost.inc()
+                self._state.database = "disconnected"
                 log.warning("database lost: %s", lost)
                 await self._disconnect()
                 pause = backoff_seconds(failures, RETRY_FIRST_SECONDS, RETRY_LONGEST_SECONDS)
             except BrokerLost as lost:
                 failures += 1
-                self._vitals.broker_lost.inc()
-                self._vitals.broker = "blocked" if isinstance(lost, BrokerBlocked) else "disconnected"
+                self._state.broker_lost.inc()
+                self._state.broker = "blocked" if isinstance(lost, BrokerBlocked) else "disconnected"
                 log.warning("broker lost: %s", lost)
                 if not isinstance(lost, BrokerBlocked):
                     self._publisher.drop()
@@ -152,7 +152,7 @@ class Forwarder:
             await self._publisher.connect()
         if self._publisher.is_blocked:
             raise BrokerBlocked("a memory or disk alarm holds the connection")
-        self._vitals.broker = "connected"
+        self._state.broker = "connected"
         if self._conn is None:
             self._conn = await self._connect()
         return self._conn
@@ -176,7 +176,7 @@ class Forwarder:
         self._mark = LowWaterMark(mark if mark <= last_value else 0)
         self._saved = mark
         self._tell_mark()
-        self._vitals.database = "connected"
+        self._state.database = "connected"
         self._proven_at = time.monotonic()
         return conn
 
@@ -192,14 +192,14 @@ class Forwarder:
             self._presence_at = now + PRESENCE_SECONDS
             with deadline(conn, STATEMENT_SECONDS):
                 relays, lanes = await outbox_table.count_present(conn)
-            self._vitals.relays, self._lanes = max(1, relays), max(1, lanes)
+            self._state.relays, self._lanes = max(1, relays), max(1, lanes)
         if not self._guard.is_complete and now >= self._guard_at:
             self._guard_at = now + GUARD_SECONDS
             await self._guard.complete(conn)
         with deadline(conn, STATEMENT_SECONDS):
             upto, waiting, database_time = await outbox_table.look(conn)
         self._clock_offset = database_time - time.monotonic()
-        self._vitals.polls.inc()
+        self._state.polls.inc()
         if not waiting:
             self._clear_up([], now)
         due = self._health.next_try(now)
@@ -237,7 +237,7 @@ class Forwarder:
 
     def _tell_mark(self) -> None:
         if self._is_first:
-            self._vitals.mark = self._mark.mark
+            self._state.mark = self._mark.mark
 
     async def _forward_batch(self, conn: Connection, upto: int, waiting: bool) -> tuple[int, bool]:
         """Claim, publish, record, in one transaction; return how many rows were claimed, and whether to go right on."""
@@ -256,12 +256,12 @@ class Forwarder:
                     messages += await outbox_table.claim(conn, shards, self._mark.mark, upto, rows, size)
             self._proven_at = time.monotonic()
             self._first_shard = (self._first_shard + share) % outbox_table.SHARDS
-            self._vitals.shards_held.set(len(shards))
-            self._vitals.poll_seconds.observe((self._proven_at - began,))
+            self._state.shards_held.set(len(shards))
+            self._state.poll_seconds.observe((self._proven_at - began,))
             if not messages:
                 self._tell_backlog(full=False)
                 return 0, False
-            self._vitals.batch_rows.observe((len(messages),))
+            self._state.batch_rows.observe((len(messages),))
             with self._health.being_tried({message.route for message in messages}):
                 publish, park = sort_out(messages, self._health.is_open)
                 outcome, left = await self._publish(conn, publish)
@@ -292,7 +292,7 @@ class Forwarder:
 
     def _clear_up(self, waiting: list[Route], now: float) -> None:
         self._health.forget_all_but(waiting, now)
-        self._vitals.closed_routes = self._health.report()
+        self._state.closed_routes = self._health.report()
 
     @contextlib.asynccontextmanager
     async def _transaction(self, conn: Connection) -> AsyncIterator[None]:
@@ -335,7 +335,7 @@ class Forwarder:
                 self._apply(message, reply, waves, outcome, closed)
             for route in went - closed.keys():
                 self._health.passed(route)
-            self._vitals.closed_routes = self._health.report()
+            self._state.closed_routes = self._health.report()
             if time.monotonic() >= until:
                 break
         return outcome, waves.left()
@@ -356,7 +356,7 @@ class Forwarder:
                     closed[message.route] = reason
                     self._close_routes({message.route: reason})
             case Rejected(reason):
-                self._vitals.refused.inc()
+                self._state.refused.inc()
                 log.error("row %d of key %r is rejected and blocks its key: %s", message.id, message.key, reason)
 
     def _close_routes(self, reasons: Mapping[Route, str]) -> None:
@@ -376,17 +376,17 @@ class Forwarder:
             return False
         outcome.withdraw(unproven)
         self._close_routes(unproven)
-        self._vitals.closed_routes = self._health.report()
+        self._state.closed_routes = self._health.report()
         return True
 
     def _count_failure(self, reply: Reply) -> None:
         match reply.answer:
             case Answer.RETURNED:
-                self._vitals.returned.inc()
+                self._state.returned.inc()
             case Answer.NACKED:
-                self._vitals.nacked.inc()
+                self._state.nacked.inc()
             case Answer.UNANSWERED:
-                self._vitals.unanswered.inc()
+                self._state.unanswered.inc()
 
     async def _publish_wave(
         self, conn: Connection, wave: list[Message], required: set[Route], until: float
@@ -395,7 +395,7 @@ class Forwarder:
         began = time.monotonic()
         async with self._guard.watching(required):
             replies = await self._while_proving(conn, self._publisher.publish(wave, until), "relay-publish")
-        self._vitals.answered(time.monotonic() - began)
+        self._state.answered(time.monotonic() - began)
         return replies
 
     async def _while_proving(self, conn: Connection, work: Coroutine[Any, Any, T], name: str) -> T:
@@ -406,7 +406,7 @@ class Forwarder:
                 await asyncio.wait({task}, timeout=PROOF_SECONDS)
                 if not task.done():
                     await self._prove(conn, 0.0)
-                    self._vitals.turned()
+                    self._state.turned()
         finally:
             if not task.done():
                 task.cancel()
@@ -438,9 +438,9 @@ class Forwarder:
     def _count(self, outcome: Outcome, confirmed: float) -> None:
         if outcome.sent:
             now = confirmed + self._clock_offset
-            self._vitals.confirmed([now - message.created for message in outcome.sent])
-        self._vitals.unrouted.inc(len(outcome.unrouted))
-        self._vitals.parked.inc(sum(map(len, outcome.park.values())))
+            self._state.confirmed([now - message.created for message in outcome.sent])
+        self._state.unrouted.inc(len(outcome.unrouted))
+        self._state.parked.inc(sum(map(len, outcome.park.values())))
 
     async def _move_mark(self, conn: Connection, idle: bool) -> None:
         """Let the mark follow what is settled. Each step is a statement of its own, in this order: see mark.py."""

@@ -6,7 +6,7 @@ import contextlib
 import msgspec
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
-from relay.metrics import Vitals
+from relay.state import RelayState
 
 REQUEST_SECONDS = 5.0
 REQUEST_BYTES = 16 * 1024
@@ -14,25 +14,25 @@ JSON = "application/json"
 PHRASES = {200: "OK", 400: "Bad Request", 404: "Not Found", 405: "Method Not Allowed", 503: "Service Unavailable"}
 
 
-def respond(vitals: Vitals, method: str, path: str) -> tuple[int, str, bytes]:
+def respond(state: RelayState, method: str, path: str) -> tuple[int, str, bytes]:
     """Return status, content type and body."""
     if method not in ("GET", "HEAD"):
         return 405, JSON, msgspec.json.encode({"error": "only GET"})
     match path.partition("?")[0]:
         case "/health/live":
-            return (200 if vitals.is_live else 503), JSON, msgspec.json.encode({"live": vitals.is_live})
+            return (200 if state.is_live else 503), JSON, msgspec.json.encode({"live": state.is_live})
         case "/health/ready":
-            state = {"ready": vitals.is_ready, "broker": vitals.broker, "database": vitals.database}
-            return (200 if vitals.is_ready else 503), JSON, msgspec.json.encode(state)
+            readiness = {"ready": state.is_ready, "broker": state.broker, "database": state.database}
+            return (200 if state.is_ready else 503), JSON, msgspec.json.encode(readiness)
         case "/status":
-            return 200, JSON, msgspec.json.encode(vitals.status())
+            return 200, JSON, msgspec.json.encode(state.status())
         case "/metrics":
-            return 200, CONTENT_TYPE_LATEST, generate_latest(vitals.registry)
+            return 200, CONTENT_TYPE_LATEST, generate_latest(state.registry)
         case _:
             return 404, JSON, msgspec.json.encode({"error": "try /health/live, /health/ready, /status or /metrics"})
 
 
-async def serve(vitals: Vitals, host: str, port: int) -> asyncio.Server:
+async def serve(state: RelayState, host: str, port: int) -> asyncio.Server:
     """Listen; each connection gets one answer."""
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -41,7 +41,7 @@ async def serve(vitals: Vitals, host: str, port: int) -> asyncio.Server:
                 head = await reader.readuntil(b"\r\n\r\n")
                 words = head.partition(b"\r\n")[0].decode("latin-1").split(" ")
                 if len(words) == 3:
-                    status, kind, body = respond(vitals, words[0], words[1])
+                    status, kind, body = respond(state, words[0], words[1])
                 else:
                     status, kind, body = 400, JSON, b'{"error":"not a request"}'
                 length = len(body)

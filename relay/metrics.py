@@ -1,25 +1,18 @@
-"""What the relay knows of itself: its state, its counts, and both as Prometheus and /status show them."""
+"""A Prometheus histogram that takes a whole batch of values at once."""
 
 import bisect
-import statistics
-import time
-from collections import deque
 from collections.abc import Iterable, Iterator
 
-from prometheus_client import CollectorRegistry, Counter, Gauge
+from prometheus_client import CollectorRegistry
 from prometheus_client.core import HistogramMetricFamily
 from prometheus_client.registry import Collector
 
-LATENCY_BOUNDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 60.0, 600.0)
-BATCH_BOUNDS = (1.0, 5.0, 10.0, 50.0, 100.0, 250.0, 500.0, 1000.0, 5000.0)
-SAMPLES = 1024
-LIVE_SECONDS = 10.0
-
 
 class Histogram(Collector):
-    """A histogram that takes a whole batch at once: prometheus_client's own costs 2 us a value."""
+    """A histogram for batches: `observe` of prometheus_client's own costs 2 us a value."""
 
     def __init__(self, name: str, text: str, bounds: tuple[float, ...], registry: CollectorRegistry) -> None:
+        """Register the histogram; `bounds` are the upper bounds of its buckets, ascending, without infinity."""
         self._name = name
         self._text = text
         self._bounds = bounds
@@ -28,119 +21,16 @@ class Histogram(Collector):
         registry.register(self)
 
     def observe(self, values: Iterable[float]) -> None:
+        """Count these values, in the unit of the histogram's name."""
         for value in values:
             self._counts[bisect.bisect_left(self._bounds, value)] += 1
             self._sum += value
 
     def collect(self) -> Iterator[HistogramMetricFamily]:
+        """Return the one metric, for prometheus_client."""
         total = 0
         buckets: list[tuple[str, float]] = []
         for bound, count in zip((*map(str, self._bounds), "+Inf"), self._counts, strict=True):
             total += count
             buckets.append((bound, total))
         yield HistogramMetricFamily(self._name, self._text, buckets=buckets, sum_value=self._sum)
-
-
-class Vitals:
-    """The relay's state, written by its tasks and read by its health server."""
-
-    def __init__(self) -> None:
-        self.registry = registry = CollectorRegistry()
-        self.broker = "connecting"
-        self.database = "connecting"
-        self.started = time.time()
-        self.backlog = 0
-        self.oldest_pending_seconds = 0.0
-        self.blocked_keys = 0
-        self.parked_rows = 0
-        self.mark = 0
-        self.relays = 1
-        self.closed_routes: dict[str, str] = {}  # by route: the reason of its last failure
-        self.published_rows = 0
-        self._turned = time.monotonic()
-        self._latencies: deque[float] = deque(maxlen=SAMPLES)
-        self._answer_times: deque[float] = deque(maxlen=SAMPLES)
-
-        def counter(name: str, text: str) -> Counter:
-            return Counter(f"relay_{name}", text, registry=registry)
-
-        self.published = counter("published", "Messages that the broker confirmed and a queue has")
-        self.unrouted = counter("unrouted", "Messages that need not reach a queue, and that no queue wanted")
-        self.returned = counter("returned", "Required messages that came back unroutable; they are tried again")
-        self.nacked = counter("nacked", "Messages that the broker would not take; they are tried again")
-        self.unanswered = counter("unanswered", "Messages without a confirm in time; they are tried again")
-        self.refused = counter("refused", "Messages that will never be taken as they are; their keys are blocked")
-        self.parked = counter("parked", "Rows that were taken out of the poll because their key has to wait")
-        self.broker_lost = counter("broker_lost", "Times that the broker was lost or could not be reached")
-        self.database_lost = counter("database_lost", "Times that the database was lost or could not be reached")
-        self.woken = counter("woken", "Notifications that woke the relay before its poll was due")
-        self.polls = counter("polls", "Looks at the outbox")
-        self.partitions_made = counter("partitions_made", "Partitions made ahead")
-        self.partitions_dropped = counter("partitions_dropped", "Partitions dropped after their retention")
-        self.commit_to_confirm = Histogram(
-            "relay_commit_to_confirm_seconds", "From the row's time to its confirm, on the database's clock",
-            LATENCY_BOUNDS, registry,
-        )  # fmt: skip
-        self.batch_rows = Histogram("relay_batch_rows", "Rows of one claim", BATCH_BOUNDS, registry)
-        self.poll_seconds = Histogram("relay_poll_seconds", "Time of one claim", LATENCY_BOUNDS, registry)
-
-        def gauge(name: str, text: str) -> Gauge:
-            return Gauge(f"relay_{name}", text, registry=registry)
-
-        gauge("backlog", "Rows not settled yet").set_function(lambda: self.backlog)
-        gauge("oldest_pending_seconds", "Age of the oldest unsettled row").set_function(
-            lambda: self.oldest_pending_seconds
-        )
-        gauge("blocked_keys", "Keys that wait for an operator").set_function(lambda: self.blocked_keys)
-        gauge("parked_rows", "Rows that wait with their key").set_function(lambda: self.parked_rows)
-        gauge("closed_routes", "Routes that do not take messages now").set_function(lambda: len(self.closed_routes))
-        gauge("broker_connected", "1 while the broker takes messages").set_function(lambda: self.broker == "connected")
-        gauge("database_connected", "1 while the database answers").set_function(lambda: self.database == "connected")
-        gauge("relays", "Relays that share the shards").set_function(lambda: self.relays)
-        self.shards_held = gauge("shards_held", "Shards of the last claim")
-
-    def turned(self) -> None:
-        """The main loop turned."""
-        self._turned = time.monotonic()
-
-    @property
-    def is_live(self) -> bool:
-        return time.monotonic() - self._turned < LIVE_SECONDS
-
-    @property
-    def is_ready(self) -> bool:
-        return self.broker == "connected" and self.database == "connected"
-
-    def confirmed(self, latencies: list[float]) -> None:
-        """These messages were confirmed, so long after their rows' times."""
-        self.published_rows += len(latencies)
-        self.published.inc(len(latencies))
-        self.commit_to_confirm.observe(latencies)
-        self._latencies.extend(latencies[-SAMPLES:])
-
-    def answered(self, seconds: float) -> None:
-        """A wave was answered in this time."""
-        self._answer_times.append(seconds)
-
-    def status(self) -> dict[str, object]:
-        """Return what /status shows."""
-        return {
-            "backlog": self.backlog,
-            "oldest_pending_seconds": round(self.oldest_pending_seconds, 3),
-            "published": self.published_rows,
-            "blocked_keys": self.blocked_keys,
-            "broker": self.broker,
-            "database": self.database,
-            "confirm_p50_ms": _median_ms(self._latencies),
-            "wave_p50_ms": _median_ms(self._answer_times),
-            "parked_rows": self.parked_rows,
-            "closed_routes": self.closed_routes,
-            "mark": self.mark,
-            "relays": self.relays,
-            "uptime_seconds": round(time.time() - self.started, 1),
-        }
-
-
-def _median_ms(seconds: Iterable[float]) -> float | None:
-    values = list(seconds)
-    return round(statistics.median(values) * 1000, 3) if values else None

@@ -14,8 +14,8 @@ from typing import LiteralString
 from relay import outbox_table
 from relay.backoff import backoff_seconds
 from relay.database import Connection, DatabaseLost, ask_for_writes, connect, deadline, translated
-from relay.metrics import Vitals
 from relay.severing import close
+from relay.state import RelayState
 
 log = logging.getLogger("relay")
 
@@ -34,8 +34,8 @@ SESSION: LiteralString = """
 """
 
 
-async def watch(url: str, vitals: Vitals, wake: asyncio.Event, stop: asyncio.Event) -> None:
-    """Set `wake` whenever a writer has committed, and keep the vitals' counts up to date, until told to stop."""
+async def watch(url: str, state: RelayState, wake: asyncio.Event, stop: asyncio.Event) -> None:
+    """Set `wake` whenever a writer has committed, and keep the state's counts up to date, until told to stop."""
     failures = 0
     while not stop.is_set():
         conn: Connection | None = None
@@ -45,14 +45,14 @@ async def watch(url: str, vitals: Vitals, wake: asyncio.Event, stop: asyncio.Eve
             wake.set()  # what was said while nobody listened
             while not stop.is_set():
                 with deadline(conn, DEADLINE_SECONDS):
-                    await _count(conn, vitals)
-                vitals.database = "connected"
-                await _listen(conn, vitals, wake)
+                    await _count(conn, state)
+                state.database = "connected"
+                await _listen(conn, state, wake)
         except DatabaseLost as lost:
             failures += 1
-            if vitals.database != "disconnected":
+            if state.database != "disconnected":
                 log.warning("database lost: %s", lost)
-            vitals.database = "disconnected"
+            state.database = "disconnected"
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(stop.wait(), backoff_seconds(failures, 0.1, 1.0))
         finally:
@@ -60,27 +60,27 @@ async def watch(url: str, vitals: Vitals, wake: asyncio.Event, stop: asyncio.Eve
                 await close(conn)
 
 
-async def _listen(conn: Connection, vitals: Vitals, wake: asyncio.Event) -> None:
+async def _listen(conn: Connection, state: RelayState, wake: asyncio.Event) -> None:
     """Pass on what writers say, until it is time to count again."""
     until = time.monotonic() + COUNT_SECONDS
     with translated():
         while (left := until - time.monotonic()) > 0:
             async for _ in conn.notifies(timeout=left, stop_after=1):
-                vitals.woken.inc()
+                state.woken.inc()
                 wake.set()
 
 
-async def _count(conn: Connection, vitals: Vitals) -> None:
+async def _count(conn: Connection, state: RelayState) -> None:
     await ask_for_writes(conn)
     mark, _, last_value = await outbox_table.read_mark(conn)
-    above = max(vitals.mark, mark) if mark <= last_value else 0
+    above = max(state.mark, mark) if mark <= last_value else 0
     pending, counted_to, oldest = await outbox_table.count_pending(conn, above, last_value, COUNTED)
     if pending == COUNTED and counted_to is not None:
         pending += last_value - counted_to
     parked, blocked, oldest_parked = await outbox_table.count_waiting(conn, COUNTED * 5)
     if oldest_parked is not None:
         oldest = max(oldest or 0.0, await outbox_table.age_of(conn, oldest_parked) or 0.0)
-    vitals.backlog = pending + parked
-    vitals.parked_rows = parked
-    vitals.blocked_keys = blocked
-    vitals.oldest_pending_seconds = max(0.0, oldest or 0.0)
+    state.backlog = pending + parked
+    state.parked_rows = parked
+    state.blocked_keys = blocked
+    state.oldest_pending_seconds = max(0.0, oldest or 0.0)

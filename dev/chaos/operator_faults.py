@@ -17,8 +17,8 @@ from dev.chaos.process_faults import until
 from dev.sandbox.process import ROOT
 from relay import upkeep
 from relay.database import DatabaseLost
-from relay.metrics import Vitals
 from relay.settings import Settings
+from relay.state import RelayState
 
 BACKLOG = 200  # orders, which the broker does not hear of while it lasts
 BEFORE_THE_END = 100  # rows that a partition still takes
@@ -143,7 +143,7 @@ async def drop(act: Act, name: str) -> None:
         if time.monotonic() > end:
             raise TimeoutError(f"{name} could not be dropped")
         with contextlib.suppress(DatabaseLost):
-            await upkeep.look_after(settings, Vitals())
+            await upkeep.look_after(settings, RelayState())
         await asyncio.sleep(0.2)
 
 

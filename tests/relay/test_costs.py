@@ -19,9 +19,9 @@ from relay.forward import Forwarder, Lanes
 from relay.frames import Encoder
 from relay.guard import Guard
 from relay.message import Message
-from relay.metrics import Vitals
 from relay.publisher import Publisher
 from relay.settings import Settings
+from relay.state import RelayState
 from tests.eventually import eventually
 from tests.relay.letters import letter
 from tests.relay.service import append_many
@@ -78,12 +78,12 @@ async def test_a_batch(conn: AsyncConnection, database_url: str, topology: str) 
     """
     await append_many(conn, ROWS, keys=ROWS)
     settings = Settings(database_url=database_url, amqp_url=topology, batch_rows=500)
-    vitals, stop = Vitals(), asyncio.Event()
+    state, stop = RelayState(), asyncio.Event()
     publisher = Publisher([topology], settings.confirm_seconds)
-    forwarder = Forwarder(settings, publisher, Guard(settings, publisher), vitals, asyncio.Event(), Lanes(settings))
+    forwarder = Forwarder(settings, publisher, Guard(settings, publisher), state, asyncio.Event(), Lanes(settings))
     forwarding = asyncio.create_task(forwarder.run(stop), name="forward")
     with counted() as calls:
-        await eventually(lambda: vitals.published_rows == ROWS, 60)
+        await eventually(lambda: state.published_rows == ROWS, 60)
     stop.set()
     await forwarding
     await publisher.close()

@@ -8,9 +8,9 @@ from psycopg import AsyncConnection
 
 from relay import forward
 from relay.guard import Guard
-from relay.metrics import Vitals
 from relay.publisher import Publisher
 from relay.settings import Settings
+from relay.state import RelayState
 from tests.eventually import eventually
 from tests.relay.conftest import StartRelay
 from tests.relay.service import (
@@ -131,7 +131,7 @@ async def test_many_dead_routes_keep_none_from_its_turn(
     settings = Settings(database_url=database_url, amqp_url=topology, probe_seconds=0.3)
     publisher, stop = Publisher([topology], settings.confirm_seconds), asyncio.Event()
     guard, lanes = Guard(settings, publisher), forward.Lanes(settings)
-    forwarder = forward.Forwarder(settings, publisher, guard, Vitals(), asyncio.Event(), lanes)
+    forwarder = forward.Forwarder(settings, publisher, guard, RelayState(), asyncio.Event(), lanes)
     forwarding = asyncio.create_task(forwarder.run(stop), name="forward")
     async with broker(topology) as channel:
         await channel.queue_unbind("orders.work", "orders", "order.placed")

@@ -21,10 +21,10 @@ from relay.forward import Forwarder, Lanes
 from relay.guard import Guard
 from relay.management import Binding, Management
 from relay.message import Message, Reply, Route
-from relay.metrics import Vitals
 from relay.outbox_table import SESSION
 from relay.publisher import Publisher
 from relay.settings import Settings
+from relay.state import RelayState
 from relay.topology import shape_of
 from tests.eventually import eventually
 from tests.relay.conftest import StartRelay
@@ -279,7 +279,7 @@ async def test_a_work_queue_is_back_in_the_middle_of_a_claim(
     settings = Settings(database_url=database_url, amqp_url=topology, required_queues="orders.work", hold_seconds=10)
     publisher, stop = Publisher([topology], settings.confirm_seconds), asyncio.Event()
     guard, lanes = Guard(settings, publisher), Lanes(settings)
-    forwarder = Forwarder(settings, publisher, guard, Vitals(), asyncio.Event(), lanes)
+    forwarder = Forwarder(settings, publisher, guard, RelayState(), asyncio.Event(), lanes)
     publish = publisher.publish
 
     async def publish_and_bring_it_back(wave: list[Message], until: float) -> dict[int, Reply]:
@@ -366,14 +366,14 @@ async def test_a_silent_management_interface_holds_up_its_routes_alone(
             required_routes="orders/order.placed",
             management_url=wire.url,
         )
-        publisher, vitals, stop = Publisher([topology], settings.confirm_seconds), Vitals(), asyncio.Event()
+        publisher, state, stop = Publisher([topology], settings.confirm_seconds), RelayState(), asyncio.Event()
         guard = Guard(settings, publisher)
-        forwarder = Forwarder(settings, publisher, guard, vitals, asyncio.Event(), Lanes(settings))
+        forwarder = Forwarder(settings, publisher, guard, state, asyncio.Event(), Lanes(settings))
         wire.hold()
         forwarding = asyncio.create_task(forwarder.run(stop), name="forward")
         await becomes("sent", lambda: state_of(conn, other))
         assert await state_of(conn, placed) == "parked"
-        assert vitals.registry.get_sample_value("relay_database_lost_total") == 0
+        assert state.registry.get_sample_value("relay_database_lost_total") == 0
 
         wire.release()
         await becomes("sent", lambda: state_of(conn, placed))

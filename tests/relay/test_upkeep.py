@@ -5,9 +5,9 @@ import asyncio
 import httpx
 from psycopg import AsyncConnection
 
-from relay.metrics import Vitals
 from relay.outbox_table import be_present
 from relay.settings import Settings
+from relay.state import RelayState
 from relay.upkeep import look_after
 from tests.conftest import StartSystem
 from tests.eventually import eventually
@@ -58,11 +58,11 @@ async def test_made_ahead_and_dropped_behind(conn: AsyncConnection, database_url
     for _ in range(25):
         await append(conn)
     await send_all(conn, mark=20)
-    vitals = Vitals()
+    state = RelayState()
 
-    await look_after(settings(database_url, "1h"), vitals)
+    await look_after(settings(database_url, "1h"), state)
     assert await lows(conn) == [1, 11, 21, 31, 41]
-    await look_after(settings(database_url, "0"), vitals)
+    await look_after(settings(database_url, "0"), state)
 
     assert await lows(conn) == [21, 31, 41]
     assert await states(conn) == {"sent": 5}
@@ -78,7 +78,7 @@ async def test_kept_while_lanes_are_at_work(conn: AsyncConnection, database_url:
     for _ in range(25):
         await append(conn)
 
-    await look_after(settings(database_url, "1h"), Vitals())
+    await look_after(settings(database_url, "1h"), RelayState())
 
     assert await lows(conn) == [1, 11, 21, 31, 41]
 
@@ -93,7 +93,7 @@ async def test_a_requeued_row_is_not_dropped(conn: AsyncConnection, database_url
     await send_all(conn, mark=15)
     await conn.execute("UPDATE outbox SET state = 'pending', settled_at = NULL WHERE id = 3")
 
-    await look_after(settings(database_url, "0"), Vitals())
+    await look_after(settings(database_url, "0"), RelayState())
 
     assert 1 in await lows(conn)
     assert await states(conn) == {"pending": 1, "sent": 14}
@@ -112,7 +112,7 @@ async def test_a_parked_row_keeps_its_partition(conn: AsyncConnection, database_
     )
     await conn.execute("UPDATE outbox SET state = 'parked', settled_at = NULL WHERE id = 3")
 
-    await look_after(settings(database_url, "0"), Vitals())
+    await look_after(settings(database_url, "0"), RelayState())
 
     assert (await lows(conn))[0] == 1
 
@@ -127,7 +127,7 @@ async def test_an_open_writer_keeps_its_row(conn: AsyncConnection, database_url:
         for _ in range(14):
             await append(conn)
         await send_all(conn, mark=late - 1)
-        await look_after(settings(database_url, "0"), Vitals())
+        await look_after(settings(database_url, "0"), RelayState())
         await writer.commit()
 
     assert await states(conn) == {"pending": 1, "sent": 14}
