@@ -120,7 +120,7 @@ def test_failing_again_starts_over() -> None:
     due = health.next_try(0.0)
 
     assert due is not None
-    assert 1.5 <= due <= 2.5
+    assert 1.0 <= due <= 2.0
     assert health.allowance([HERE], due, 500) == {HERE: 1}
 
 
