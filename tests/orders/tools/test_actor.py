@@ -7,7 +7,7 @@ from types import ModuleType
 import pytest
 
 from orders.tools import dead_letters
-from orders.tools.reconcile import command as reconcile
+from orders.tools.reconcile import run as reconcile
 
 
 @pytest.mark.parametrize("command", [dead_letters, reconcile])

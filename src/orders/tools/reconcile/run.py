@@ -1,0 +1,265 @@
+"""One run of `orders reconcile`: copy, compare, look again at what looks wrong, repair where asked to.
+
+Two passes copy orders and outbox rows of a range of time to a scratch database, a page at a time. Whatever looks wrong
+there is read again until the answer is certain: an order under way has moved on meanwhile, and a young fault has grown
+old. The run never joins and never locks the tables of the live system beside it.
+"""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from datetime import datetime
+from functools import partial
+from itertools import islice
+from typing import TypeVar
+from uuid import UUID
+
+import msgspec
+import psycopg
+from aiormq.exceptions import ChannelClosed
+from psycopg import AsyncConnection
+
+from orders.broker import rabbitmq
+from orders.broker.topology import WORK_QUEUE
+from orders.database import postgres
+from orders.model.errors import OrdersError, Unavailable
+from orders.model.ids import lowest_id
+from orders.runtime.retry_pauses import backoff
+from orders.runtime.settings import ReconcileSettings
+from orders.tools.actor import actor
+from orders.tools.reconcile import queries, rules
+from orders.tools.reconcile.rules import Cause, Fault, FaultKind, OutboxCoverage
+from orders.tools.reconcile.scratch import ScratchDatabase
+
+T = TypeVar("T")
+
+PAGE = 5000  # orders, or outbox ids, of one statement
+STATEMENT_SECONDS = 8.0
+PATIENCE_SECONDS = 60.0  # with a database that does not answer
+# An outbox row may be committed so long after its id was drawn: the second look begins so much earlier than the first.
+COMMIT_SECONDS = 60.0
+ROUND_SECONDS = 1.0
+REPAIR_ROWS = 200
+# Said after connecting: a session that begins read-only is not let in where writes are options for.
+READ_ONLY = "SET default_transaction_read_only = on"
+
+# What a message to the work queue mends.
+MENDABLE: frozenset[Cause] = frozenset({"undelivered", "skipped", "unworked"})
+# What may still be waiting in the work queue, as far as the tables can tell.
+PERHAPS_WAITING: frozenset[Cause] = frozenset({"undelivered", "unworked"})
+
+
+class QueueMissing(OrdersError):
+    """The queue orders.work is not there: run `orders topology`."""
+
+
+class Span(msgspec.Struct, frozen=True):
+    """The orders in question: those whose ids lie between these, and so were placed between these times."""
+
+    since: datetime | None
+    until: datetime | None
+
+    @property
+    def first(self) -> UUID:
+        return lowest_id(self.since) if self.since else UUID(int=0)
+
+    @property
+    def below(self) -> UUID:
+        return lowest_id(self.until) if self.until else UUID(int=2**128 - 1)
+
+
+class ReconcileReport(msgspec.Struct, kw_only=True):
+    """What was found. `findings` holds the first of them, `counts` says how many there are."""
+
+    ok: bool = True
+    since: datetime | None
+    until: datetime | None
+    orders: int = 0
+    rows: int = 0
+    counts: dict[FaultKind, int] = msgspec.field(
+        default_factory=lambda: dict.fromkeys(("lost", "stuck", "doubled", "out_of_order"), 0)
+    )
+    waiting: int = 0  # orders whose message is still in the queue, as far as can be told
+    queue_ready: int | None = None  # messages in the work queue, where the broker was options
+    repaired: int = 0
+    seconds: float = 0.0
+    findings: list[Fault] = msgspec.field(default_factory=list)
+
+
+class ReconcileOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """What the command was options for."""
+
+    span: Span
+    grace: float
+    limit: int
+    with_broker: bool
+    repair: bool
+
+
+class Reconciliation:
+    """One run of it. `progress` is told what is being done."""
+
+    def __init__(self, settings: ReconcileSettings, options: ReconcileOptions, progress: Callable[[str], None]) -> None:
+        self.settings = settings
+        self.options = options
+        self.progress = progress
+        self.report = ReconcileReport(since=options.span.since, until=options.span.until)
+        self._conn: AsyncConnection | None = None
+        self._began = 0.0  # by the server's clock
+        self._coverage = OutboxCoverage(0.0)
+
+    async def run(self) -> ReconcileReport:
+        """Look, look again, repair if options to, and return what was found."""
+        started = time.monotonic()
+        try:
+            with ScratchDatabase() as scratch:
+                self._began = await self._ask(queries.clock)
+                self._coverage = OutboxCoverage(await self._ask(queries.coverage_start))
+                await self._copy_orders(scratch)
+                await self._copy_rows(
+                    scratch, None if self.options.span.since is None else self.options.span.since.timestamp()
+                )
+                self.progress("comparing")
+                scratch.suspect(order_id for order_id, _ in self._faulty(scratch, of_suspects=False))
+                await self._look_again(scratch)
+                waits = self.options.with_broker and await self._may_wait_in_the_queue(scratch)
+                self._count(scratch, waits)
+                if self.options.repair:
+                    await self._repair(scratch)
+        finally:
+            await postgres.close(self._conn)
+        self.report.seconds = round(time.monotonic() - started, 3)
+        return self.report
+
+    async def _copy_orders(self, scratch: ScratchDatabase) -> None:
+        above, below = UUID(int=max(0, self.options.span.first.int - 1)), self.options.span.below
+        while page := await self._ask(partial(queries.orders, above=above, below=below, limit=PAGE)):
+            scratch.add_orders(page)
+            above = page[-1].order_id
+            self.report.orders += len(page)
+            self.progress(f"{self.report.orders} orders read")
+
+    async def _copy_rows(self, scratch: ScratchDatabase, since: float | None) -> None:
+        above, last = await self._ask(partial(queries.first_and_last_id, since=since and since - 60))
+        first_key, below_key = str(self.options.span.first), str(self.options.span.below)
+        first = above
+        while above < last:
+            upto = min(above + PAGE, last)
+            page = await self._ask(
+                partial(queries.rows, above=above, upto=upto, first_key=first_key, below_key=below_key)
+            )
+            scratch.add_rows((key, row) for key, row in page if _is_an_order(key))
+            above = upto
+            self.report.rows += len(page)
+            self.progress(f"outbox rows read to {above - first} of {last - first}")
+
+    def _faulty(self, scratch: ScratchDatabase, *, of_suspects: bool) -> Iterator[tuple[UUID, list[Fault]]]:
+        for order_id, order, rows in scratch.histories(of_suspects=of_suspects):
+            if found := rules.find_faults(order_id, order, rows, self._coverage):
+                yield order_id, found
+
+    async def _look_again(self, scratch: ScratchDatabase) -> None:
+        """Ask about each suspect until it is well, or wrong for good; those that are wrong stay suspects.
+
+        The orders are read before the rows: what an order's row tells was committed with its event, and so is in a
+        look at the outbox that begins afterwards.
+        """
+        read = self.report.rows
+        while True:
+            for keys in scratch.suspects():
+                scratch.renew_orders(keys, await self._ask(partial(queries.these_orders, order_ids=keys)))
+            await self._copy_rows(scratch, self._began - COMMIT_SECONDS)
+            for ids in scratch.rows_of_suspects():
+                scratch.add_rows(await self._ask(partial(queries.these_rows, ids=ids)))
+            self.report.rows = read
+            now = await self._ask(queries.clock)
+            self._coverage = OutboxCoverage(self._coverage.since, await self._ask(queries.requeues))
+
+            late, young = now - self.options.grace, 0
+
+            def still_wrong(late: float = late) -> Iterator[UUID]:
+                nonlocal young
+                for order_id, found in self._faulty(scratch, of_suspects=True):
+                    young += any(fault.since is not None and fault.since > late for fault in found)
+                    yield order_id
+
+            scratch.suspect(still_wrong())
+            if not young:
+                return
+            self.progress(f"{young} orders are under way: waiting until they are through, or late")
+            await asyncio.sleep(ROUND_SECONDS)
+
+    async def _may_wait_in_the_queue(self, scratch: ScratchDatabase) -> bool:
+        """Say whether the queue has messages enough for all the orders that lack one."""
+        self.report.queue_ready = await queue_depth(self.settings.amqp_url)
+        lacking = sum(
+            fault.cause in PERHAPS_WAITING for _, found in self._faulty(scratch, of_suspects=True) for fault in found
+        )
+        return 0 < lacking <= self.report.queue_ready
+
+    def _count(self, scratch: ScratchDatabase, waits: bool) -> None:
+        for _, found in self._faulty(scratch, of_suspects=True):
+            for fault in found:
+                if waits and fault.cause in PERHAPS_WAITING:
+                    self.report.waiting += 1
+                    continue
+                self.report.ok = False
+                self.report.counts[fault.kind] += 1
+                if len(self.report.findings) < self.options.limit:
+                    self.report.findings.append(fault)
+
+    async def _repair(self, scratch: ScratchDatabase) -> None:
+        """Send again what only lacks a message. One that still waits is sent twice, which harms nobody."""
+        mendable = (
+            fault
+            for _, found in self._faulty(scratch, of_suspects=True)
+            for fault in found
+            if {other.cause for other in found} <= MENDABLE
+        )
+        conn = await postgres.connect(self.settings.database_url, "orders-reconcile-repair")
+        try:
+            while chunk := list(islice(mendable, REPAIR_ROWS)):
+                with postgres.deadline(conn, STATEMENT_SECONDS):
+                    self.report.repaired += await queries.send_again(conn, WORK_QUEUE, chunk, actor())
+                self.progress(f"{self.report.repaired} messages sent again")
+            with postgres.deadline(conn, STATEMENT_SECONDS):
+                await conn.execute("NOTIFY outbox")
+        finally:
+            await postgres.close(conn)
+
+    async def _ask(self, question: Callable[[AsyncConnection], Awaitable[T]]) -> T:
+        """Ask the database, over as many connections as it takes; raise Unavailable when it takes too long."""
+        end = time.monotonic() + PATIENCE_SECONDS
+        for pause in backoff():
+            try:
+                if self._conn is None:
+                    self._conn = await postgres.connect(self.settings.database_url, "orders-reconcile")
+                    with postgres.deadline(self._conn, STATEMENT_SECONDS):
+                        await self._conn.execute(READ_ONLY)
+                with postgres.deadline(self._conn, STATEMENT_SECONDS):
+                    return await question(self._conn)
+            except psycopg.OperationalError as error:
+                await postgres.close(self._conn)
+                self._conn = None
+                if time.monotonic() > end:
+                    raise Unavailable(f"the database does not answer: {str(error).splitlines()[0]}") from None
+                await asyncio.sleep(pause)
+        raise Unavailable
+
+
+async def queue_depth(amqp_url: str) -> int:
+    """Return how many messages wait in the work queue; raise QueueMissing if it is not there."""
+    async with rabbitmq.connect(amqp_url, "orders-reconcile") as connection, asyncio.timeout(10):
+        channel = await connection.channel()
+        try:
+            declared = await channel.queue_declare(WORK_QUEUE, passive=True)
+        except ChannelClosed:
+            raise QueueMissing from None
+        return declared.message_count or 0
+
+
+def _is_an_order(key: str) -> bool:
+    try:
+        return str(UUID(key)) == key
+    except ValueError:
+        return False
