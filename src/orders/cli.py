@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import sys
 
 import click
 
@@ -10,6 +9,7 @@ from orders.broker import topology as broker_topology
 from orders.model.errors import StartupError
 from orders.runtime.settings import TopologySettings
 from orders.tools import admin, client
+from orders.tools.command_line import fail
 from orders.tools.dead_letters import dead
 from orders.tools.doctor import doctor
 from orders.tools.reconcile.command import reconcile
@@ -34,8 +34,7 @@ def topology(wait: float) -> None:
     try:
         asyncio.run(broker_topology.wait_and("declare", settings.amqp_url, wait))
     except StartupError as error:
-        click.echo(f"orders topology: {error}", err=True)
-        sys.exit(1)
+        fail("orders topology", str(error))
     click.echo("exchange orders, queues orders.work and orders.dead, and their bindings are there")
 
 

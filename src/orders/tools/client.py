@@ -16,6 +16,7 @@ from rich.table import Column, Table
 
 from orders.model.order import TERMINAL
 from orders.runtime.settings import ClientSettings
+from orders.tools.command_line import Parsed, fail
 from orders.tools.run_env import read_run_env
 
 COLOURS = {"placed": "cyan", "processing": "yellow", "done": "green", "failed": "red", "cancelled": "magenta"}
@@ -50,8 +51,7 @@ class OrdersClient:
             detail = f"{problem['title']}: {problem['detail']} (request {problem.get('request_id')})"
         except (ValueError, KeyError):
             detail = answer.text[:200]
-        click.echo(f"orders: {answer.status_code} {detail}", err=True)
-        sys.exit(1)
+        fail("orders", f"{answer.status_code} {detail}")
 
     @contextmanager
     def explained(self) -> Iterator[None]:
@@ -59,8 +59,7 @@ class OrdersClient:
         try:
             yield
         except httpx.TransportError as error:
-            click.echo(f"orders: no answer from {self.http.base_url}: {error or type(error).__name__}", err=True)
-            sys.exit(1)
+            fail("orders", f"no answer from {self.http.base_url}: {error or type(error).__name__}")
 
     def show(self, order: Order) -> None:
         """Print an order."""
@@ -99,10 +98,7 @@ def base_url_of(given: str | None, settings: ClientSettings) -> str:
         return given or settings.base_url
     if url := read_run_env().get("BASE_URL"):
         return url
-    click.echo(
-        "orders: where is the service? Give --to URL, or set BASE_URL, or start one here with `make up`", err=True
-    )
-    sys.exit(2)
+    fail("orders", "where is the service? Give --to URL, or set BASE_URL, or start one here with `make up`", 2)
 
 
 def calls_api(function: Callable[..., None]) -> Callable[..., None]:
@@ -121,11 +117,23 @@ def calls_api(function: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
+def _line(given: str) -> dict[str, Any]:
+    sku, *numbers = given.rsplit(":", 2)
+    if len(numbers) != 2 or not all(number.isdecimal() for number in numbers):
+        raise ValueError(f"{given!r} is not SKU:QUANTITY:PRICE")
+    return {"sku": sku, "quantity": int(numbers[0]), "unit_price_minor": int(numbers[1])}
+
+
+LINE = Parsed("SKU:QUANTITY:PRICE", _line)
+
+
 @click.command()
 @click.option("--customer", "customer_id", default="guest", show_default=True)
 @click.option("--currency", default="GBP", show_default=True)
 @click.option("--reference")
-@click.option("--line", "lines", multiple=True, metavar="SKU:QUANTITY:PRICE", help="Price in minor units; repeatable.")
+@click.option(
+    "--line", "lines", multiple=True, type=LINE, metavar="SKU:QUANTITY:PRICE", help="Price in minor units; repeatable."
+)
 @click.option("--file", "file", type=click.File(), help="The whole order as JSON instead; - is stdin.")
 @click.option("--key", help="Idempotency-Key; without it a random one, so that a retry is harmless in any case.")
 @calls_api
@@ -134,7 +142,7 @@ def place(
     customer_id: str,
     currency: str,
     reference: str | None,
-    lines: tuple[str, ...],
+    lines: tuple[dict[str, Any], ...],
     file: Any,
     key: str | None,
 ) -> None:
@@ -144,7 +152,7 @@ def place(
     else:
         body = json.dumps(
             {
-                "customer_id": customer_id, "currency": currency, "lines": [_line(line) for line in lines],
+                "customer_id": customer_id, "currency": currency, "lines": lines,
                 **({"reference": reference} if reference else {}),
             }
         )  # fmt: skip
@@ -161,16 +169,8 @@ def place(
             client.show(answer.json())
             return
         if answer is None and last:
-            click.echo(f"orders: no answer from {client.http.base_url}", err=True)
-            sys.exit(1)
+            fail("orders", f"no answer from {client.http.base_url}")
         time.sleep(0.5)
-
-
-def _line(given: str) -> dict[str, Any]:
-    sku, *numbers = given.rsplit(":", 2)
-    if len(numbers) != 2 or not all(number.isdecimal() for number in numbers):
-        raise click.BadParameter(f"{given!r} is not SKU:QUANTITY:PRICE", param_hint="--line")
-    return {"sku": sku, "quantity": int(numbers[0]), "unit_price_minor": int(numbers[1])}
 
 
 @click.command()

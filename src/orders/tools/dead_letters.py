@@ -6,24 +6,22 @@ import sys
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import datetime
-from typing import Any, NoReturn, TypeVar
+from typing import Any, TypeVar
 
 import click
 import psycopg
 from psycopg import AsyncConnection
 
-from orders.database import dead_letters_table, postgres, redrive_orders
+from orders.database import dead_letters_table, redrive_orders
 from orders.database.dead_letters_table import Choice
 from orders.database.errors import ErrorClass, classify
 from orders.database.outbox_table import add_partitions
 from orders.database.redrive_orders import Redrive
-from orders.model.error_text import first_line
-from orders.runtime.settings import DatabaseSettings
-from orders.tools.actor import actor
+from orders.tools.command_line import fail
+from orders.tools.database_command import actor, run_on_database, within
 
 T = TypeVar("T")
 
-COMMAND_SECONDS = 30.0
 CHUNK = 500
 CHUNK_SECONDS = 0.1  # with a rate: how much of it goes at once
 
@@ -38,7 +36,7 @@ def dead() -> None:
 @click.option("--json", "as_json", is_flag=True, help="One JSON object for each reason.")
 def list_(reason: str | None, as_json: bool) -> None:
     """List the dead letters by reason: how many there are, and how many have an order that can be brought back."""
-    groups = _run(lambda conn: _within(conn, dead_letters_table.groups(conn, reason)))
+    groups = _on_database(lambda conn: dead_letters_table.groups(conn, reason))
     if as_json:
         for group in groups:
             click.echo(json.dumps({name: _plain(getattr(group, name)) for name in group.__struct_fields__}))
@@ -57,9 +55,9 @@ def list_(reason: str | None, as_json: bool) -> None:
 @click.argument("letter", metavar="ID")
 def show(letter: str) -> None:
     """Show a dead letter, by its own id or its order's, and what was done about it, as JSON."""
-    found = _run(lambda conn: _within(conn, dead_letters_table.show(conn, letter)))
+    found = _on_database(lambda conn: dead_letters_table.show(conn, letter))
     if found is None:
-        _fail("show", f"there is no dead letter {letter}")
+        fail("orders dead show", f"there is no dead letter {letter}")
     click.echo(json.dumps(_plain(found), indent=2))
 
 
@@ -77,7 +75,8 @@ def redrive(
     if sum([bool(ids), reason is not None, everything]) != 1:
         raise click.UsageError("say which: one of --id, --reason and --all")
     choice = Choice(ids=list(ids) or None, reason=reason)
-    redriven, left = _run(lambda conn: _redrive(conn, choice, None if dry_run else Redrive(actor(), why), rate))
+    who = None if dry_run else Redrive(actor(), why)
+    redriven, left = _on_database(lambda conn: _redrive(conn, choice, who, rate), is_one_call=False)
     click.echo(f"{'would redrive' if dry_run else 'redriven'}: {redriven}")
     if left:
         click.echo(f"left alone, since no failed order belongs to them: {left}; `orders dead discard` settles them")
@@ -92,10 +91,15 @@ def discard(letter: str, reason: str) -> None:
     """Settle a dead letter for good, by its own id or its order's; the order stays as it is."""
     if not reason.strip():
         raise click.UsageError("--reason is empty")
-    discarded = _run(lambda conn: _within(conn, dead_letters_table.discard(conn, letter, actor(), reason)))
+    discarded = _on_database(lambda conn: dead_letters_table.discard(conn, letter, actor(), reason))
     if not discarded:
-        _fail("discard", f"no letter {letter} is dead")
+        fail("orders dead discard", f"no letter {letter} is dead")
     click.echo(f"discarded: {', '.join(map(str, discarded))}")
+
+
+def _on_database(act: Callable[[AsyncConnection], Awaitable[T]], *, is_one_call: bool = True) -> T:
+    after_error = "; what was done is committed, so ask again"
+    return run_on_database("orders dead", act, is_one_call=is_one_call, after_error=after_error)
 
 
 async def _redrive(
@@ -105,7 +109,7 @@ async def _redrive(
     chunk = CHUNK if rate is None else max(1, min(CHUNK, round(rate * CHUNK_SECONDS)))
     started = time.monotonic()
     redriven = left = above = 0
-    while letters := await _within(conn, dead_letters_table.chosen(conn, choice, above=above, limit=chunk)):
+    while letters := await within(conn, dead_letters_table.chosen(conn, choice, above=above, limit=chunk)):
         above = letters[-1].id
         able = [letter.id for letter in letters if letter.is_redrivable]
         left += len(letters) - len(able)
@@ -118,44 +122,15 @@ async def _redrive(
 async def _redrive_chunk(conn: AsyncConnection, redrive: Redrive, letter_ids: Sequence[int]) -> int:
     while True:
         try:
-            return len(await _within(conn, redrive_orders.redrive_orders(conn, redrive, letter_ids)))
+            return len(await within(conn, redrive_orders.redrive_orders(conn, redrive, letter_ids)))
         except psycopg.Error as error:
             match classify(error):
                 case ErrorClass.PARTITION_MISSING:
-                    await _within(conn, add_partitions(conn))
+                    await within(conn, add_partitions(conn))
                 case ErrorClass.RUN_AGAIN:
                     continue
                 case _:
                     raise
-
-
-async def _within(conn: AsyncConnection, call: Awaitable[T]) -> T:
-    with postgres.deadline(conn, COMMAND_SECONDS):
-        return await call
-
-
-def _run(command: Callable[[AsyncConnection], Awaitable[T]]) -> T:
-    """Run a command on a connection of its own; end with one line if the database does not answer."""
-    settings = DatabaseSettings.read_or_exit("orders dead")
-
-    async def run() -> T:
-        conn = await postgres.connect(settings.database_url, "orders-dead", statement_timeout="30000")
-        try:
-            return await command(conn)
-        finally:
-            await postgres.close(conn)
-
-    try:
-        return asyncio.run(run())
-    except (psycopg.errors.UndefinedTable, psycopg.errors.UndefinedColumn) as error:
-        _fail("", f"the database is not migrated ({error.diag.message_primary}): run `alembic upgrade head`")
-    except psycopg.Error as error:
-        _fail("", f"{first_line(error)}; what was done is committed, so ask again")
-
-
-def _fail(command: str, complaint: str) -> NoReturn:
-    click.echo(f"orders dead {command}".strip() + f": {complaint}", err=True)
-    sys.exit(1)
 
 
 def _plain(value: Any) -> Any:

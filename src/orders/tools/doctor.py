@@ -31,6 +31,7 @@ from orders.database import (
 from orders.model.error_text import first_line
 from orders.model.errors import OrdersError, StartupError
 from orders.runtime.settings import DoctorSettings
+from orders.tools.command_line import fail
 from orders.tools.run_env import read_run_env
 from orders.work import letters
 
@@ -244,8 +245,7 @@ def doctor(*, as_json: bool) -> None:
     reports = uvloop.run(examine(settings))
     if not reports:
         hint = "set DATABASE_URL, AMQP_URL and BASE_URL, or start one here with `make up`"
-        click.echo(f"orders doctor: where is the system? {hint}", err=True)
-        sys.exit(2)
+        fail("orders doctor", f"where is the system? {hint}", 2)
     if as_json:
         click.echo(msgspec.json.format(msgspec.json.encode(reports)).decode())
     else:

@@ -1,39 +1,6 @@
-import json
-import subprocess
-import sys
-from pathlib import Path
+"""A client's commands at a terminal, against a running system."""
 
-import pytest
-
-from dev.sandbox.system import System
-from tests.conftest import StartSystem
-
-
-class Terminal:
-    """Someone at a terminal, in a folder of their own."""
-
-    def __init__(self, system: System, folder: Path) -> None:
-        self.system = system
-        self.folder = folder
-
-    def run(self, *arguments: str, stdin: str | None = None, **environ: str) -> subprocess.CompletedProcess[str]:
-        own = {"BASE_URL": self.system.base_url, "DATABASE_URL": self.system.database_url}
-        path = {"PYTHONPATH": ":".join(path for path in sys.path if path), "COLUMNS": "200"}
-        return subprocess.run(
-            [sys.executable, "-m", "orders.cli", *arguments],
-            cwd=self.folder, env={**path, **own, **environ}, input=stdin, text=True, capture_output=True, timeout=30,
-        )  # fmt: skip
-
-    def json(self, *arguments: str, stdin: str | None = None, **environ: str) -> list[dict[str, object]]:
-        done = self.run(*arguments, "--json", stdin=stdin, **environ)
-        assert done.returncode == 0, done.stderr
-        return [json.loads(line) for line in done.stdout.splitlines()]
-
-
-@pytest.fixture
-def terminal(start_system: StartSystem, tmp_path: Path) -> Terminal:
-    settings = {"WORK_MIN_SECONDS": "0.01", "WORK_MAX_SECONDS": "0.1"}
-    return Terminal(start_system(apis=1, settings=settings, with_nginx=False), tmp_path)
+from tests.orders.tools.conftest import Terminal
 
 
 def test_an_order_at_the_terminal(terminal: Terminal) -> None:
@@ -71,29 +38,3 @@ def test_where_the_service_is(terminal: Terminal) -> None:
     (terminal.folder / ".run").mkdir()
     (terminal.folder / ".run" / "env").write_text(f"BASE_URL={terminal.system.base_url}\n")
     assert terminal.run("list", BASE_URL="").returncode == 0
-
-
-def test_clients_and_purge(terminal: Terminal) -> None:
-    """
-    A key is shown once, works, is listed without its secret, and stops working when it is revoked.
-    """
-    added = terminal.run("clients", "add", "shop")
-    key = added.stdout.strip()
-    assert key.startswith("orders_")
-    body = json.dumps(
-        {"customer_id": "c", "currency": "GBP", "lines": [{"sku": "A", "quantity": 1, "unit_price_minor": 1}]}
-    )
-    (placed,) = terminal.json("place", "--file", "-", stdin=body, ORDERS_API_KEY=key)
-
-    assert terminal.json("list") == []
-    assert [placed["order_id"]] == [order["order_id"] for order in terminal.json("list", ORDERS_API_KEY=key)]
-    listed = terminal.run("clients", "list").stdout
-    assert "shop" in listed
-    assert key.split("_")[1] in listed
-    assert key[-20:] not in listed
-    assert terminal.run("clients", "revoke", "shop").returncode == 0
-    assert terminal.run("clients", "revoke", "shop").returncode == 1
-    assert terminal.run("clients", "add", "a b").returncode == 2
-
-    assert "0 orders erased" in terminal.run("purge", "--older-than", "30d").stdout
-    assert terminal.run("purge", "--older-than", "soon").returncode == 2

@@ -4,7 +4,7 @@ import contextlib
 import sys
 import time
 from collections.abc import AsyncIterator, Callable
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 
 import click
 import msgspec
@@ -17,7 +17,9 @@ from rich.table import Table
 from orders.broker.rabbitmq import BrokerUnavailable
 from orders.model.errors import OrdersError
 from orders.runtime.settings import ReconcileSettings
+from orders.tools.command_line import Parsed, fail
 from orders.tools.reconcile.run import ReconcileOptions, ReconcileReport, Reconciliation, Span
+from orders.tools.time_ago import parse_moment
 
 
 def table_of(report: ReconcileReport) -> Table:
@@ -53,28 +55,12 @@ async def _run(settings: ReconcileSettings, options: ReconcileOptions) -> Reconc
         return await Reconciliation(settings, options, progress).run()
 
 
-class Moment(click.ParamType[datetime]):
-    """RFC 3339, or a time ago: 90s, 15m, 2h, 1d."""
-
-    name = "time"
-    units = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}  # noqa: RUF012
-
-    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> datetime:
-        text = str(value)
-        if text[:-1].isdigit() and text[-1] in self.units:
-            return datetime.now(UTC) - timedelta(**{self.units[text[-1]]: int(text[:-1])})
-        try:
-            moment = datetime.fromisoformat(text)
-        except ValueError:
-            self.fail(
-                f"{text!r} is no time: give 2026-11-23T18:00:00Z, or 15m for a quarter of an hour ago", param, ctx
-            )
-        return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+MOMENT = Parsed("time", parse_moment)
 
 
 @click.command()
-@click.option("--since", type=Moment(), help="Orders placed from here on: 2026-11-23T18:00:00Z, or 15m, 2h, 1d ago.")
-@click.option("--until", type=Moment(), help="Orders placed before then; else all there are.")
+@click.option("--since", type=MOMENT, help="Orders placed from here on: 2026-11-23T18:00:00Z, or 15m, 2h, 1d ago.")
+@click.option("--until", type=MOMENT, help="Orders placed before then; else all there are.")
 @click.option(
     "--grace",
     type=click.FloatRange(min=0),
@@ -103,16 +89,14 @@ def reconcile(
     settings = ReconcileSettings.read_or_exit("orders reconcile")
     with_broker = with_broker or repair
     if with_broker and not settings.amqp_url:
-        click.echo("orders reconcile: AMQP_URL is not set: it says where to find RabbitMQ", err=True)
-        sys.exit(2)
+        fail("orders reconcile", "AMQP_URL is not set: it says where to find RabbitMQ", 2)
     options = ReconcileOptions(
         span=Span(since, until), grace=grace, limit=limit, with_broker=with_broker, repair=repair
     )
     try:
         report = uvloop.run(_run(settings, options))
     except (OrdersError, BrokerUnavailable, AMQPError, OSError, TimeoutError, psycopg.Error) as error:
-        click.echo(f"orders reconcile: {str(error) or type(error).__name__}", err=True)
-        sys.exit(3)
+        fail("orders reconcile", str(error) or type(error).__name__, 3)
     if as_json:
         click.echo(msgspec.json.format(msgspec.json.encode(report)).decode())
     else:

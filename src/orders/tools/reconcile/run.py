@@ -26,7 +26,7 @@ from orders.model.errors import OrdersError, Unavailable
 from orders.model.ids import lowest_id
 from orders.runtime.retry_pauses import backoff
 from orders.runtime.settings import ReconcileSettings
-from orders.tools.actor import actor
+from orders.tools.database_command import actor
 from orders.tools.reconcile import queries, rules
 from orders.tools.reconcile.rules import Cause, Fault, FaultKind, OutboxCoverage
 from orders.tools.reconcile.scratch import ScratchDatabase

@@ -4,10 +4,8 @@ import asyncio
 import contextlib
 import os
 import re
-import sys
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
-from typing import NoReturn
 from urllib.parse import urlsplit
 
 import click
@@ -18,6 +16,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from orders.tools.command_line import fail
 from orders.tools.replay.client import Replay, ReplayLimits, ReplayReport
 from orders.tools.replay.invoices import MalformedFile, RefusalReason, survey
 from orders.tools.run_env import RUN_ENV, read_run_env
@@ -204,7 +203,7 @@ def replay(
     try:
         found = survey(file)
     except (MalformedFile, OSError) as error:
-        _fail(f"{file}: {error}; nothing was sent", 2)
+        fail("orders replay", f"{file}: {error}; nothing was sent", 2)
     accepted, refused = f"{found.accepted:,} to place", f"{sum(found.refused.values()):,} refused"
     click.echo(f"{file}: {found.lines:,} lines, {found.invoices:,} invoices: {accepted}, {refused}", err=True)
 
@@ -226,12 +225,8 @@ def replay(
     if code == 0 and not report.complete:
         code, error_line = 1, report.gave_up or f"{report.accepted - report.done:,} orders are not done"
     if code:
-        _fail(f"{error_line}; {report.placed:,} of {report.accepted:,} were placed, {report.done:,} are done", code)
+        counts = f"{report.placed:,} of {report.accepted:,} were placed, {report.done:,} are done"
+        fail("orders replay", f"{error_line}; {counts}", code)
 
 
 _RUN_NAME = re.compile(r"[A-Za-z0-9._-]{0,64}").fullmatch
-
-
-def _fail(what: str, code: int) -> NoReturn:
-    click.echo(f"orders replay: {what}", err=True)
-    sys.exit(code)

@@ -1,0 +1,69 @@
+"""Run an operator's command on the database of DATABASE_URL: connection, deadlines, errors, and the actor it audits."""
+
+import asyncio
+import getpass
+import socket
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+import psycopg
+from psycopg import AsyncConnection
+
+from orders.database import postgres
+from orders.model.error_text import first_line
+from orders.runtime.settings import DatabaseSettings
+from orders.tools.command_line import fail
+
+T = TypeVar("T")
+
+CALL_SECONDS = 30.0
+
+
+def run_on_database(
+    program: str,
+    act: Callable[[AsyncConnection], Awaitable[T]],
+    *,
+    is_one_call: bool = True,
+    statement_seconds: float = CALL_SECONDS,
+    after_error: str = "",
+) -> T:
+    """Return what `act` returns, run on a connection of its own, which is named after `program`.
+
+    PostgreSQL ends a statement after `statement_seconds`. `is_one_call`: `act` as a whole ends within CALL_SECONDS.
+    Ends the process with one line and exit code 1 if the database fails or is not migrated; `after_error` is added to
+    that line.
+    """
+    settings = DatabaseSettings.read_or_exit(program)
+    limit = str(round(statement_seconds * 1000))
+
+    async def run() -> T:
+        conn = await postgres.connect(settings.database_url, program.replace(" ", "-"), statement_timeout=limit)
+        try:
+            return await (within(conn, act(conn)) if is_one_call else act(conn))
+        finally:
+            await postgres.close(conn)
+
+    try:
+        return asyncio.run(run())
+    except (psycopg.errors.UndefinedTable, psycopg.errors.UndefinedColumn) as error:
+        fail(program, f"the database is not migrated ({error.diag.message_primary}): run `alembic upgrade head`")
+    except psycopg.Error as error:
+        fail(program, first_line(error) + after_error)
+
+
+async def within(conn: AsyncConnection, call: Awaitable[T]) -> T:
+    """Return the result of a call on `conn`; after CALL_SECONDS, close the connection, which ends the call.
+
+    Raises psycopg.OperationalError then.
+    """
+    with postgres.deadline(conn, CALL_SECONDS):
+        return await call
+
+
+def actor() -> str:
+    """Return `user@host` of the process, for the audit."""
+    try:
+        name = getpass.getuser()
+    except (KeyError, OSError):  # a container's user need not have a name
+        name = "somebody"
+    return f"{name}@{socket.gethostname()}"
