@@ -21,6 +21,7 @@ forward        the loop between the two ends
 watch, upkeep  what runs beside it: LISTEN and the backlog, the partitions (outbox_partitions)
 state          what the relay knows of itself; health, metrics: how it shows it
 operate        what operators do: blocked, retry, skip, requeue, schema (outbox_repairs)
+time_ago       times and spans of a command line
 backoff        how long to wait before the next try; words: an error as one line
 frame_filter   takes out of the stream to aiormq the frames that `channel` reads
 

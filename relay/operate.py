@@ -17,6 +17,7 @@ from relay.database import Connection, DatabaseLost, connect, deadline
 from relay.outbox_repairs import Choice, NotBlocked
 from relay.settings import BadSetting
 from relay.severing import close
+from relay.time_ago import parse_moment
 
 COMMAND_SECONDS = 60.0
 CHUNK = 500
@@ -38,7 +39,7 @@ def parse(words: list[str]) -> argparse.Namespace:
     skip.add_argument("row_id", metavar="ID", type=int)
     skip.add_argument("--reason", required=True)
     requeue = commands.add_parser("requeue", help="send again what was sent, in order")
-    requeue.add_argument("--since", type=_time, required=True, help="2026-11-23T18:00:00Z, or 15m, 2h, 1d ago")
+    requeue.add_argument("--since", type=_moment, required=True, help="2026-11-23T18:00:00Z, or 15m, 2h, 1d ago")
     requeue.add_argument("--type", dest="routing_key", help="only this routing key")
     requeue.add_argument("--key", help="only this key")
     requeue.add_argument("--rate", type=float, default=1000.0, help="rows a second (default 1000), once all are parked")
@@ -185,13 +186,9 @@ def _quoted(role: str) -> str:
     return '"' + role.replace('"', '""') + '"'
 
 
-def _time(text: str) -> datetime.datetime:
-    """Read an RFC 3339 time, or a time ago: 15m, 2h, 1d."""
-    units = {"s": 1, "m": 60, "h": 3600, "d": 86400}
-    if text[-1:] in units and text[:-1].isdigit():
-        return datetime.datetime.now(datetime.UTC) - datetime.timedelta(seconds=int(text[:-1]) * units[text[-1]])
+def _moment(text: str) -> datetime.datetime:
+    """Parse an option's time; raise ArgumentTypeError, whose message argparse shows."""
     try:
-        moment = datetime.datetime.fromisoformat(text)
+        return parse_moment(text)
     except ValueError as error:
-        raise argparse.ArgumentTypeError(f"{text!r} is no time: give 2026-11-23T18:00:00Z, or 15m") from error
-    return moment if moment.tzinfo else moment.replace(tzinfo=datetime.UTC)
+        raise argparse.ArgumentTypeError(str(error)) from error

@@ -33,6 +33,6 @@ database       connections; severing: deadlines that end any call
 backoff        how long to wait before the next try; pauses: one after the other; words: an error as one line
 app, worker    the processes; topology, cli: the commands
 
-amqp_bytes, backoff, severing, frame_filter and error_text are in the relay too, the same to the byte
+amqp_bytes, backoff, severing, frame_filter, error_text and time_ago are in the relay too, the same to the byte
 (tests/test_twins.py).
 """
