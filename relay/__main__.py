@@ -8,7 +8,7 @@ import time
 
 from relay.backoff import backoff_seconds
 from relay.database import DatabaseLost, SchemaMissing, connect, deadline
-from relay.forward import Forwarder, Lanes, SequenceCached
+from relay.forward import Forwarder, ParallelClaims, SequenceCached
 from relay.guard import Guard
 from relay.health import serve
 from relay.management import ManagementUnavailable
@@ -39,8 +39,8 @@ async def forward_until_stopped(settings: Settings) -> None:
     for name in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(name, stop.set)
     state = RelayState()
-    # A lane has a connection of its own: flow control and a lost channel then concern one lane.
-    # With a rate to keep, one is enough.
+    # Each claimer has a connection of its own: flow control and a lost channel then concern one claim.
+    # With a rate limit, one is enough.
     count = 1 if settings.rate else settings.lanes
     publishers = [Publisher(settings.amqp_urls, settings.confirm_seconds) for _ in range(count)]
     try:
@@ -59,9 +59,9 @@ async def forward_until_stopped(settings: Settings) -> None:
                 async with asyncio.TaskGroup() as tasks:
                     tasks.create_task(watch(settings.database_url, state, wake, stop), name="relay-watch")
                     tasks.create_task(keep(settings, state, stop), name="relay-upkeep")
-                    lanes = Lanes(settings)
+                    claims = ParallelClaims(settings)
                     for number, (publisher, guard) in enumerate(zip(publishers, guards, strict=True), 1):
-                        forwarder = Forwarder(settings, publisher, guard, state, wake, lanes, is_first=number == 1)
+                        forwarder = Forwarder(settings, publisher, guard, state, wake, claims, is_first=number == 1)
                         tasks.create_task(forwarder.run(stop), name=f"relay-forward-{number}")
         finally:
             for publisher in publishers:

@@ -3,8 +3,8 @@
 The claiming transaction is the lease: it holds the shards' locks and the rows', and both vanish with the connection.
 It is never held while the broker is away, and never for longer than `hold_seconds` and one wait for confirms.
 
-While there is a backlog the first lane has others beside it, each with connections of its own: one claims and records
-while another waits for its confirms. To each other they are what relays are.
+While there is a backlog, a relay makes several claims in parallel, each by a claimer with connections of its own: one
+claims and records while another waits for its confirms. To each other they are like two relays.
 """
 
 import asyncio
@@ -52,8 +52,8 @@ class SequenceCached(Exception):
     """The outbox's sequence hands out ids in blocks, so that the mark would not be exact."""
 
 
-class Lanes:
-    """What the lanes of one relay share: the health of the routes, and whether there is a backlog."""
+class ParallelClaims:
+    """What the claimers of one relay share: the health of the routes, and whether there is a backlog."""
 
     def __init__(self, settings: Settings) -> None:
         self.health = RouteHealth(settings.probe_seconds)
@@ -61,7 +61,7 @@ class Lanes:
 
 
 class Forwarder:
-    """One lane: moves messages from the outbox to the broker, as long as it is let."""
+    """One claimer: moves messages from the outbox to the broker until it is stopped."""
 
     def __init__(
         self,
@@ -70,20 +70,20 @@ class Forwarder:
         guard: Guard,
         state: RelayState,
         wake: asyncio.Event,
-        lanes: Lanes,
+        claims: ParallelClaims,
         *,
         is_first: bool = True,
     ) -> None:
         self._settings = settings
         self._is_first = is_first
-        self._backlog = lanes.backlog
-        self._lanes = 1
+        self._backlog = claims.backlog
+        self._claimers = 1
         self._full_at = 0.0
         self._publisher = publisher
         self._guard = guard
         self._state = state
         self._wake = wake
-        self._health = lanes.health
+        self._health = claims.health
         self._rate_limit = RateLimit(settings.rate)
         self._conn: Connection | None = None
         self._mark = LowWaterMark(0)
@@ -139,7 +139,7 @@ class Forwarder:
             self._wake.clear()
 
     async def _rest(self, stop: asyncio.Event) -> None:
-        """Leave everything to the first lane until there is a backlog: an idle relay has one of each connection."""
+        """Leave everything to the first claimer until there is a backlog: an idle relay has one of each connection."""
         await self._save_mark()
         await self._disconnect()
         await self._publisher.close()
@@ -191,8 +191,8 @@ class Forwarder:
         if now >= self._presence_at:
             self._presence_at = now + PRESENCE_SECONDS
             with deadline(conn, STATEMENT_SECONDS):
-                relays, lanes = await outbox_table.count_present(conn)
-            self._state.relays, self._lanes = max(1, relays), max(1, lanes)
+                relays, claimers = await outbox_table.count_present(conn)
+            self._state.relays, self._claimers = max(1, relays), max(1, claimers)
         if not self._guard.is_complete and now >= self._guard_at:
             self._guard_at = now + GUARD_SECONDS
             await self._guard.complete(conn)
@@ -210,7 +210,7 @@ class Forwarder:
         elif upto > self._mark.mark or waiting:
             claimed, more = await self._forward_batch(conn, upto, waiting)
             self._looks_in_vain = 0 if claimed else self._looks_in_vain + 1
-            if more or self._looks_in_vain < self._lanes:
+            if more or self._looks_in_vain < self._claimers:
                 pause = 0.0
             elif upto > self._mark.mark:
                 # Someone else has these rows in hand, or they are not committed, or will never be.
@@ -227,7 +227,7 @@ class Forwarder:
         return pause
 
     def _tell_backlog(self, full: bool) -> None:
-        """Call the other lanes when one claim does not take all there is, and let them rest when it long has."""
+        """Call the other claimers when one claim does not take all rows, and let them rest when it long has."""
         now = time.monotonic()
         if full:
             self._full_at = now
@@ -242,7 +242,7 @@ class Forwarder:
     async def _forward_batch(self, conn: Connection, upto: int, waiting: bool) -> tuple[int, bool]:
         """Claim, publish, record, in one transaction; return how many rows were claimed, and whether to go right on."""
         most, most_bytes = self._rate_limit.limit(self._settings.batch_rows), self._settings.batch_bytes
-        share = -(-outbox_table.SHARDS // self._lanes)
+        share = -(-outbox_table.SHARDS // self._claimers)
         async with self._transaction(conn):
             began = time.monotonic()
             with deadline(conn, STATEMENT_SECONDS):

@@ -15,7 +15,7 @@ SESSION: LiteralString = """
 """
 
 BE_THE_KEEPER: LiteralString = """
-    -- Not one of the numbers that lanes hold for as long as they are connected (outbox_table.py).
+    -- Not one of the numbers that claimers hold for as long as they are connected (outbox_table.py).
     SELECT pg_try_advisory_lock('outbox'::regclass::oid::integer, 1003)
 """
 

@@ -46,8 +46,8 @@ LOOK: LiteralString = """
 """
 
 BE_PRESENT: LiteralString = """
-    -- Held as long as this session can claim; how many hold one is how many share the shards. A relay's first lane
-    -- holds 1001, its others 1002; 1003 is the keeper's of the partitions.
+    -- Held as long as this session can claim; how many hold one is how many share the shards. A relay's first
+    -- claimer holds 1001, its others 1002; 1003 is the keeper's of the partitions.
     SELECT pg_try_advisory_lock_shared('outbox'::regclass::oid::integer, %(seat)s)
 """
 
@@ -254,12 +254,12 @@ async def read_mark(conn: Connection) -> tuple[int, int, int]:
 
 
 async def be_present(conn: Connection, first: bool) -> None:
-    """Count as a lane that takes its share of the shards, until the connection ends."""
+    """Count as a claimer that takes its share of the shards, until the connection ends."""
     await conn.execute(BE_PRESENT, {"seat": 1001 if first else 1002})
 
 
 async def count_present(conn: Connection) -> tuple[int, int]:
-    """Return how many relays share the shards, and how many lanes they have."""
+    """Return how many relays share the shards, and how many claimers they have."""
     row = await (await conn.execute(COUNT_PRESENT)).fetchone()
     assert row is not None
     return row[0], row[1]

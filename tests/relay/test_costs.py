@@ -15,7 +15,7 @@ from psycopg import AsyncConnection
 from psycopg._queries import PostgresQuery
 
 from relay import outbox_table
-from relay.forward import Forwarder, Lanes
+from relay.forward import Forwarder, ParallelClaims
 from relay.frames import Encoder
 from relay.guard import Guard
 from relay.message import Message
@@ -28,7 +28,7 @@ from tests.relay.service import append_many
 
 TRACEPARENT = '{"traceparent": "00-0af7651916cd43dd8448eb211c80319c-00f067aa0ba902b7-01"}'
 ROWS = 2000
-ONCE = 10  # statements of a start: settings, the mark, the presence of a lane, the witness of a queue
+ONCE = 10  # statements of a start: settings, the mark, the presence of a claimer, the witness of a queue
 
 
 class Calls:
@@ -80,7 +80,9 @@ async def test_a_batch(conn: AsyncConnection, database_url: str, topology: str) 
     settings = Settings(database_url=database_url, amqp_url=topology, batch_rows=500)
     state, stop = RelayState(), asyncio.Event()
     publisher = Publisher([topology], settings.confirm_seconds)
-    forwarder = Forwarder(settings, publisher, Guard(settings, publisher), state, asyncio.Event(), Lanes(settings))
+    forwarder = Forwarder(
+        settings, publisher, Guard(settings, publisher), state, asyncio.Event(), ParallelClaims(settings)
+    )
     forwarding = asyncio.create_task(forwarder.run(stop), name="forward")
     with counted() as calls:
         await eventually(lambda: state.published_rows == ROWS, 60)

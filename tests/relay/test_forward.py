@@ -130,8 +130,8 @@ async def test_many_dead_routes_keep_none_from_its_turn(
     monkeypatch.setattr(forward, "ROUTES", 2)
     settings = Settings(database_url=database_url, amqp_url=topology, probe_seconds=0.3)
     publisher, stop = Publisher([topology], settings.confirm_seconds), asyncio.Event()
-    guard, lanes = Guard(settings, publisher), forward.Lanes(settings)
-    forwarder = forward.Forwarder(settings, publisher, guard, RelayState(), asyncio.Event(), lanes)
+    guard, claims = Guard(settings, publisher), forward.ParallelClaims(settings)
+    forwarder = forward.Forwarder(settings, publisher, guard, RelayState(), asyncio.Event(), claims)
     forwarding = asyncio.create_task(forwarder.run(stop), name="forward")
     async with broker(topology) as channel:
         await channel.queue_unbind("orders.work", "orders", "order.placed")

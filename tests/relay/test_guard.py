@@ -17,7 +17,7 @@ from dev.sandbox.system import declare_topology
 from relay import guard as guard_module
 from relay import management
 from relay.database import connect
-from relay.forward import Forwarder, Lanes
+from relay.forward import Forwarder, ParallelClaims
 from relay.guard import Guard
 from relay.management import Binding, Management
 from relay.message import Message, Reply, Route
@@ -89,7 +89,7 @@ async def test_a_binding_is_looked_at_before_it_is_used(
     database_url: str, topology: str, servers: Servers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """
-    A relay that has not published for a while, or the other lane, does not know that a binding is gone; what it
+    A relay that has not published for a while, or the other claimer, does not know that a binding is gone; what it
     publishes just before the binding is back would look well afterwards. So it looks before, too.
     """
     publisher = Publisher([topology], 5.0)
@@ -278,8 +278,8 @@ async def test_a_work_queue_is_back_in_the_middle_of_a_claim(
     """
     settings = Settings(database_url=database_url, amqp_url=topology, required_queues="orders.work", hold_seconds=10)
     publisher, stop = Publisher([topology], settings.confirm_seconds), asyncio.Event()
-    guard, lanes = Guard(settings, publisher), Lanes(settings)
-    forwarder = Forwarder(settings, publisher, guard, RelayState(), asyncio.Event(), lanes)
+    guard, claims = Guard(settings, publisher), ParallelClaims(settings)
+    forwarder = Forwarder(settings, publisher, guard, RelayState(), asyncio.Event(), claims)
     publish = publisher.publish
 
     async def publish_and_bring_it_back(wave: list[Message], until: float) -> dict[int, Reply]:
@@ -368,7 +368,7 @@ async def test_a_silent_management_interface_holds_up_its_routes_alone(
         )
         publisher, state, stop = Publisher([topology], settings.confirm_seconds), RelayState(), asyncio.Event()
         guard = Guard(settings, publisher)
-        forwarder = Forwarder(settings, publisher, guard, state, asyncio.Event(), Lanes(settings))
+        forwarder = Forwarder(settings, publisher, guard, state, asyncio.Event(), ParallelClaims(settings))
         wire.hold()
         forwarding = asyncio.create_task(forwarder.run(stop), name="forward")
         await becomes("sent", lambda: state_of(conn, other))

@@ -15,7 +15,7 @@ from tests.relay.service import append, state_of
 
 async def test_no_more_shards_are_locked_than_taken(conn: AsyncConnection, database_url: str) -> None:
     """
-    The locks of a share are those of its shards: each one more would keep a shard's rows from every other lane.
+    The locks of a share are those of its shards: each one more would keep a shard's rows from every other claimer.
     """
     own = await connect(database_url, "test", SESSION)
     async with own.transaction():

@@ -68,9 +68,9 @@ async def test_made_ahead_and_dropped_behind(conn: AsyncConnection, database_url
     assert await states(conn) == {"sent": 5}
 
 
-async def test_kept_while_lanes_are_at_work(conn: AsyncConnection, database_url: str) -> None:
+async def test_kept_while_claimers_are_at_work(conn: AsyncConnection, database_url: str) -> None:
     """
-    Under a lasting backlog all lanes of a relay stay connected, and the partitions are kept all the same.
+    Under a lasting backlog all claimers of a relay stay connected, and the partitions are kept all the same.
     """
     await shrink(conn)
     await be_present(conn, first=True)

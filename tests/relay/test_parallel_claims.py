@@ -1,4 +1,4 @@
-"""The lanes of one relay: more than one while there is a backlog, and one when there is none."""
+"""The claimers of one relay: more than one while there is a backlog, and one when there is none."""
 
 from psycopg import AsyncConnection
 
@@ -9,7 +9,7 @@ from tests.relay.service import all_settled, append_many, becomes, keys_by_event
 ROWS = 6000
 
 
-async def lanes(conn: AsyncConnection) -> int:
+async def claimers(conn: AsyncConnection) -> int:
     """Return how many sessions claim."""
     cursor = await conn.execute(
         "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'relay'"
@@ -19,27 +19,27 @@ async def lanes(conn: AsyncConnection) -> int:
     return int(row[0])
 
 
-async def test_lanes_come_and_go(conn: AsyncConnection, topology: str, start_relay: StartRelay) -> None:
+async def test_claimers_come_and_go(conn: AsyncConnection, topology: str, start_relay: StartRelay) -> None:
     """
-    A backlog is carried by two lanes, in order for each key; when it is gone the second lane leaves its connections.
+    A backlog is carried by two claimers, in order for each key; when it is gone the second one leaves its connections.
     """
     relay = start_relay(batch_rows=20)
     await relay.ready()
-    await becomes(1, lambda: lanes(conn))
+    await becomes(1, lambda: claimers(conn))
 
     async with recording(topology) as recorder:
         await append_many(conn, ROWS, keys=60)
-        await becomes(2, lambda: lanes(conn))
+        await becomes(2, lambda: claimers(conn))
         await eventually(lambda: len(recorder.messages) >= ROWS, 60)
     await becomes(True, lambda: all_settled(conn))
-    await becomes(1, lambda: lanes(conn))
+    await becomes(1, lambda: claimers(conn))
 
     arrived = recorder.numbers(await keys_by_event(conn))
     assert all(numbers == list(range(ROWS // 60)) for numbers in arrived.values())
     assert await relay.says("relays") == 1
 
 
-async def test_one_lane(conn: AsyncConnection, start_relay: StartRelay) -> None:
+async def test_one_claimer(conn: AsyncConnection, start_relay: StartRelay) -> None:
     """
     With RELAY_LANES=1 a backlog is carried by one session alone.
     """
@@ -48,7 +48,7 @@ async def test_one_lane(conn: AsyncConnection, start_relay: StartRelay) -> None:
     seen = []
 
     async def settled() -> bool:
-        seen.append(await lanes(conn))
+        seen.append(await claimers(conn))
         return await all_settled(conn)
 
     await append_many(conn, ROWS, keys=60)
