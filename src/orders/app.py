@@ -12,10 +12,11 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from orders.api import openapi, problems, routes
 from orders.api.auth import CONFIRM_SECONDS, Authenticator
 from orders.api.back_pressure import MEASURE_SECONDS, BackPressure
+from orders.api.fast_path import MAX_BODY_BYTES, Api
 from orders.api.key_expiry import BUSY_SECONDS, KeyExpiry
 from orders.api.live import TICK_SECONDS, Live
 from orders.api.middleware import with_head, with_request_id
-from orders.api.routes import Api
+from orders.api.services import READ_SIZE, Services
 from orders.database import (
     api_keys_table,
     idempotency_keys_table,
@@ -58,7 +59,7 @@ def reading_limits(settings: ApiSettings) -> Limits:
     return Limits(
         batch_rows=200,
         queue_rows=settings.orders_queue_rows,
-        queue_bytes=settings.orders_queue_rows * routes.READ_SIZE,
+        queue_bytes=settings.orders_queue_rows * READ_SIZE,
         patience=settings.orders_patience,
     )
 
@@ -92,7 +93,7 @@ def create_app(settings: ApiSettings, live: Live) -> Api:
             Periodic("watch", url, jobs, **orders_table.BY_INDEX) as periodic,
         ):
             live.on_first_watcher = periodic.soon
-            app.state["services"] = routes.Services(
+            app.state["services"] = Services(
                 write=writer, read=reader, live=live, authenticator=authenticator, back_pressure=back_pressure
             )
             yield
@@ -101,7 +102,7 @@ def create_app(settings: ApiSettings, live: Live) -> Api:
         [*routes.HANDLERS, *openapi.HANDLERS, metrics],
         lifespan=[lifespan],
         exception_handlers=problems.HANDLERS,
-        request_max_body_size=routes.MAX_BODY_BYTES,
+        request_max_body_size=MAX_BODY_BYTES,
         openapi_config=None,  # Litestar's own document does not tell all that we promise; openapi.py's does
         logging_config=None,
     )

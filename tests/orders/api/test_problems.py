@@ -71,7 +71,7 @@ async def test_a_bug_is_a_problem_too(
     def broken(*_: object, **__: object) -> None:
         raise RuntimeError("secret")
 
-    monkeypatch.setattr("orders.api.routes.placement_of", broken)
+    monkeypatch.setattr("orders.api.fast_path.placement_of", broken)
     answer = await api.client.post("/orders", json=NEW)
 
     assert (answer.status_code, answer.headers["content-type"]) == (500, "application/problem+json")

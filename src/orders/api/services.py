@@ -1,0 +1,88 @@
+"""The parts of an api process that its handlers share, and the calls that they make to the database."""
+
+from typing import Any, cast
+
+import msgspec
+from litestar import Request
+
+from orders.api.auth import Authenticator
+from orders.api.back_pressure import BackPressure
+from orders.api.live import Live
+from orders.database.api_keys_table import ClientKey, KeyId
+from orders.database.batcher import Batcher
+from orders.database.cancel_orders import Cancellation, Cancelled
+from orders.database.orders_table import OrderLookup, ScanPage, ScanStep
+from orders.database.place_orders import Placed, Placement
+from orders.database.reads import Found, Read
+from orders.database.writes import Write, Written
+from orders.model.order import Order
+
+# The size of a read in a batch of reads, in bytes. The size of an order is unknown before the read: few are larger
+# than READ_SIZE, and a batch of the largest orders stays bounded. SCAN_SIZE is larger, to keep few scan steps of lists
+# ahead of a GET of one order.
+READ_SIZE = 1 << 16
+SCAN_SIZE = 1 << 20
+
+
+class Caller(msgspec.Struct, frozen=True):
+    """The client of a request.
+
+    `until` is the time of the loop at which the request's patience ends. None: it has not begun.
+    """
+
+    client: str
+    until: float | None
+
+
+class Services(msgspec.Struct, frozen=True):
+    """The services of a process; `app.state["services"]` holds them while its lifespan runs.
+
+    Every call to the database raises Overloaded when its queue is full, and Unavailable at the end of its patience.
+    `until` is that end in the loop's time; None: ORDERS_PATIENCE from now.
+    """
+
+    write: Batcher[Write, Written]
+    read: Batcher[Read, Found]
+    live: Live
+    authenticator: Authenticator
+    back_pressure: BackPressure
+
+    async def place(self, placement: Placement, until: float | None) -> Placed:
+        """Return once the order is committed; raise KeyReused or Refused."""
+        return cast(Placed, await self.write(placement, placement.size, until))
+
+    async def cancel(self, cancellation: Cancellation, until: float | None) -> Cancelled:
+        """Return once the cancellation is committed; raise OrderNotFound, TooLate, KeyReused or Refused."""
+        return cast(Cancelled, await self.write(cancellation, cancellation.size, until))
+
+    async def find(self, lookup: OrderLookup, until: float | None) -> Order:
+        """Return the current state of an order; raise OrderNotFound if the client has no such order."""
+        return cast(Order, await self.read(lookup, READ_SIZE, until))
+
+    async def find_key(self, key_id: KeyId, until: float | None) -> ClientKey | None:
+        """Return a valid API key, or None if there is none with this id."""
+        return cast(ClientKey | None, await self.read(key_id, until=until))
+
+    async def scan(self, step: ScanStep, until: float | None) -> ScanPage:
+        """Return the orders that one step of a list finds."""
+        return cast(ScanPage, await self.read(step, SCAN_SIZE, until))
+
+    async def authenticate(self, authorization: str | None) -> Caller:
+        """Return the caller with this Authorization header; raise Unauthorized if its key is not valid.
+
+        A look-up of the key begins the one patience that the request has.
+        """
+        until: float | None = None
+
+        async def find(key_id: KeyId) -> ClientKey | None:
+            nonlocal until
+            until = self.read.patience_ends()
+            return await self.find_key(key_id, until)
+
+        client = await self.authenticator.client_of(authorization, find)
+        return Caller(client, until)
+
+
+def services_of(request: Request[Any, Any, Any]) -> Services:
+    """Return the services of this process."""
+    return request.app.state["services"]  # type: ignore[no-any-return]
