@@ -13,18 +13,18 @@ from orders.database.claim_orders import Claim, Forged, Held, Orphaned, Postpone
 from orders.model.order import TERMINAL, Status
 from orders.work import decision
 from orders.work.decision import NextStep
-from orders.work.runner import Again, Died, Done, Never, Outcome, Weather
+from orders.work.runner import ChildDied, HandlerFailed, HandlerRefused, Outcome, Succeeded, TransientFailure
 from tests.model.relay_world import Broken
 
 MAX_FAILURES = 2
 ORDER = UUID(int=1)
 ROUNDS_TO_SETTLE = 30
 OUTCOMES: dict[str, Outcome] = {
-    "done": Done(),
-    "again": Again("no stock"),
-    "never": Never("no such card"),
-    "weather": Weather("the database went away"),
-    "died": Died("segmentation fault"),
+    "done": Succeeded(),
+    "again": HandlerFailed("no stock"),
+    "never": HandlerRefused("no such card"),
+    "transient": TransientFailure("the database went away"),
+    "died": ChildDied("segmentation fault"),
 }
 
 
@@ -196,7 +196,7 @@ class World:
             case decision.Postpone():
                 if is_ours:
                     self._promise(
-                        isinstance(job.outcome, Again), f"{job.outcome} is counted as the order's own failure"
+                        isinstance(job.outcome, HandlerFailed), f"{job.outcome} is counted as the order's own failure"
                     )
                     self.own_failures += 1
                     row.worker, row.failures, row.retry = 0, row.failures + 1, job.wanted

@@ -10,7 +10,7 @@ from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_s
 
 from orders.database.claim_orders import Claim, Held, Orphaned, Seen, Settled, Wanted, claim_of
 from orders.work.decision import NextStep, next_step
-from orders.work.runner import Again, Outcome, Weather
+from orders.work.runner import HandlerFailed, Outcome, TransientFailure
 from relay.mark import LowWaterMark
 from relay.message import Answer, Message, Reply, Route
 from relay.replies import Classified, Sent, classify
@@ -113,7 +113,7 @@ class WorkerMachine(RuleBasedStateMachine):
         self.world.go_on(at if self.world.jobs[at] else 1 - at, which, outcome)
 
     @precondition(lambda self: any(self.world.jobs))
-    @rule(at=WORKERS, outcome=st.sampled_from(["done", "again", "weather"]))
+    @rule(at=WORKERS, outcome=st.sampled_from(["done", "again", "transient"]))
     def go_on_as_usual(self, at: int, outcome: str) -> None:
         self.world.go_on(at if self.world.jobs[at] else 1 - at, 0, outcome)
 
@@ -266,7 +266,9 @@ def careless_claim_of(seen: Seen, wanted: Wanted) -> Claim | Orphaned:
 
 def strict_next_step(outcome: Outcome, failures: int, max_failures: int) -> NextStep:
     """A failure is a failure, whoever's it is."""
-    return next_step(Again(outcome.reason) if isinstance(outcome, Weather) else outcome, failures, max_failures)
+    return next_step(
+        HandlerFailed(outcome.reason) if isinstance(outcome, TransientFailure) else outcome, failures, max_failures
+    )
 
 
 def short_next_step(outcome: Outcome, failures: int, max_failures: int) -> NextStep:
@@ -279,7 +281,7 @@ PLANTED_IN_ORDERS = {
     "any event will do": orders_world.Decisions(claim_of=credulous_claim_of),
     "a retry is not waited for": orders_world.Decisions(claim_of=impatient_claim_of),
     "acked while another works it": orders_world.Decisions(claim_of=careless_claim_of),
-    "weather spends the budget": orders_world.Decisions(next_step=strict_next_step),
+    "a transient failure spends the budget": orders_world.Decisions(next_step=strict_next_step),
     "the budget ends early": orders_world.Decisions(next_step=short_next_step),
 }
 

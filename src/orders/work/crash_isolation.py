@@ -21,7 +21,7 @@ from prometheus_client import Counter
 from orders.runtime.crash import stop_the_process_if_it_crashed
 from orders.runtime.retry_pauses import backoff
 from orders.work.isolation_child import LARGEST_LINE, READY, ChildJob, ChildResult
-from orders.work.runner import Died, Job, Outcome
+from orders.work.runner import ChildDied, Job, Outcome
 
 log = logging.getLogger(__name__)
 
@@ -107,7 +107,7 @@ class CrashIsolation:
         if len(group) == 1:
             left[0].deaths += 1
         if left[0].deaths >= DEATHS_ALONE:
-            left[0].settle(Died(f"the process that ran it alone {end}, {left[0].deaths} times"))
+            left[0].settle(ChildDied(f"the process that ran it alone {end}, {left[0].deaths} times"))
             return
         for half in halves(left):
             await self._run_until_settled(half)

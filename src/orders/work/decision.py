@@ -6,7 +6,7 @@ import msgspec
 
 from orders.database.finish_orders import Finished, Kind
 from orders.runtime.retry_pauses import backoff
-from orders.work.runner import Again, Committed, Died, Done, Never, Outcome, Weather
+from orders.work.runner import ChildDied, Committed, HandlerFailed, HandlerRefused, Outcome, Succeeded, TransientFailure
 
 FIRST_RETRY_SECONDS = 0.2
 LONGEST_RETRY_SECONDS = 30.0
@@ -50,19 +50,19 @@ NextStep = Finish | HasFinished | Postpone | RunAgain | Condemn
 def next_step(outcome: Outcome, failures: int, max_failures: int) -> NextStep:
     """Decide what an outcome means for an order whose handler had failed so often before this run."""
     match outcome:
-        case Done():
+        case Succeeded():
             return Finish()
         case Committed(finished):
             return HasFinished(finished)
-        case Never(reason):
+        case HandlerRefused(reason):
             return Finish(reason, "refused")
-        case Again(reason) if failures + 1 >= max_failures:
+        case HandlerFailed(reason) if failures + 1 >= max_failures:
             return Finish(f"{reason} (attempt {failures + 1} of {max_failures})", "exhausted")
-        case Again(reason, after):
+        case HandlerFailed(reason, after):
             return Postpone(retry_seconds(failures) if after is None else max(0.0, after), reason)
-        case Weather(reason):
+        case TransientFailure(reason):
             return RunAgain(reason)
-        case Died(reason):
+        case ChildDied(reason):
             return Condemn(reason)
         case _:
             assert_never(outcome)

@@ -1,4 +1,4 @@
-"""Run a handler once, and say in data what came of it."""
+"""Run a handler once and return its outcome as data."""
 
 import asyncio
 import contextlib
@@ -19,58 +19,58 @@ from orders.handlers import Handler, PlainHandler, Refuse, Retry, TransactionalH
 from orders.model.error_text import first_line, message_of
 from orders.runtime.timeouts import STATEMENT_SECONDS
 
-LAST_WORDS_SECONDS = 0.2  # for a handler whose connection was severed to see it and to end by itself
-STANDSTILL_SECONDS = 0.5  # a timer that is so late says that the process stood still, not that it was busy
+LAST_WORDS_SECONDS = 0.2  # for a handler to notice that its connection was severed, and to end by itself
+STANDSTILL_SECONDS = 0.5  # a timer that is this late means that the process was stopped, not that it was busy
 
 
 class Job(msgspec.Struct, frozen=True):
-    """A claimed order to run the handler for, and the trace that it belongs to."""
+    """A claimed order to run the handler for. `traceparent` is the W3C trace context of its events."""
 
     claimed: Claimed
     traceparent: str
 
 
-class Done(msgspec.Struct, frozen=True, tag=True):
-    """The handler has done its work; the order is still to be finished."""
+class Succeeded(msgspec.Struct, frozen=True, tag=True):
+    """The handler returned; the end of the order is not written yet."""
 
 
 class Committed(msgspec.Struct, frozen=True, tag=True):
-    """The handler has done its work, and the order is finished in the same transaction."""
+    """The handler returned, and the end of the order was written in the handler's transaction."""
 
-    finished: Finished | None  # None: it was no longer ours to finish, and all is rolled back
+    finished: Finished | None  # None: another claim owns the order now, and the transaction was rolled back
 
 
-class Again(msgspec.Struct, frozen=True, tag=True):
-    """It failed, and may do better the next time."""
+class HandlerFailed(msgspec.Struct, frozen=True, tag=True):
+    """The handler failed, and a later attempt may succeed. `after`: seconds until then, None for the default pause."""
 
     reason: str
     after: float | None = None
 
 
-class Never(msgspec.Struct, frozen=True, tag=True):
-    """The handler refuses this order."""
+class HandlerRefused(msgspec.Struct, frozen=True, tag=True):
+    """The handler raised `Refuse`: the order fails for good."""
 
     reason: str
 
 
-class Weather(msgspec.Struct, frozen=True, tag=True):
-    """The database went away under it: nobody's failure, and the outcome is unknown."""
+class TransientFailure(msgspec.Struct, frozen=True, tag=True):
+    """The database connection was lost or its server refused to work. The outcome is unknown; no failure is counted."""
 
     reason: str
 
 
-class Died(msgspec.Struct, frozen=True, tag=True):
-    """The process that ran the handler for this order alone died of it."""
+class ChildDied(msgspec.Struct, frozen=True, tag=True):
+    """The child process that ran the handler for this order alone died."""
 
     reason: str
 
 
-Outcome = Done | Committed | Again | Never | Weather | Died
+Outcome = Succeeded | Committed | HandlerFailed | HandlerRefused | TransientFailure | ChildDied
 Run = Callable[[Job], Awaitable[Outcome]]
 
 
 class Runner:
-    """Runs one handler; a transactional one on connections that are kept for the next."""
+    """Runs one handler. A transactional handler gets a connection, which is kept for the next run."""
 
     def __init__(self, handler: Handler, database_url: str, *, timeout: float) -> None:
         self.handler = handler
@@ -81,7 +81,7 @@ class Runner:
         self._busy: set[AsyncConnection] = set()
 
     async def __call__(self, job: Job) -> Outcome:
-        """Run the handler for a claimed order."""
+        """Run the handler for a claimed order and return its outcome; a handler's errors never propagate."""
         try:
             if self.wants_connection:
                 return await self._run_in_transaction(job)
@@ -89,18 +89,18 @@ class Runner:
         except asyncio.CancelledError:
             if (task := asyncio.current_task()) is not None and task.cancelling():
                 raise
-            return Again("something that the handler waited for was cancelled")
-        except Exception as error:  # whatever a handler raises is its own failure
+            return HandlerFailed("something that the handler waited for was cancelled")
+        except Exception as error:  # any error of a handler is a failure of the handler
             return outcome_of(error, self.timeout)
-        return Done()
+        return Succeeded()
 
     def sever(self) -> None:
-        """Let go of every transaction in hand: each ends by itself, with nothing committed."""
+        """Cut the connection of every running transaction: each ends with an error and commits nothing."""
         for conn in self._busy:
             postgres.sever(conn)
 
     async def close(self) -> None:
-        """Close the connections that nobody uses."""
+        """Close the idle connections."""
         while self._idle:
             await postgres.close(self._idle.pop())
 
@@ -114,7 +114,7 @@ class Runner:
         try:
             conn = await self._connection()
         except psycopg.Error as error:
-            return Weather(first_line(error))
+            return TransientFailure(first_line(error))
         late = False
 
         def cut_off() -> None:
@@ -129,16 +129,16 @@ class Runner:
                 with time_limit(self.timeout, cut_off):
                     finished = await self._transaction(conn, job)
         except Exception as error:
-            match fault_of(error, late=late, broken=conn.broken):
-                case Fault.LATE:
+            match cause_of(error, late=late, broken=conn.broken):
+                case FailureCause.TIMEOUT:
                     raise TimeoutError from None
-                case Fault.WEATHER:
-                    return Weather(first_line(error))
-                case Fault.NO_PARTITION:
+                case FailureCause.DATABASE:
+                    return TransientFailure(first_line(error))
+                case FailureCause.NO_PARTITION:
                     with contextlib.suppress(psycopg.Error), postgres.deadline(conn, STATEMENT_SECONDS):
                         await outbox_table.add_partitions(conn)  # if not now, then at the next run
-                    return Weather("the outbox had no partition for the next id")
-                case Fault.ITS_OWN:
+                    return TransientFailure("the outbox had no partition for the next id")
+                case FailureCause.HANDLER:
                     raise
         finally:
             self._busy.discard(conn)
@@ -153,7 +153,7 @@ class Runner:
             await cast(TransactionalHandler, self.handler)(job.claimed.order, conn)
             [finished] = await finish_orders(conn, [finish_of(job.claimed, job.traceparent)])
             if finished is None:
-                raise psycopg.Rollback  # somebody else has claimed the order since: our rows are theirs to write
+                raise psycopg.Rollback  # another claim owns the order now and writes these rows
             return finished
         return None
 
@@ -174,57 +174,57 @@ class Runner:
 
 @contextlib.contextmanager
 def time_limit(seconds: float, cut_off: Callable[[], None]) -> Iterator[None]:
-    """Call `cut_off` if the block takes longer.
+    """Call `cut_off` once, if the block takes longer than `seconds`.
 
-    In a process that was stopped a handler finds its own timers due together with ours, so then it gets its time anew.
-    Only once: one that holds the loop up itself would get it for ever.
+    After SIGSTOP and SIGCONT the handler's own timers are due together with ours. The handler then gets its full time
+    once more; only once, because a handler that blocks the event loop looks the same.
     """
     loop = asyncio.get_running_loop()
     due = loop.time() + seconds
     timer: asyncio.TimerHandle
 
-    def look() -> None:
+    def check() -> None:
         nonlocal timer
         if loop.time() > due + STANDSTILL_SECONDS:
             timer = loop.call_later(seconds, cut_off)
         else:
             cut_off()
 
-    timer = loop.call_at(due, look)
+    timer = loop.call_at(due, check)
     try:
         yield
     finally:
         timer.cancel()
 
 
-class Fault(Enum):
-    """Whose fault the end of a handler's transaction is."""
+class FailureCause(Enum):
+    """Why a handler's transaction ended with an error."""
 
-    ITS_OWN = "the handler's own"
-    LATE = "it took too long, and was cut off"
-    WEATHER = "the server's: demoted, out of resources, shut down, or I/O"
-    NO_PARTITION = "nobody's: the outbox has no partition for the next id"
+    HANDLER = "the handler itself"
+    TIMEOUT = "it took longer than WORK_TIMEOUT, and was cut off"
+    DATABASE = "the database: connection lost, server demoted, out of resources or shut down, or an I/O error"
+    NO_PARTITION = "the outbox has no partition for the next id"
 
 
-def fault_of(error: Exception, *, late: bool, broken: bool) -> Fault:
-    """Decide why a transaction ended, from its error and from what became of its connection."""
+def cause_of(error: Exception, *, late: bool, broken: bool) -> FailureCause:
+    """Return why a transaction ended. `late`: we cut it off; `broken`: its connection was lost."""
     if late:
-        return Fault.LATE
+        return FailureCause.TIMEOUT
     if broken or is_server_failure(error):  # broken: also where the handler made an error of its own out of it
-        return Fault.WEATHER
+        return FailureCause.DATABASE
     if classify(error) is ErrorClass.PARTITION_MISSING:
-        return Fault.NO_PARTITION
-    return Fault.ITS_OWN
+        return FailureCause.NO_PARTITION
+    return FailureCause.HANDLER
 
 
-def outcome_of(error: Exception, timeout: float) -> Again | Never:
-    """Say what a handler's own failure means for its order."""
+def outcome_of(error: Exception, timeout: float) -> HandlerFailed | HandlerRefused:
+    """Return the outcome for an error that a handler raised. `timeout`: WORK_TIMEOUT in seconds, for the message."""
     match error:
         case Refuse():
-            return Never(message_of(error))
+            return HandlerRefused(message_of(error))
         case Retry():
-            return Again(message_of(error), error.after)
+            return HandlerFailed(message_of(error), error.after)
         case TimeoutError():
-            return Again(f"the handler took longer than {timeout:g} s")
+            return HandlerFailed(f"the handler took longer than {timeout:g} s")
         case _:
-            return Again(f"{type(error).__name__}: {first_line(error)}")
+            return HandlerFailed(f"{type(error).__name__}: {first_line(error)}")

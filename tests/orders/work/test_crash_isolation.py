@@ -8,7 +8,7 @@ from psycopg import AsyncConnection
 
 from orders.model.traceparent import continue_trace
 from orders.work.crash_isolation import CrashIsolation, halves
-from orders.work.runner import Again, Died, Done, Job, Never, Outcome
+from orders.work.runner import ChildDied, HandlerFailed, HandlerRefused, Job, Outcome, Succeeded
 from tests.orders.work_samples import claim, place
 
 TIMEOUT = 2.0
@@ -46,10 +46,10 @@ async def test_neighbours_of_a_deadly_order(conn: AsyncConnection, child_setting
 
     refused, deadly, again, *good = await outcomes(conn, references)
 
-    assert refused == Never("no stock")
-    assert deadly == Died("the process that ran it alone exited with code 7, 2 times")
-    assert again == Again("busy", 7)
-    assert good == [Done()] * 21
+    assert refused == HandlerRefused("no stock")
+    assert deadly == ChildDied("the process that ran it alone exited with code 7, 2 times")
+    assert again == HandlerFailed("busy", 7)
+    assert good == [Succeeded()] * 21
 
 
 async def test_order_that_blocks_its_process(conn: AsyncConnection, child_settings: None) -> None:
@@ -58,23 +58,23 @@ async def test_order_that_blocks_its_process(conn: AsyncConnection, child_settin
     """
     blocking, good = await outcomes(conn, ["block", "good"])
 
-    assert isinstance(blocking, Died)
+    assert isinstance(blocking, ChildDied)
     assert "no sign of life" in blocking.reason
-    assert good == Done()
+    assert good == Succeeded()
 
 
 async def test_innocent_suspect(conn: AsyncConnection, child_settings: None) -> None:
     """
     An order that was only near when a worker died is done.
     """
-    assert await outcomes(conn, ["good"]) == [Done()]
+    assert await outcomes(conn, ["good"]) == [Succeeded()]
 
 
 async def test_suspect_whose_handler_is_cancelled(conn: AsyncConnection, child_settings: None) -> None:
     """
     A cancellation that ends the handler is an answer like any other, not a child that fell silent.
     """
-    outcome = Again("something that the handler waited for was cancelled")
+    outcome = HandlerFailed("something that the handler waited for was cancelled")
 
     assert await outcomes(conn, ["be cancelled"]) == [outcome]
 
@@ -104,5 +104,5 @@ async def test_no_child_can_be_started(
 
     monkeypatch.setattr(asyncio, "create_subprocess_exec", start_later)
 
-    assert await outcomes(conn, ["good"]) == [Done()]
+    assert await outcomes(conn, ["good"]) == [Succeeded()]
     assert list(refusals) == []

@@ -17,27 +17,27 @@ from orders.work.decision import (
     next_step,
     retry_seconds,
 )
-from orders.work.runner import Again, Committed, Died, Done, Never, Outcome, Weather
+from orders.work.runner import ChildDied, Committed, HandlerFailed, HandlerRefused, Outcome, Succeeded, TransientFailure
 
 MOST = 5
 FINISHED = Finished("done", 0.5)
 
 CASES: list[tuple[Outcome, int, NextStep]] = [
-    (Done(), 0, Finish()),
-    (Done(), MOST - 1, Finish()),
+    (Succeeded(), 0, Finish()),
+    (Succeeded(), MOST - 1, Finish()),
     (Committed(FINISHED), 0, HasFinished(FINISHED)),
     (Committed(None), 0, HasFinished(None)),
-    (Never("no stock"), 0, Finish("no stock", "refused")),
-    (Again("busy", 7), 0, Postpone(7, "busy")),
-    (Again("busy", -7), 0, Postpone(0, "busy")),
-    (Again("busy", 7), MOST - 2, Postpone(7, "busy")),
-    (Again("busy", 7), MOST - 1, Finish("busy (attempt 5 of 5)", "exhausted")),
-    (Again("busy"), MOST + 3, Finish("busy (attempt 9 of 5)", "exhausted")),
+    (HandlerRefused("no stock"), 0, Finish("no stock", "refused")),
+    (HandlerFailed("busy", 7), 0, Postpone(7, "busy")),
+    (HandlerFailed("busy", -7), 0, Postpone(0, "busy")),
+    (HandlerFailed("busy", 7), MOST - 2, Postpone(7, "busy")),
+    (HandlerFailed("busy", 7), MOST - 1, Finish("busy (attempt 5 of 5)", "exhausted")),
+    (HandlerFailed("busy"), MOST + 3, Finish("busy (attempt 9 of 5)", "exhausted")),
     # An outage spends nobody's budget.
-    (Weather("gone"), 0, RunAgain("gone")),
-    (Weather("gone"), MOST - 1, RunAgain("gone")),
-    (Died("killed"), 0, Condemn("killed")),
-    (Died("killed"), MOST - 1, Condemn("killed")),
+    (TransientFailure("gone"), 0, RunAgain("gone")),
+    (TransientFailure("gone"), MOST - 1, RunAgain("gone")),
+    (ChildDied("killed"), 0, Condemn("killed")),
+    (ChildDied("killed"), MOST - 1, Condemn("killed")),
 ]
 
 
@@ -60,7 +60,7 @@ def test_a_single_attempt() -> None:
     """
     Where one attempt is all there is, the first failure is the last.
     """
-    assert next_step(Again("busy"), 0, 1) == Finish("busy (attempt 1 of 1)", "exhausted")
+    assert next_step(HandlerFailed("busy"), 0, 1) == Finish("busy (attempt 1 of 1)", "exhausted")
 
 
 @pytest.mark.parametrize("failures", [0, 1, 3, 7, 8, 30, 500])
@@ -68,7 +68,7 @@ def test_a_retry_waits_longer_each_time(failures: int) -> None:
     """
     Where the handler has no wish, the pause doubles up to the longest, and at most half of it is taken off.
     """
-    step = next_step(Again("busy"), failures, 1000)
+    step = next_step(HandlerFailed("busy"), failures, 1000)
     assert isinstance(step, Postpone)
     pause = min(FIRST_RETRY_SECONDS * 2**failures, LONGEST_RETRY_SECONDS)
 

@@ -16,7 +16,7 @@ from orders.database.finish_orders import finish_orders
 from orders.database.postpone_orders import postpone_orders
 from orders.work.delivery import Statements, Work
 from orders.work.letters import bury
-from orders.work.runner import Died, Done, Job, Outcome, Run, Runner
+from orders.work.runner import ChildDied, Job, Outcome, Run, Runner, Succeeded
 from tests.eventually import eventually
 from tests.orders.work_handlers import obey
 from tests.orders.work_samples import WORKER, claim, place
@@ -26,7 +26,7 @@ VANISHED = WORKER + 1
 
 async def die(_job: Job) -> Outcome:
     """Do as a child process of a deadly order."""
-    return Died("it died alone")
+    return ChildDied("it died alone")
 
 
 @asynccontextmanager
@@ -67,7 +67,7 @@ async def test_condemned_order_comes_again(conn: AsyncConnection, database_url: 
 
     async def run(job: Job) -> Outcome:
         ran.append(job)
-        return Done()
+        return Succeeded()
 
     [placed] = await place(conn)
     await claim(conn, [placed], VANISHED)

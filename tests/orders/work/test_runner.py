@@ -13,7 +13,19 @@ from psycopg.errors import lookup
 from orders.handlers import Handler, Refuse, Retry
 from orders.model.order import Order
 from orders.model.traceparent import continue_trace
-from orders.work.runner import Again, Committed, Done, Fault, Job, Never, Outcome, Runner, Weather, fault_of, outcome_of
+from orders.work.runner import (
+    Committed,
+    FailureCause,
+    HandlerFailed,
+    HandlerRefused,
+    Job,
+    Outcome,
+    Runner,
+    Succeeded,
+    TransientFailure,
+    cause_of,
+    outcome_of,
+)
 from tests.eventually import eventually
 from tests.orders.work_handlers import obey, obey_in_transaction
 from tests.orders.work_samples import STATUSES, claim, place, rows
@@ -44,13 +56,13 @@ async def run(conn: AsyncConnection, database_url: str, handler: Handler, refere
 @pytest.mark.parametrize(
     ("reference", "outcome"),
     [
-        ("", Done()),
-        ("refuse", Never("no stock")),
-        ("retry", Again("busy", 7)),
-        ("raise", Again("KeyError: 'a bug\\nand its second line'")),
-        ("hang", Again("the handler took longer than 0.3 s")),
-        ("retry tomorrow", Again("TypeError: Retry's `after` is a number of seconds, not a timedelta")),
-        ("be cancelled", Again("something that the handler waited for was cancelled")),
+        ("", Succeeded()),
+        ("refuse", HandlerRefused("no stock")),
+        ("retry", HandlerFailed("busy", 7)),
+        ("raise", HandlerFailed("KeyError: 'a bug\\nand its second line'")),
+        ("hang", HandlerFailed("the handler took longer than 0.3 s")),
+        ("retry tomorrow", HandlerFailed("TypeError: Retry's `after` is a number of seconds, not a timedelta")),
+        ("be cancelled", HandlerFailed("something that the handler waited for was cancelled")),
     ],
 )
 async def test_plain_handler(conn: AsyncConnection, database_url: str, reference: str, outcome: Outcome) -> None:
@@ -74,12 +86,12 @@ async def test_transaction_holds_effect_and_end(conn: AsyncConnection, database_
 @pytest.mark.parametrize(
     ("reference", "outcome"),
     [
-        ("refuse", Never("no stock")),
-        ("retry", Again("busy", 7)),
-        ("hang", Again("the handler took longer than 0.3 s")),
-        ("hang in a query", Again("the handler took longer than 0.3 s")),
-        ("be cancelled", Again("something that the handler waited for was cancelled")),
-        ("wrong sql", Again('UndefinedTable: relation "nowhere" does not exist')),
+        ("refuse", HandlerRefused("no stock")),
+        ("retry", HandlerFailed("busy", 7)),
+        ("hang", HandlerFailed("the handler took longer than 0.3 s")),
+        ("hang in a query", HandlerFailed("the handler took longer than 0.3 s")),
+        ("be cancelled", HandlerFailed("something that the handler waited for was cancelled")),
+        ("wrong sql", HandlerFailed('UndefinedTable: relation "nowhere" does not exist')),
     ],
 )
 async def test_failure_rolls_back(
@@ -95,7 +107,7 @@ async def test_failure_rolls_back(
 @pytest.mark.parametrize(
     ("handler", "outcome"),
     # A stop that outlasts the handler's session ends that.
-    [(obey, Done), (obey_in_transaction, Committed | Weather)],
+    [(obey, Succeeded), (obey_in_transaction, Committed | TransientFailure)],
     ids=["plain", "transaction"],
 )
 async def test_process_was_stopped(
@@ -113,7 +125,7 @@ async def test_time_is_given_anew_once(conn: AsyncConnection, database_url: str)
     """
     outcome = await run(conn, database_url, obey, "stand still and hang")
 
-    assert outcome == Again("the handler took longer than 0.3 s")
+    assert outcome == HandlerFailed("the handler took longer than 0.3 s")
 
 
 async def test_who_is_told_to_end_ends(conn: AsyncConnection, database_url: str) -> None:
@@ -138,26 +150,28 @@ async def test_swallowed_error_commits_nothing(conn: AsyncConnection, database_u
     """
     A handler that goes on after an error of its transaction has failed, whatever it returns.
     """
-    assert isinstance(await run(conn, database_url, obey_in_transaction, "swallow"), Again)
+    assert isinstance(await run(conn, database_url, obey_in_transaction, "swallow"), HandlerFailed)
     assert (await rows(conn, EFFECTS), await rows(conn, STATUSES)) == ([(0,)], [("processing", 1)])
 
 
 @pytest.mark.parametrize("reference", ["lose the database", "wrap the loss"])
-async def test_lost_database_is_weather(
+async def test_lost_database_is_a_transient_failure(
     conn: AsyncConnection, database_url: str, effects: None, reference: str
 ) -> None:
     """
     When the database goes away under a handler it is not the handler's failure, whatever it makes of the error.
     """
-    assert isinstance(await run(conn, database_url, obey_in_transaction, reference), Weather)
+    assert isinstance(await run(conn, database_url, obey_in_transaction, reference), TransientFailure)
     assert await rows(conn, EFFECTS) == [(0,)]
 
 
-async def test_no_database_is_weather(conn: AsyncConnection, effects: None) -> None:
+async def test_no_database_is_a_transient_failure(conn: AsyncConnection, effects: None) -> None:
     """
     Without a connection the handler is not even started.
     """
-    assert isinstance(await run(conn, "postgresql://nobody@127.0.0.1:1/nowhere", obey_in_transaction, ""), Weather)
+    assert isinstance(
+        await run(conn, "postgresql://nobody@127.0.0.1:1/nowhere", obey_in_transaction, ""), TransientFailure
+    )
 
 
 async def test_overtaken_handler_writes_nothing(conn: AsyncConnection, database_url: str, effects: None) -> None:
@@ -171,30 +185,30 @@ async def test_overtaken_handler_writes_nothing(conn: AsyncConnection, database_
 @pytest.mark.parametrize(
     ("error", "late", "broken", "fault"),
     [
-        (KeyError("a bug"), False, False, Fault.ITS_OWN),
-        (KeyError("made of a lost connection"), False, True, Fault.WEATHER),
-        (TimeoutError(), True, False, Fault.LATE),
+        (KeyError("a bug"), False, False, FailureCause.HANDLER),
+        (KeyError("made of a lost connection"), False, True, FailureCause.DATABASE),
+        (TimeoutError(), True, False, FailureCause.TIMEOUT),
         # A cut at the deadline breaks the connection, too.
-        (psycopg.OperationalError("the connection is lost"), True, True, Fault.LATE),
-        (psycopg.OperationalError("the connection is lost"), False, False, Fault.ITS_OWN),
-        (lookup("08006")("connection_failure"), False, False, Fault.WEATHER),
-        (lookup("25006")("read_only_sql_transaction"), False, False, Fault.WEATHER),
-        (lookup("25P02")("in_failed_sql_transaction"), False, False, Fault.ITS_OWN),
-        (lookup("53100")("disk_full"), False, False, Fault.WEATHER),
-        (lookup("57P01")("admin_shutdown"), False, False, Fault.WEATHER),
-        (lookup("57014")("query_canceled"), False, False, Fault.ITS_OWN),
-        (lookup("58030")("io_error"), False, False, Fault.WEATHER),
-        (lookup("23514")("check_violation of no constraint"), False, False, Fault.NO_PARTITION),
-        (lookup("23505")("unique_violation"), False, False, Fault.ITS_OWN),
-        (lookup("40001")("serialization_failure"), False, False, Fault.ITS_OWN),
-        (lookup("42P01")("undefined_table"), False, False, Fault.ITS_OWN),
+        (psycopg.OperationalError("the connection is lost"), True, True, FailureCause.TIMEOUT),
+        (psycopg.OperationalError("the connection is lost"), False, False, FailureCause.HANDLER),
+        (lookup("08006")("connection_failure"), False, False, FailureCause.DATABASE),
+        (lookup("25006")("read_only_sql_transaction"), False, False, FailureCause.DATABASE),
+        (lookup("25P02")("in_failed_sql_transaction"), False, False, FailureCause.HANDLER),
+        (lookup("53100")("disk_full"), False, False, FailureCause.DATABASE),
+        (lookup("57P01")("admin_shutdown"), False, False, FailureCause.DATABASE),
+        (lookup("57014")("query_canceled"), False, False, FailureCause.HANDLER),
+        (lookup("58030")("io_error"), False, False, FailureCause.DATABASE),
+        (lookup("23514")("check_violation of no constraint"), False, False, FailureCause.NO_PARTITION),
+        (lookup("23505")("unique_violation"), False, False, FailureCause.HANDLER),
+        (lookup("40001")("serialization_failure"), False, False, FailureCause.HANDLER),
+        (lookup("42P01")("undefined_table"), False, False, FailureCause.HANDLER),
     ],
 )
-def test_whose_fault(error: Exception, late: bool, broken: bool, fault: Fault) -> None:
+def test_whose_fault(error: Exception, late: bool, broken: bool, fault: FailureCause) -> None:
     """
     What ended a transaction is the server's trouble, nobody's, or the handler's own.
     """
-    assert fault_of(error, late=late, broken=broken) is fault
+    assert cause_of(error, late=late, broken=broken) is fault
 
 
 class Speechless(Exception):
@@ -207,15 +221,15 @@ class Speechless(Exception):
 @pytest.mark.parametrize(
     ("error", "outcome"),
     [
-        (Refuse("no stock"), Never("no stock")),
-        (Retry("busy"), Again("busy")),
-        (Retry("busy", after=7), Again("busy", 7)),
-        (TimeoutError(), Again("the handler took longer than 0.5 s")),
-        (ValueError("one\ntwo"), Again("ValueError: one")),
-        (ValueError(), Again("ValueError: ValueError")),
-        (ConnectionResetError("gone"), Again("ConnectionResetError: gone")),
-        (Refuse("no \ud800 stock"), Never("no ? stock")),  # which no UTF-8 can say
-        (Speechless(), Again("Speechless: Speechless")),
+        (Refuse("no stock"), HandlerRefused("no stock")),
+        (Retry("busy"), HandlerFailed("busy")),
+        (Retry("busy", after=7), HandlerFailed("busy", 7)),
+        (TimeoutError(), HandlerFailed("the handler took longer than 0.5 s")),
+        (ValueError("one\ntwo"), HandlerFailed("ValueError: one")),
+        (ValueError(), HandlerFailed("ValueError: ValueError")),
+        (ConnectionResetError("gone"), HandlerFailed("ConnectionResetError: gone")),
+        (Refuse("no \ud800 stock"), HandlerRefused("no ? stock")),  # which no UTF-8 can say
+        (Speechless(), HandlerFailed("Speechless: Speechless")),
     ],
 )
 def test_a_handlers_own_failure(error: Exception, outcome: Outcome) -> None:
@@ -237,7 +251,7 @@ async def test_the_outbox_has_no_partition(conn: AsyncConnection, database_url: 
         async def gets_through() -> bool:
             return isinstance(await runner(job), Committed)
 
-        assert isinstance(await runner(job), Weather)
+        assert isinstance(await runner(job), TransientFailure)
         await eventually(gets_through)  # where the server was too slow to make it at once, at a later one
     assert (await rows(conn, EFFECTS), await rows(conn, STATUSES)) == ([(1,)], [("done", 1)])
 
@@ -255,6 +269,6 @@ async def test_a_connection_that_was_lost_while_idle(conn: AsyncConnection, data
         assert await rows(conn, backends) == [pid]
         await conn.execute("SELECT pg_terminate_backend(%s)", pid)
         lost = await runner(Job(third, continue_trace(None)))
-        assert isinstance(lost, Weather), "nobody knew that it was lost"
+        assert isinstance(lost, TransientFailure), "nobody knew that it was lost"
         assert isinstance(await runner(Job(third, continue_trace(None))), Committed)
         assert await rows(conn, backends) != [pid]
