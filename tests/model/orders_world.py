@@ -12,7 +12,7 @@ import msgspec
 from orders.database.claim_orders import Claim, Forged, Held, Orphaned, Postponed, Seen, Settled, Wanted, claim_of
 from orders.model.order import TERMINAL, Status
 from orders.work import decision
-from orders.work.decision import NextStep
+from orders.work.decision import Decision
 from orders.work.runner import ChildDied, HandlerFailed, HandlerRefused, Outcome, Succeeded, TransientFailure
 from tests.model.relay_world import Broken
 
@@ -32,7 +32,7 @@ class Decisions(msgspec.Struct, frozen=True):
     """What the worker decides with."""
 
     claim_of: Callable[[Seen, Wanted], Claim | Orphaned] = claim_of
-    next_step: Callable[[Outcome, int, int], NextStep] = decision.next_step
+    decide: Callable[[Outcome, int, int], Decision] = decision.decide
 
 
 class Row(msgspec.Struct):
@@ -62,7 +62,7 @@ class World:
     """One order, its messages, and two workers."""
 
     def __init__(self, decide: Decisions) -> None:
-        self.decide = decide
+        self.decisions = decide
         self.events = 1
         self.row = Row(UUID(int=100))
         self.queue = [Wanted(ORDER, self.row.event_id, 1)]
@@ -160,7 +160,7 @@ class World:
             status=row.status, worker=row.worker, attempts=row.attempts, event_id=row.event_id, version=row.version,
             redrives=row.redrives, is_worked=row.worker in self.locked, is_postponed=row.retry is not None,
         )  # fmt: skip
-        match self.decide.claim_of(seen, job.wanted):
+        match self.decisions.claim_of(seen, job.wanted):
             case Orphaned() as orphan:
                 self._promise(not seen.is_worked, f"the order is taken from worker {seen.worker}, which is alive")
                 job.orphan = orphan
@@ -183,17 +183,17 @@ class World:
         row = self.row
         assert job.outcome is not None
         is_ours = row.status == "processing" and row.attempts == job.attempt
-        match self.decide.next_step(job.outcome, job.failures, MAX_FAILURES):
-            case decision.Finish(None):
+        match self.decisions.decide(job.outcome, job.failures, MAX_FAILURES):
+            case decision.EndOrder(None):
                 if is_ours:
                     self._promise("done" in self.said, "an order is done, and its handler has not said so")
                     self._end("done")
-            case decision.Finish(_, kind):
+            case decision.EndOrder(_, kind):
                 if is_ours:
                     said = "never" in self.said if kind == "refused" else self.own_failures + 1 >= MAX_FAILURES
                     self._promise(said, f"an order has failed as {kind} after {self.own_failures} failures of its own")
                     self._end("failed")
-            case decision.Postpone():
+            case decision.RetryLater():
                 if is_ours:
                     self._promise(
                         isinstance(job.outcome, HandlerFailed), f"{job.outcome} is counted as the order's own failure"
@@ -203,10 +203,10 @@ class World:
             case decision.RunAgain():
                 job.attempt = job.outcome = None
                 return
-            case decision.Condemn():
+            case decision.MarkPoison():
                 self._dead_letter(at, job, "deadly")
                 return
-            case decision.HasFinished():
+            case decision.OrderEnded():
                 raise AssertionError("unreachable: these handlers take no connection")
         self._ack(at, job)
 

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_state_machine_as_test
 
 from orders.database.claim_orders import Claim, Held, Orphaned, Seen, Settled, Wanted, claim_of
-from orders.work.decision import NextStep, next_step
+from orders.work import decision
+from orders.work.decision import Decision
 from orders.work.runner import HandlerFailed, Outcome, TransientFailure
 from relay.mark import LowWaterMark
 from relay.message import Answer, Message, Reply, Route
@@ -264,16 +265,16 @@ def careless_claim_of(seen: Seen, wanted: Wanted) -> Claim | Orphaned:
     return Settled(seen.status) if isinstance(found, Orphaned | Held) else found
 
 
-def strict_next_step(outcome: Outcome, failures: int, max_failures: int) -> NextStep:
+def count_every_failure(outcome: Outcome, failures: int, max_failures: int) -> Decision:
     """A failure is a failure, whoever's it is."""
-    return next_step(
+    return decision.decide(
         HandlerFailed(outcome.reason) if isinstance(outcome, TransientFailure) else outcome, failures, max_failures
     )
 
 
-def short_next_step(outcome: Outcome, failures: int, max_failures: int) -> NextStep:
+def count_one_too_many(outcome: Outcome, failures: int, max_failures: int) -> Decision:
     """The budget is one less than was said."""
-    return next_step(outcome, failures + 1, max_failures)
+    return decision.decide(outcome, failures + 1, max_failures)
 
 
 PLANTED_IN_ORDERS = {
@@ -281,8 +282,8 @@ PLANTED_IN_ORDERS = {
     "any event will do": orders_world.Decisions(claim_of=credulous_claim_of),
     "a retry is not waited for": orders_world.Decisions(claim_of=impatient_claim_of),
     "acked while another works it": orders_world.Decisions(claim_of=careless_claim_of),
-    "a transient failure spends the budget": orders_world.Decisions(next_step=strict_next_step),
-    "the budget ends early": orders_world.Decisions(next_step=short_next_step),
+    "a transient failure spends the budget": orders_world.Decisions(decide=count_every_failure),
+    "the budget ends early": orders_world.Decisions(decide=count_one_too_many),
 }
 
 

@@ -1,4 +1,4 @@
-"""What becomes of an order after a run of its handler: decided here in data, done in work.py."""
+"""Decide what follows a run of a handler; `delivery` acts on the decision."""
 
 from typing import assert_never
 
@@ -9,66 +9,66 @@ from orders.runtime.retry_pauses import backoff
 from orders.work.runner import ChildDied, Committed, HandlerFailed, HandlerRefused, Outcome, Succeeded, TransientFailure
 
 FIRST_RETRY_SECONDS = 0.2
-LONGEST_RETRY_SECONDS = 30.0
+MAX_RETRY_SECONDS = 30.0
 
 
-class Finish(msgspec.Struct, frozen=True):
-    """Its end is to be written: done, or failed with a reason."""
+class EndOrder(msgspec.Struct, frozen=True):
+    """Write the end of the order: done, or failed if there is a reason. `kind`: that of the dead letter it leaves."""
 
     failure_reason: str | None = None
     kind: Kind | None = None
 
 
-class HasFinished(msgspec.Struct, frozen=True):
-    """Its end was written together with what the handler wrote, if it was ours to write."""
+class OrderEnded(msgspec.Struct, frozen=True):
+    """The handler's transaction wrote the end of the order. `finished` is None if another claim owns the order now."""
 
     finished: Finished | None
 
 
-class Postpone(msgspec.Struct, frozen=True):
-    """It is to come again in so many seconds."""
+class RetryLater(msgspec.Struct, frozen=True):
+    """Count a failure, and deliver the order again in `seconds`."""
 
     seconds: float
     reason: str
 
 
 class RunAgain(msgspec.Struct, frozen=True):
-    """Nobody knows what came of it: it is to be claimed and run again, and no failure is counted."""
+    """The outcome is unknown: claim the order and run its handler again, without counting a failure."""
 
     reason: str
 
 
-class Condemn(msgspec.Struct, frozen=True):
-    """It is poison: its message goes to the dead letters."""
+class MarkPoison(msgspec.Struct, frozen=True):
+    """Record why the order is poison, and send its message to the dead letters."""
 
     reason: str
 
 
-NextStep = Finish | HasFinished | Postpone | RunAgain | Condemn
+Decision = EndOrder | OrderEnded | RetryLater | RunAgain | MarkPoison
 
 
-def next_step(outcome: Outcome, failures: int, max_failures: int) -> NextStep:
-    """Decide what an outcome means for an order whose handler had failed so often before this run."""
+def decide(outcome: Outcome, failures: int, max_failures: int) -> Decision:
+    """Decide what follows an outcome. `failures`: of the handler before this run; `max_failures`: WORK_MAX_ATTEMPTS."""
     match outcome:
         case Succeeded():
-            return Finish()
+            return EndOrder()
         case Committed(finished):
-            return HasFinished(finished)
+            return OrderEnded(finished)
         case HandlerRefused(reason):
-            return Finish(reason, "refused")
+            return EndOrder(reason, "refused")
         case HandlerFailed(reason) if failures + 1 >= max_failures:
-            return Finish(f"{reason} (attempt {failures + 1} of {max_failures})", "exhausted")
+            return EndOrder(f"{reason} (attempt {failures + 1} of {max_failures})", "exhausted")
         case HandlerFailed(reason, after):
-            return Postpone(retry_seconds(failures) if after is None else max(0.0, after), reason)
+            return RetryLater(retry_seconds(failures) if after is None else max(0.0, after), reason)
         case TransientFailure(reason):
             return RunAgain(reason)
         case ChildDied(reason):
-            return Condemn(reason)
+            return MarkPoison(reason)
         case _:
             assert_never(outcome)
 
 
 def retry_seconds(failures: int) -> float:
-    """Return how long an order waits after so many failures: doubled each time, up to half taken off at random."""
-    first = min(FIRST_RETRY_SECONDS * 2 ** min(failures, 20), LONGEST_RETRY_SECONDS)
+    """Return the seconds to wait after `failures` failures: doubled each time, less up to half of it at random."""
+    first = min(FIRST_RETRY_SECONDS * 2 ** min(failures, 20), MAX_RETRY_SECONDS)
     return next(backoff(first, first))

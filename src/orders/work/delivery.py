@@ -212,13 +212,13 @@ class Work:
         self, claim: Claimed, wanted: Wanted, delivery: Delivery, traceparent: str, outcome: Outcome
     ) -> bool:
         """Write down what came of a run; False if it has to be run again, because nobody knows."""
-        step = decision.next_step(outcome, claim.failures, self.max_failures)
+        step = decision.decide(outcome, claim.failures, self.max_failures)
         match step:
-            case decision.Finish(reason, kind):
+            case decision.EndOrder(reason, kind):
                 self._count(await self.statements.finish(finish_of(claim, traceparent, reason, kind)))
-            case decision.HasFinished(finished):
+            case decision.OrderEnded(finished):
                 self._count(finished)
-            case decision.Postpone(seconds, reason):
+            case decision.RetryLater(seconds, reason):
                 log.info("order %s: again in %.1f s: %s", wanted.order_id, seconds, reason)
                 POSTPONED.inc()
                 self.counts.postponed += 1
@@ -227,7 +227,7 @@ class Work:
                 log.warning("order %s: its transaction is lost: %s", wanted.order_id, reason)
                 WEATHER.inc()
                 return False
-            case decision.Condemn(reason):
+            case decision.MarkPoison(reason):
                 await self.statements.condemn(Verdict(wanted.event_id, reason))
                 self._condemned[wanted.event_id] = reason
                 raise Poison("deadly", reason)

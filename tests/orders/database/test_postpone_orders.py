@@ -7,7 +7,7 @@ from orders.database import postpone_orders
 from orders.database.claim_orders import Claimed, claim_orders
 from orders.database.postpone_orders import Postpone
 from orders.model.traceparent import continue_trace
-from orders.work.decision import LONGEST_RETRY_SECONDS, retry_seconds
+from orders.work.decision import MAX_RETRY_SECONDS, retry_seconds
 from tests.orders.work_samples import WORKER, claim, place, rows, wanted
 
 SENT = "SELECT event_id, key, exchange, routing_key, required, body FROM outbox WHERE exchange = ''"
@@ -94,7 +94,7 @@ def test_pauses_double_up_to_a_limit() -> None:
     """
     assert 0.1 <= retry_seconds(0) <= 0.2
     assert 0.8 <= retry_seconds(3) <= 1.6
-    assert LONGEST_RETRY_SECONDS / 2 <= retry_seconds(500) <= LONGEST_RETRY_SECONDS
+    assert MAX_RETRY_SECONDS / 2 <= retry_seconds(500) <= MAX_RETRY_SECONDS
 
 
 async def test_look_skips_what_is_gone(conn: AsyncConnection) -> None:

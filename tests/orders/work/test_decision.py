@@ -7,14 +7,14 @@ import pytest
 from orders.database.finish_orders import Finished
 from orders.work.decision import (
     FIRST_RETRY_SECONDS,
-    LONGEST_RETRY_SECONDS,
-    Condemn,
-    Finish,
-    HasFinished,
-    NextStep,
-    Postpone,
+    MAX_RETRY_SECONDS,
+    Decision,
+    EndOrder,
+    MarkPoison,
+    OrderEnded,
+    RetryLater,
     RunAgain,
-    next_step,
+    decide,
     retry_seconds,
 )
 from orders.work.runner import ChildDied, Committed, HandlerFailed, HandlerRefused, Outcome, Succeeded, TransientFailure
@@ -22,31 +22,31 @@ from orders.work.runner import ChildDied, Committed, HandlerFailed, HandlerRefus
 MOST = 5
 FINISHED = Finished("done", 0.5)
 
-CASES: list[tuple[Outcome, int, NextStep]] = [
-    (Succeeded(), 0, Finish()),
-    (Succeeded(), MOST - 1, Finish()),
-    (Committed(FINISHED), 0, HasFinished(FINISHED)),
-    (Committed(None), 0, HasFinished(None)),
-    (HandlerRefused("no stock"), 0, Finish("no stock", "refused")),
-    (HandlerFailed("busy", 7), 0, Postpone(7, "busy")),
-    (HandlerFailed("busy", -7), 0, Postpone(0, "busy")),
-    (HandlerFailed("busy", 7), MOST - 2, Postpone(7, "busy")),
-    (HandlerFailed("busy", 7), MOST - 1, Finish("busy (attempt 5 of 5)", "exhausted")),
-    (HandlerFailed("busy"), MOST + 3, Finish("busy (attempt 9 of 5)", "exhausted")),
+CASES: list[tuple[Outcome, int, Decision]] = [
+    (Succeeded(), 0, EndOrder()),
+    (Succeeded(), MOST - 1, EndOrder()),
+    (Committed(FINISHED), 0, OrderEnded(FINISHED)),
+    (Committed(None), 0, OrderEnded(None)),
+    (HandlerRefused("no stock"), 0, EndOrder("no stock", "refused")),
+    (HandlerFailed("busy", 7), 0, RetryLater(7, "busy")),
+    (HandlerFailed("busy", -7), 0, RetryLater(0, "busy")),
+    (HandlerFailed("busy", 7), MOST - 2, RetryLater(7, "busy")),
+    (HandlerFailed("busy", 7), MOST - 1, EndOrder("busy (attempt 5 of 5)", "exhausted")),
+    (HandlerFailed("busy"), MOST + 3, EndOrder("busy (attempt 9 of 5)", "exhausted")),
     # An outage spends nobody's budget.
     (TransientFailure("gone"), 0, RunAgain("gone")),
     (TransientFailure("gone"), MOST - 1, RunAgain("gone")),
-    (ChildDied("killed"), 0, Condemn("killed")),
-    (ChildDied("killed"), MOST - 1, Condemn("killed")),
+    (ChildDied("killed"), 0, MarkPoison("killed")),
+    (ChildDied("killed"), MOST - 1, MarkPoison("killed")),
 ]
 
 
 @pytest.mark.parametrize(("outcome", "failures", "step"), CASES)
-def test_next_step(outcome: Outcome, failures: int, step: NextStep) -> None:
+def test_next_step(outcome: Outcome, failures: int, step: Decision) -> None:
     """
     Only the handler's own failures count, and only the last of them ends the order.
     """
-    assert next_step(outcome, failures, MOST) == step
+    assert decide(outcome, failures, MOST) == step
 
 
 def test_every_outcome_has_its_step() -> None:
@@ -60,7 +60,7 @@ def test_a_single_attempt() -> None:
     """
     Where one attempt is all there is, the first failure is the last.
     """
-    assert next_step(HandlerFailed("busy"), 0, 1) == Finish("busy (attempt 1 of 1)", "exhausted")
+    assert decide(HandlerFailed("busy"), 0, 1) == EndOrder("busy (attempt 1 of 1)", "exhausted")
 
 
 @pytest.mark.parametrize("failures", [0, 1, 3, 7, 8, 30, 500])
@@ -68,9 +68,9 @@ def test_a_retry_waits_longer_each_time(failures: int) -> None:
     """
     Where the handler has no wish, the pause doubles up to the longest, and at most half of it is taken off.
     """
-    step = next_step(HandlerFailed("busy"), failures, 1000)
-    assert isinstance(step, Postpone)
-    pause = min(FIRST_RETRY_SECONDS * 2**failures, LONGEST_RETRY_SECONDS)
+    step = decide(HandlerFailed("busy"), failures, 1000)
+    assert isinstance(step, RetryLater)
+    pause = min(FIRST_RETRY_SECONDS * 2**failures, MAX_RETRY_SECONDS)
 
     for seconds in (step.seconds, retry_seconds(failures)):
         assert pause / 2 <= seconds <= pause
