@@ -31,7 +31,7 @@ from orders.runtime.settings import WorkerSettings
 from orders.work import letters
 from orders.work.crash_isolation import CrashIsolation
 from orders.work.dead_letter_mover import DeadLetters
-from orders.work.delivery import Statements, Work
+from orders.work.delivery import OrdersInHand, WorkBatches
 from orders.work.due_retries import Retries
 from orders.work.letters import Letter, Verdict
 from orders.work.runner import Runner
@@ -47,10 +47,10 @@ CLOSING_SECONDS = 2.0
 BLOCKED_SECONDS = 10.0
 
 
-class Parts(msgspec.Struct, frozen=True):
-    """What the worker's health is told from."""
+class WorkerHealth(msgspec.Struct, frozen=True):
+    """The parts whose state makes up the worker's health."""
 
-    work: Work
+    orders: OrdersInHand
     consumer: Consumer
     worker_lock: WorkerLock
     retries: Retries
@@ -60,9 +60,9 @@ class Parts(msgspec.Struct, frozen=True):
     def status(self) -> dict[str, object]:
         """Return what /status tells."""
         return {
-            "in_hand": self.work.in_hand,
+            "in_hand": self.orders.in_hand,
             "waiting_for_retry": self.retries.waiting,  # of all workers
-            **msgspec.structs.asdict(self.work.counts),
+            **msgspec.structs.asdict(self.orders.counters),
             "buried": self.dead_letters.buried,
             "broker": "connected" if self.consumer.connected else "disconnected",
             "database": "connected" if self.is_database_connected() else "disconnected",
@@ -77,11 +77,11 @@ class Parts(msgspec.Struct, frozen=True):
         return self.consumer.connected and self.is_database_connected()
 
 
-def create_health(parts: Parts) -> Litestar:
+def create_health(health: WorkerHealth) -> Litestar:
     """Build the worker's own little HTTP application."""
 
-    BROKER.set_function(lambda: parts.consumer.connected)
-    DATABASE.set_function(parts.is_database_connected)
+    BROKER.set_function(lambda: health.consumer.connected)
+    DATABASE.set_function(health.is_database_connected)
 
     @get("/health/live")
     async def live() -> Response[bytes]:
@@ -89,12 +89,12 @@ def create_health(parts: Parts) -> Litestar:
 
     @get("/health/ready")
     async def ready() -> Response[bytes]:
-        is_ready = parts.is_ready()
-        return _json(200 if is_ready else 503, {"ready": is_ready, **parts.status()})
+        is_ready = health.is_ready()
+        return _json(200 if is_ready else 503, {"ready": is_ready, **health.status()})
 
     @get("/status")
     async def status() -> Response[bytes]:
-        return _json(200, parts.status())
+        return _json(200, health.status())
 
     @get("/metrics")
     async def metrics() -> Response[bytes]:
@@ -167,8 +167,8 @@ async def serve(settings: WorkerSettings, handler: Handler) -> None:
             Retries(url, notifier.soon) as retries,
             DeadLetters(settings.amqp_url, burying) as dead_letters,
         ):
-            work = Work(
-                Statements(claiming, finishing, postponing, burying),
+            work = OrdersInHand(
+                WorkBatches(claiming, finishing, postponing, burying),
                 runner,
                 crash_isolation,
                 max_failures=settings.work_max_attempts,
@@ -176,7 +176,7 @@ async def serve(settings: WorkerSettings, handler: Handler) -> None:
             )
             consumer = Consumer(settings.amqp_url, WORK_QUEUE, settings.worker_concurrency, work.take)
             batches = (claiming, finishing, postponing, burying)
-            parts = Parts(
+            worker_health = WorkerHealth(
                 work,
                 consumer,
                 worker_lock,
@@ -184,7 +184,7 @@ async def serve(settings: WorkerSettings, handler: Handler) -> None:
                 dead_letters,
                 lambda: sum(not each.connections for each in batches),
             )
-            server = http_server.HttpServer(create_health(parts), settings.worker_host, settings.worker_port, 1)
+            server = http_server.HttpServer(create_health(worker_health), settings.worker_host, settings.worker_port, 1)
             consuming = asyncio.create_task(consumer.run(), name="consumer")
             health = asyncio.create_task(server.serve(), name="health")
             watching = asyncio.create_task(watch_the_loop(settings.work_timeout), name="watchdog")
@@ -202,7 +202,7 @@ async def serve(settings: WorkerSettings, handler: Handler) -> None:
                 task.cancel()
             await asyncio.gather(consuming, health)
             await runner.close()
-            log.info("worker %s has stopped: %s, %s handed back", os.getpid(), work.counts, left)
+            log.info("worker %s has stopped: %s, %s handed back", os.getpid(), work.counters, left)
             work.raise_crash()
 
 

@@ -16,7 +16,8 @@ PAGE = Path(__file__).parents[2] / "docs" / "worker.md"
 METRICS = {
     "orders_worker_in_hand", "orders_worker_retries_waiting", "orders_worker_finished", "orders_worker_postponed",
     "orders_worker_deliveries", "orders_worker_redelivered", "orders_worker_dead_lettered", "orders_worker_suspects",
-    "orders_worker_child_deaths", "orders_worker_weather", "orders_worker_handler_seconds",
+    "orders_worker_child_deaths", "orders_worker_transient_failures", "orders_worker_handler_seconds",
+    "orders_worker_weather",  # until version 0.2
     "orders_placed_to_finished_seconds", "orders_worker_broker_connected", "orders_worker_database_connected",
 }  # fmt: skip
 

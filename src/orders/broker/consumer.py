@@ -20,11 +20,11 @@ from orders.runtime.retry_pauses import backoff
 log = logging.getLogger(__name__)
 
 CALL_SECONDS = 5.0
-LARGEST_BODY = 1 << 20  # bytes; of a larger one we keep only the beginning, for nobody is going to work it
-KEPT_OF_LARGER = 64 << 10
+MAX_BODY_BYTES = 1 << 20  # bytes; of a larger one we keep only the beginning, for nobody is going to work it
+KEPT_BYTES = 64 << 10
 
 
-class Answers:
+class PendingAcks:
     """Which deliveries of a channel are done with, and how to say so in few words.
 
     Everything up to a tag is acked at once; what lies beyond one that is still in hand is acked singly, so an order
@@ -45,7 +45,7 @@ class Answers:
         """Note that this delivery is for the dead letters."""
         self._rejects.append(tag)
 
-    def take(self) -> list[Frame]:
+    def take_frames(self) -> list[Frame]:
         """Return what there is to say since the last time."""
         acks, rejects = self._acks, self._rejects
         self._acks, self._rejects = [], []
@@ -55,11 +55,11 @@ class Answers:
             self._ahead.remove(self._low)
         # A range takes along all that is unanswered below its end, so rejects go before it; and its end has to be
         # unanswered itself, or the broker closes the channel over an unknown tag.
-        answers: list[Frame] = [Basic.Reject(tag, requeue=False) for tag in rejects]
+        frames: list[Frame] = [Basic.Reject(tag, requeue=False) for tag in rejects]
         if below := [tag for tag in acks if tag <= self._low]:
-            answers.append(Basic.Ack(max(below), multiple=True))
-        answers.extend(Basic.Ack(tag) for tag in acks if tag > self._low)
-        return answers
+            frames.append(Basic.Ack(max(below), multiple=True))
+        frames.extend(Basic.Ack(tag) for tag in acks if tag > self._low)
+        return frames
 
 
 class ConsumingChannel(Channel):
@@ -74,7 +74,7 @@ class ConsumingChannel(Channel):
         self, connection: AbstractConnection, number: int, take: "Callable[[Delivery], None]", wake: asyncio.Event
     ) -> None:
         super().__init__(connection, number, publisher_confirms=False, frame_buffer=0)
-        self.answers = Answers()
+        self.pending_acks = PendingAcks()
         self.wake = wake  # set when there is something to answer
         self._take = take
         self._method: bytes | None = None  # of the delivery that is being read
@@ -94,7 +94,7 @@ class ConsumingChannel(Channel):
             self._size = self._left = amqp_bytes.read_size(payload)
             self._pieces = []
         else:
-            if self._size <= LARGEST_BODY or self._size - self._left < KEPT_OF_LARGER:
+            if self._size <= MAX_BODY_BYTES or self._size - self._left < KEPT_BYTES:
                 self._pieces.append(payload)
             self._left -= len(payload)
         if self._left <= 0:
@@ -103,16 +103,16 @@ class ConsumingChannel(Channel):
             body = b"".join(self._pieces)
             self._take(
                 Delivery(
-                    self, tag, self._header, body if self._size <= LARGEST_BODY else body[:KEPT_OF_LARGER], self._size,
+                    self, tag, self._header, body if self._size <= MAX_BODY_BYTES else body[:KEPT_BYTES], self._size,
                     redelivered=redelivered,
                 )
             )  # fmt: skip
         return True
 
-    async def answer(self) -> None:
+    async def send_acks(self) -> None:
         """Tell the broker what is done with by now."""
-        if (answers := self.answers.take()) and not self.is_closed:
-            await self.write_queue.put(ChannelFrame.marshall(self.number, answers))
+        if (frames := self.pending_acks.take_frames()) and not self.is_closed:
+            await self.write_queue.put(ChannelFrame.marshall(self.number, frames))
 
 
 class Delivery:
@@ -139,12 +139,12 @@ class Delivery:
 
         An answer that gets lost with its channel only means that the message is delivered again.
         """
-        self._channel.answers.ack(self._tag)
+        self._channel.pending_acks.ack(self._tag)
         self._channel.wake.set()
 
     def reject(self) -> None:
         """Hand the message to the dead letters."""
-        self._channel.answers.reject(self._tag)
+        self._channel.pending_acks.reject(self._tag)
         self._channel.wake.set()
 
     @property
@@ -221,16 +221,16 @@ class Consumer:
         self.connected = True
         log.info("consuming %s, %s in hand at most", self.queue, self.prefetch)
 
-        await self._answer_until(channel, lost, self._stop)
+        await self._send_acks_until(channel, lost, self._stop)
         self.connected = False
         if not lost.is_set():
             async with asyncio.timeout(CALL_SECONDS):
                 await channel.basic_cancel(str(consuming.consumer_tag))
-            await self._answer_until(channel, lost, self._finished)
+            await self._send_acks_until(channel, lost, self._finished)
         if lost.is_set():
             log.warning("the consumer of %s was cancelled, or its connection is lost", self.queue)
 
-    async def _answer_until(self, channel: ConsumingChannel, *ends: asyncio.Event) -> None:
+    async def _send_acks_until(self, channel: ConsumingChannel, *ends: asyncio.Event) -> None:
         """Send the answers as they come until one of the events is there; then the last ones."""
         ended = False
         while not ended:
@@ -239,7 +239,7 @@ class Consumer:
             self._wake.clear()
             ended = any(end.is_set() for end in ends)
             async with asyncio.timeout(CALL_SECONDS):  # aiormq's queue stays full while the broker reads nothing
-                await channel.answer()
+                await channel.send_acks()
 
 
 async def _open(

@@ -32,7 +32,12 @@ DELIVERED = Counter("orders_worker_deliveries_total", "Deliveries taken")
 REDELIVERED = Counter("orders_worker_redelivered_total", "Deliveries that the broker had made before")
 SUSPECTS = Counter("orders_worker_suspects_total", "Orders that were in hand when a worker vanished")
 DEAD_LETTERED = Counter("orders_worker_dead_lettered_total", "Messages handed to the dead letters, by kind", ["kind"])
-WEATHER = Counter("orders_worker_weather_total", "Handlers whose transaction ended because the database went away")
+TRANSIENT_FAILURES = Counter(
+    "orders_worker_transient_failures_total", "Handlers whose transaction ended because the database went away"
+)
+TRANSIENT_FAILURES_OLD_NAME = Counter(
+    "orders_worker_weather_total", "Deprecated since 0.1: orders_worker_transient_failures_total"
+)
 HANDLER_SECONDS = Histogram("orders_worker_handler_seconds", "Duration of one run of the handler", buckets=SECONDS)
 PLACED_TO_FINISHED = Histogram(
     "orders_placed_to_finished_seconds", "From placing (or redriving) to the end, on the database's clock",
@@ -40,17 +45,17 @@ PLACED_TO_FINISHED = Histogram(
 )  # fmt: skip
 
 
-class Statements(msgspec.Struct, frozen=True):
-    """The batches that the work leans on; each call returns when its transaction is committed."""
+class WorkBatches(msgspec.Struct, frozen=True):
+    """The batched statements of the worker; each call returns when its transaction is committed."""
 
     claim: Callable[[Wanted], Awaitable[Claim]]
     finish: Callable[[Finish], Awaitable[Finished | None]]
     postpone: Callable[[Postpone], Awaitable[None]]
-    condemn: Callable[[Verdict], Awaitable[None]]
+    mark_poison: Callable[[Verdict], Awaitable[None]]
 
 
-class Counts(msgspec.Struct):
-    """What this worker has done since it started."""
+class WorkerCounters(msgspec.Struct):
+    """How many orders and deliveries this worker has brought to each end since it started."""
 
     done: int = 0
     failed: int = 0
@@ -59,25 +64,25 @@ class Counts(msgspec.Struct):
     dead_lettered: int = 0
 
 
-class Work:
+class OrdersInHand:
     """Owns the orders in hand, each in a task of its own."""
 
     def __init__(
-        self, statements: Statements, run: Run, run_isolated: Run, *, max_failures: int, at_once: int | None = None
+        self, batches: WorkBatches, run: Run, run_isolated: Run, *, max_failures: int, at_once: int | None = None
     ) -> None:
         """`at_once`: how many handlers may run side by side, where each needs a connection; None: all."""
-        self.statements = statements
+        self.batches = batches
         self.run = run
         self.run_isolated = run_isolated
         self.max_failures = max_failures
-        self.counts = Counts()
+        self.counters = WorkerCounters()
         self.crashed = asyncio.Event()
         self._room = asyncio.Semaphore(at_once) if at_once else contextlib.nullcontext()
         self._draining = False
         self._tasks: dict[UUID, asyncio.Task[None]] = {}
         self._repeats: dict[UUID, list[Delivery]] = {}  # deliveries of an order that is in hand already
         self._claimed: set[UUID] = set()
-        self._condemned: dict[UUID, str] = {}  # events, and why: their reject may get lost, and they come again
+        self._poison: dict[UUID, str] = {}  # event id -> reason: a lost reject brings the event again
         self._crash: BaseException | None = None
 
     @property
@@ -96,13 +101,13 @@ class Work:
         DELIVERED.inc()
         if delivery.redelivered:
             REDELIVERED.inc()
-            self.counts.redelivered += 1
+            self.counters.redelivered += 1
         try:
             wanted = wanted_of(delivery.body, delivery.size)
         except Poison as poison:
             self._reject(delivery, poison)
             return
-        if (reason := self._condemned.get(wanted.event_id)) is not None:
+        if (reason := self._poison.get(wanted.event_id)) is not None:
             self._reject(delivery, Poison("deadly", reason))
             return
         self._start(wanted, delivery)
@@ -171,7 +176,7 @@ class Work:
     def _reject(self, delivery: Delivery, poison: Poison) -> None:
         log.warning("to the dead letters: %s: %s", poison.kind, poison)
         DEAD_LETTERED.labels(poison.kind).inc()
-        self.counts.dead_lettered += 1
+        self.counters.dead_lettered += 1
         delivery.reject()
 
     async def _work_order(self, wanted: Wanted, delivery: Delivery) -> None:
@@ -181,7 +186,7 @@ class Work:
         pauses = backoff()
         while True:
             async with self._room:
-                claim = await self.statements.claim(wanted)
+                claim = await self.batches.claim(wanted)
                 if isinstance(claim, Claimed):
                     self._claimed.add(wanted.order_id)
                     suspect = suspect or claim.suspect
@@ -212,33 +217,33 @@ class Work:
         self, claim: Claimed, wanted: Wanted, delivery: Delivery, traceparent: str, outcome: Outcome
     ) -> bool:
         """Write down what came of a run; False if it has to be run again, because nobody knows."""
-        step = decision.decide(outcome, claim.failures, self.max_failures)
-        match step:
+        match decision.decide(outcome, claim.failures, self.max_failures):
             case decision.EndOrder(reason, kind):
-                self._count(await self.statements.finish(finish_of(claim, traceparent, reason, kind)))
+                self._count_end(await self.batches.finish(finish_of(claim, traceparent, reason, kind)))
             case decision.OrderEnded(finished):
-                self._count(finished)
+                self._count_end(finished)
             case decision.RetryLater(seconds, reason):
                 log.info("order %s: again in %.1f s: %s", wanted.order_id, seconds, reason)
                 POSTPONED.inc()
-                self.counts.postponed += 1
-                await self.statements.postpone(Postpone(claim, wanted, seconds, delivery.body, traceparent))
+                self.counters.postponed += 1
+                await self.batches.postpone(Postpone(claim, wanted, seconds, delivery.body, traceparent))
             case decision.RunAgain(reason):
                 log.warning("order %s: its transaction is lost: %s", wanted.order_id, reason)
-                WEATHER.inc()
+                TRANSIENT_FAILURES.inc()
+                TRANSIENT_FAILURES_OLD_NAME.inc()
                 return False
             case decision.MarkPoison(reason):
-                await self.statements.condemn(Verdict(wanted.event_id, reason))
-                self._condemned[wanted.event_id] = reason
+                await self.batches.mark_poison(Verdict(wanted.event_id, reason))
+                self._poison[wanted.event_id] = reason
                 raise Poison("deadly", reason)
         return True
 
-    def _count(self, finished: Finished | None) -> None:
+    def _count_end(self, finished: Finished | None) -> None:
         if finished is None:
             return  # by an earlier run, or by another worker who claimed it since
         if finished.status == "done":
-            self.counts.done += 1
+            self.counters.done += 1
         else:
-            self.counts.failed += 1
+            self.counters.failed += 1
         FINISHED.labels(finished.status).inc()
         PLACED_TO_FINISHED.labels(finished.status).observe(finished.seconds)

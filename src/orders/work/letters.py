@@ -13,7 +13,7 @@ from uuid import UUID
 import msgspec
 from psycopg import AsyncConnection
 
-from orders.broker.consumer import KEPT_OF_LARGER
+from orders.broker.consumer import KEPT_BYTES
 from orders.database import orders_table
 from orders.database.claim_orders import Wanted
 from orders.database.finish_orders import storable_text
@@ -143,7 +143,7 @@ async def _keep(
     conn: AsyncConnection, fingerprint: bytes, wanted: Wanted | None, kind: Kind, reason: str, letter: Letter
 ) -> None:
     order_id, event_id = (wanted.order_id, wanted.event_id) if wanted else (None, None)
-    body = letter.body[:KEPT_OF_LARGER]
+    body = letter.body[:KEPT_BYTES]
     await conn.execute(
         KEEP, [fingerprint, order_id, event_id, kind, storable_text(reason), letter.size, body], prepare=True
     )

@@ -12,7 +12,7 @@ from pamqp.base import Frame
 from pamqp.commands import Basic
 
 from orders.broker import rabbitmq, topology
-from orders.broker.consumer import KEPT_OF_LARGER, LARGEST_BODY, Answers, Consumer, Delivery
+from orders.broker.consumer import KEPT_BYTES, MAX_BODY_BYTES, Consumer, Delivery, PendingAcks
 from orders.broker.topology import DEAD_QUEUE, WORK_QUEUE
 from tests.eventually import eventually
 
@@ -62,20 +62,20 @@ def test_answers_are_ranges() -> None:
     """
     What is done up to a tag is acked at once; what lies beyond one that hangs is acked singly; nothing twice.
     """
-    answers = Answers()
+    pending = PendingAcks()
     for tag in (2, 3, 5):
-        answers.ack(tag)
-    assert said(answers.take()) == [("Basic.Ack", tag, False) for tag in (2, 3, 5)]
+        pending.ack(tag)
+    assert said(pending.take_frames()) == [("Basic.Ack", tag, False) for tag in (2, 3, 5)]
 
-    answers.ack(6)
-    answers.ack(1)
+    pending.ack(6)
+    pending.ack(1)
     # Up to 3 all is answered; 1 is the last of these that the broker has not heard of.
-    assert said(answers.take()) == [("Basic.Ack", 1, True), ("Basic.Ack", 6, False)]
+    assert said(pending.take_frames()) == [("Basic.Ack", 1, True), ("Basic.Ack", 6, False)]
 
-    answers.reject(4)
-    answers.ack(7)
-    assert said(answers.take()) == [("Basic.Reject", 4, False), ("Basic.Ack", 7, True)]
-    assert answers.take() == []
+    pending.reject(4)
+    pending.ack(7)
+    assert said(pending.take_frames()) == [("Basic.Reject", 4, False), ("Basic.Ack", 7, True)]
+    assert pending.take_frames() == []
 
 
 async def test_hanging_delivery_holds_no_ack(topology: str) -> None:
@@ -116,11 +116,11 @@ async def test_oversized_delivery_is_not_kept(topology: str) -> None:
     Of a body that is too large to be one of ours, the beginning is kept, and its size.
     """
     hand = Hand()
-    await publish(topology, [b"x" * (LARGEST_BODY + 1), b"small", b""])
+    await publish(topology, [b"x" * (MAX_BODY_BYTES + 1), b"small", b""])
     async with consuming(topology, hand):
         await eventually(lambda: len(hand.deliveries) == 3)
         large, small, empty = hand.deliveries
-        assert (large.size, large.body) == (LARGEST_BODY + 1, b"x" * KEPT_OF_LARGER)
+        assert (large.size, large.body) == (MAX_BODY_BYTES + 1, b"x" * KEPT_BYTES)
         assert (small.size, small.body) == (5, b"small")
         assert (empty.size, empty.body) == (0, b"")
 
@@ -162,7 +162,7 @@ async def test_channel_is_closed_by_the_broker(topology: str) -> None:
     async with consuming(topology, hand):
         await eventually(lambda: len(hand.deliveries) == 1)
         first = hand.deliveries[0]
-        first._channel.answers.ack(999)  # a tag that the broker does not know
+        first._channel.pending_acks.ack(999)  # a tag that the broker does not know
         first._channel.wake.set()
         await eventually(lambda: len(hand.deliveries) == 2)
         assert first.lost

@@ -14,7 +14,7 @@ from orders.database.batcher import Batcher, Limits
 from orders.database.claim_orders import Claim, Wanted, claim_orders
 from orders.database.finish_orders import finish_orders
 from orders.database.postpone_orders import postpone_orders
-from orders.work.delivery import Statements, Work
+from orders.work.delivery import OrdersInHand, WorkBatches
 from orders.work.letters import bury
 from orders.work.runner import ChildDied, Job, Outcome, Run, Runner, Succeeded
 from tests.eventually import eventually
@@ -30,7 +30,7 @@ async def die(_job: Job) -> Outcome:
 
 
 @asynccontextmanager
-async def working(database_url: str, amqp_url: str, run: Run) -> AsyncIterator[Work]:
+async def working(database_url: str, amqp_url: str, run: Run) -> AsyncIterator[OrdersInHand]:
     async def claim_for_us(conn: AsyncConnection, batch: Sequence[Wanted]) -> list[Claim]:
         return await claim_orders(conn, WORKER, batch)
 
@@ -41,7 +41,7 @@ async def working(database_url: str, amqp_url: str, run: Run) -> AsyncIterator[W
         Batcher("postpone", database_url, postpone_orders, limits) as postponing,
         Batcher("bury", database_url, bury, limits) as burying,
     ):
-        work = Work(Statements(claiming, finishing, postponing, burying), run, die, max_failures=5)
+        work = OrdersInHand(WorkBatches(claiming, finishing, postponing, burying), run, die, max_failures=5)
         consumer = Consumer(amqp_url, WORK_QUEUE, 10, work.take)
         consuming = asyncio.create_task(consumer.run())
         try:
@@ -76,7 +76,7 @@ async def test_condemned_order_comes_again(conn: AsyncConnection, database_url: 
             await publish(topology, placed.event.body)
 
             def is_rejected(times: int = times) -> bool:
-                return work.counts.dead_lettered == times
+                return work.counters.dead_lettered == times
 
             await eventually(is_rejected)
     assert ran == []
