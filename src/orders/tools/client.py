@@ -94,11 +94,10 @@ def _card(order: Order) -> Table:
 
 def base_url_of(given: str | None, settings: ClientSettings) -> str:
     """Return where the service is: as given, else BASE_URL, else what `make up` wrote here."""
-    if given or settings.base_url:
-        return given or settings.base_url
-    if url := read_run_env().get("BASE_URL"):
-        return url
-    fail("orders", "where is the service? Give --to URL, or set BASE_URL, or start one here with `make up`", 2)
+    url = given or settings.base_url or read_run_env().get("BASE_URL")
+    if not url:
+        fail("orders", "where is the service? Give --to URL, or set BASE_URL, or start one here with `make up`", 2)
+    return url
 
 
 def calls_api(function: Callable[..., None]) -> Callable[..., None]:
