@@ -6,12 +6,17 @@ import time
 
 import psycopg
 from alembic import context
+from psycopg.conninfo import conninfo_to_dict
 from sqlalchemy import create_engine, pool
 from sqlalchemy.exc import OperationalError
 
 LOCK = 0x6F_72_64_65_72_73  # "orders": whoever migrates this database holds it
 LOCK_WAIT_SECONDS = 300
-SESSION = "-c lock_timeout=5s -c client_min_messages=warning"
+# A role or a database may give its sessions short timeouts; those of a migration are its own.
+SESSION = (
+    "-c lock_timeout=5s -c statement_timeout=0 -c idle_in_transaction_session_timeout=0 -c client_min_messages=warning "
+    "-c standard_conforming_strings=on"
+)
 
 
 def database_url() -> str:
@@ -20,6 +25,16 @@ def database_url() -> str:
     if not url:
         sys.exit("alembic: DATABASE_URL is not set; give it a libpq URL, as in postgresql://user@host/database")
     return url
+
+
+def require_utf8(conn: psycopg.Connection) -> None:
+    """End with one line if the database cannot hold every text."""
+    encoding = conn.info.parameter_status("server_encoding")
+    if encoding != "UTF8":
+        sys.exit(
+            f"alembic: the encoding of this database is {encoding}, and orders need UTF8: "
+            "make it with `CREATE DATABASE ... ENCODING 'UTF8' TEMPLATE template0`"
+        )
 
 
 def take_lock(conn: psycopg.Connection) -> None:
@@ -40,9 +55,17 @@ def migrate_online() -> None:
 
     def connect() -> psycopg.Connection:
         # libpq reads the URL itself, so several hosts and every libpq parameter work as they are.
+        given = str(conninfo_to_dict(url).get("options") or "")
         conn = psycopg.connect(
-            url, autocommit=True, connect_timeout=10, options=SESSION, target_session_attrs="read-write"
+            url,
+            autocommit=True,
+            connect_timeout=10,
+            client_encoding="UTF8",
+            options=f"{given} {SESSION}".strip(),
+            target_session_attrs="read-write",
         )
+        require_utf8(conn)
+        conn.execute("SET datestyle = 'ISO'")  # not by an option: libpq lets PGDATESTYLE win over those
         take_lock(conn)
         conn.autocommit = False
         return conn
@@ -51,7 +74,10 @@ def migrate_online() -> None:
     try:
         connection = engine.connect()
     except OperationalError as error:
-        sys.exit(f"alembic: no connection to PostgreSQL: {str(error.orig).splitlines()[0]}; is DATABASE_URL right?")
+        reason = str(error.orig).splitlines()[0]
+        if isinstance(error.orig, psycopg.Error) and error.orig.sqlstate:  # it is connected, and was answered
+            sys.exit(f"alembic: PostgreSQL ended the first statement: {reason}")
+        sys.exit(f"alembic: no connection to PostgreSQL: {reason}; is DATABASE_URL right?")
     with connection:
         context.configure(connection=connection, transaction_per_migration=True)
         with context.begin_transaction():

@@ -17,6 +17,16 @@ STATEMENT_SECONDS = 5.0
 
 TAKES_NO_WRITES: LiteralString = "SELECT current_setting('transaction_read_only')::boolean"
 
+# Every value is written and read in these forms, whatever the database, the role or the environment would have.
+FORMS: LiteralString = """
+    SET timezone = 'UTC';
+    SET datestyle = 'ISO';
+    SET intervalstyle = 'postgres';
+    SET bytea_output = 'hex';
+    SET extra_float_digits = 1;
+    SET standard_conforming_strings = on;
+"""
+
 Connection = AsyncConnection[tuple[Any, ...]]
 
 
@@ -31,6 +41,7 @@ class SchemaMissing(Exception):
 async def connect(url: str, name: str, session: LiteralString) -> Connection:
     """Open a connection to a server that takes writes, with these session settings; autocommit."""
     given = conninfo_to_dict(url)
+    given["client_encoding"] = "UTF8"
     given.setdefault("target_session_attrs", "read-write")
     given.setdefault("connect_timeout", str(CONNECT_SECONDS))
     given.setdefault("application_name", name)
@@ -40,12 +51,22 @@ async def connect(url: str, name: str, session: LiteralString) -> Connection:
     with translated():
         conn = await AsyncConnection.connect(make_conninfo("", **given), autocommit=True)
     try:
+        refuse_unreadable_text(conn)
         with deadline(conn, STATEMENT_SECONDS):
-            await conn.execute(session)
+            await conn.execute(FORMS + session)
     except BaseException:
         await close(conn)
         raise
     return conn
+
+
+def refuse_unreadable_text(conn: Connection) -> None:
+    """Raise SchemaMissing if text has no encoding there: PostgreSQL converts every other one to ours."""
+    if conn.info.parameter_status("server_encoding") == "SQL_ASCII":
+        raise SchemaMissing(
+            "the encoding of this database is SQL_ASCII, which says nothing about its text: "
+            "make it with `CREATE DATABASE ... ENCODING 'UTF8' TEMPLATE template0`"
+        )
 
 
 async def ask_for_writes(conn: Connection) -> None:

@@ -25,11 +25,14 @@ def with_database(database_url: str, name: str) -> str:
 
 
 @contextmanager
-def database(servers: Servers, template: str | None = None) -> Iterator[str]:
-    """A new database, empty or copied from a template; dropped afterwards with whoever is still connected."""
+def database(servers: Servers, template: str | None = None, rest: sql.Composable = NOTHING) -> Iterator[str]:
+    """A new database, empty or copied from a template; dropped afterwards with whoever is still connected.
+
+    `rest` ends the statement that makes it.
+    """
     name = f"test_{secrets.token_hex(6)}"
     source = NOTHING if template is None else sql.SQL(" TEMPLATE {}").format(sql.Identifier(template))
-    administer(servers, "CREATE DATABASE {}", name, source)
+    administer(servers, "CREATE DATABASE {}", name, source + rest)
     try:
         yield with_database(servers.database_url, name)
     finally:

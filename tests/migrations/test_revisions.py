@@ -5,8 +5,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import psycopg
+import pytest
+from psycopg import sql
 
 from dev.sandbox import packages
+from dev.sandbox.servers import Servers
+from tests import places
 from tests.migrations.conftest import Alembic
 from tests.migrations.schema import look
 
@@ -128,3 +132,51 @@ def psql(url: str, script: str) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_schema_of_the_url(bare_database: str, run_alembic: Callable[..., str]) -> None:
+    """
+    A schema named by `options` in DATABASE_URL gets every table, and `public` none.
+    """
+    url = f"{bare_database}?options=-c%20search_path%3Dshop"
+    with psycopg.connect(bare_database) as conn:
+        conn.execute("CREATE SCHEMA shop")
+    run_alembic(url, "upgrade", "head")
+
+    with psycopg.connect(bare_database) as conn:
+        schemas = conn.execute(
+            "SELECT DISTINCT relnamespace::regnamespace::text FROM pg_class WHERE relkind IN ('r', 'p') "
+            "AND relnamespace::regnamespace::text NOT IN ('pg_catalog', 'information_schema')"
+        ).fetchall()
+    assert schemas == [("shop",)]
+    run_alembic(url, "downgrade", "base")
+
+
+def test_short_timeouts_of_the_database(bare_database: str, run_alembic: Callable[..., str]) -> None:
+    """
+    Timeouts that a database sets for its sessions end no migration.
+    """
+    with psycopg.connect(bare_database, autocommit=True) as conn:
+        for name in ("statement_timeout", "lock_timeout", "idle_in_transaction_session_timeout"):
+            database = sql.Identifier(conn.info.dbname)
+            conn.execute(sql.SQL("ALTER DATABASE {} SET {} = '1ms'").format(database, sql.SQL(name)))
+    run_alembic(bare_database, "upgrade", "head")
+
+
+@pytest.mark.parametrize("encoding", ["LATIN1", "SQL_ASCII"])
+def test_encoding_that_cannot_hold_every_text(servers: Servers, encoding: str, start_alembic: Alembic) -> None:
+    """
+    A database whose encoding is not UTF8 is refused in one line, and stays empty.
+    """
+    rest = sql.SQL(" ENCODING {} LOCALE 'C' TEMPLATE template0").format(sql.Literal(encoding))
+    with places.database(servers, rest=rest) as url:
+        process = start_alembic(url, "upgrade", "head")
+        _, err = process.communicate(timeout=60)
+
+        assert process.returncode == 1
+        assert err == (
+            f"alembic: the encoding of this database is {encoding}, and orders need UTF8: "
+            "make it with `CREATE DATABASE ... ENCODING 'UTF8' TEMPLATE template0`\n"
+        )
+        with psycopg.connect(url) as conn:
+            assert conn.execute("SELECT count(*) FROM pg_class WHERE relname = 'orders'").fetchone() == (0,)

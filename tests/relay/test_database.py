@@ -4,10 +4,13 @@ import asyncio
 import resource
 
 import pytest
+from psycopg import sql
 from psycopg.pq import TransactionStatus
 
-from relay.database import DatabaseLost, connect, deadline
+from dev.sandbox.servers import Servers
+from relay.database import DatabaseLost, SchemaMissing, connect, deadline
 from relay.severing import close
+from tests import places
 from tests.eventually import eventually
 
 
@@ -32,3 +35,31 @@ async def test_a_deadline_needs_no_descriptor(database_url: str) -> None:
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
         await close(conn)
+
+
+async def test_text_and_times_have_one_form(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    Neither the environment nor the URL chooses another encoding or another form of times.
+    """
+    monkeypatch.setenv("PGCLIENTENCODING", "LATIN1")
+    monkeypatch.setenv("PGDATESTYLE", "SQL, DMY")
+    conn = await connect(f"{database_url}?client_encoding=LATIN1&options=-c%20intervalstyle%3Diso_8601", "test", "")
+
+    settings = ("client_encoding", "datestyle", "intervalstyle")
+    values = [(await (await conn.execute("SELECT current_setting(%s)", [name])).fetchone()) for name in settings]
+    assert values == [("UTF8",), ("ISO, DMY",), ("postgres",)]
+    await close(conn)
+
+
+async def test_encoding_that_says_nothing(servers: Servers) -> None:
+    """
+    A database of bytes in no encoding is refused in one line; every other encoding PostgreSQL converts.
+    """
+    for encoding, complaint in (("SQL_ASCII", "says nothing about its text: .*CREATE DATABASE"), ("LATIN1", None)):
+        rest = sql.SQL(" ENCODING {} LOCALE 'C' TEMPLATE template0").format(sql.Literal(encoding))
+        with places.database(servers, rest=rest) as url:
+            if complaint:
+                with pytest.raises(SchemaMissing, match=complaint):
+                    await connect(url, "test", "")
+            else:
+                await close(await connect(url, "test", ""))

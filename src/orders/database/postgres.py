@@ -37,7 +37,13 @@ _SESSION = {
     "statement_timeout": "10000",  # the backstop; our own deadlines are shorter
     "lock_timeout": "5000",
     "default_transaction_isolation": "read\\ committed",  # whatever the database's own default is
+    # Every value is written and read in these forms.
     "timezone": "UTC",
+    "datestyle": "ISO",
+    "intervalstyle": "postgres",
+    "bytea_output": "hex",
+    "extra_float_digits": "1",
+    "standard_conforming_strings": "on",
     # Our statements are short; compiling one can take seconds, and a plan that is only discouraged looks costly enough.
     "jit": "off",
     "client_min_messages": "warning",
@@ -55,6 +61,7 @@ async def connect(url: str, name: str, **session: str) -> AsyncConnection:
     options = [str(given.get("options") or ""), *(f"-c {key}={value}" for key, value in (_SESSION | session).items())]
     ours: ConnDict = {
         "application_name": name,
+        "client_encoding": "UTF8",  # of all text in our statements, whatever the environment or the role would have
         "options": " ".join(options).strip(),
         "target_session_attrs": "read-write",
         "connect_timeout": "60",  # never reached: the deadline is ours, and below the least that psycopg takes
@@ -65,12 +72,20 @@ async def connect(url: str, name: str, **session: str) -> AsyncConnection:
     try:
         async with asyncio.timeout(CONNECT_SECONDS):
             conn = await _first(await _servers(given | ours))
+            if not (_status(conn, "DateStyle").startswith("ISO") and _status(conn, "TimeZone") == "UTC"):
+                # libpq sends PGDATESTYLE and PGTZ after our options; it offers no parameter that would win.
+                await conn.execute("SET datestyle = 'ISO'; SET timezone = 'UTC'")
     except TimeoutError:
         raise psycopg.OperationalError("the server does not answer") from None
     # One type for every integer: else a list's type follows its largest value, and each type is another prepared plan.
     conn.adapters.register_dumper(int, Int8BinaryDumper)
     conn.adapters.register_dumper(int, Int8Dumper)
     return conn
+
+
+def _status(conn: AsyncConnection, name: str) -> str:
+    """Return a setting that the server has reported by itself, so that nobody has to ask."""
+    return conn.info.parameter_status(name) or ""
 
 
 async def _servers(given: ConnDict) -> list[str]:
@@ -133,6 +148,16 @@ async def _first(servers: Sequence[str]) -> AsyncConnection:
                 await close(found)  # it came too late
 
 
+def require_utf8(conn: AsyncConnection) -> None:
+    """Raise StartupError if the database cannot hold every text: its encoding is another than UTF8."""
+    encoding = _status(conn, "server_encoding")
+    if encoding != "UTF8":
+        raise StartupError(
+            f"the encoding of this database is {encoding}, and orders need UTF8: "
+            "make it with `CREATE DATABASE ... ENCODING 'UTF8' TEMPLATE template0`"
+        )
+
+
 async def require(conn: AsyncConnection, *statements: str) -> None:
     """Run statements that lean on each column we use; raise StartupError if the schema lacks one."""
     for statement in statements:
@@ -165,6 +190,7 @@ async def require_database(url: str, *statements: LiteralString) -> None:
             await asyncio.sleep(pause)
             continue
         try:
+            require_utf8(conn)
             await require(conn, *statements)
             return
         finally:

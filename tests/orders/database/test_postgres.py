@@ -9,13 +9,15 @@ from typing import Any
 
 import psycopg
 import pytest
-from psycopg import AsyncConnection
+from psycopg import AsyncConnection, sql
 from psycopg.pq import TransactionStatus
 
+from dev.sandbox.servers import Servers
 from dev.sandbox.wire import Wire
 from orders.database import postgres
 from orders.model.errors import StartupError
 from orders.runtime.timeouts import CONNECT_SECONDS
+from tests import places
 from tests.eventually import eventually
 
 
@@ -39,6 +41,35 @@ async def test_every_session_is_bounded(database_url: str) -> None:
     assert await show(conn, "transaction_isolation") == "read committed"
     assert conn.autocommit
     await postgres.close(conn)
+
+
+async def test_text_and_times_have_one_form(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    Neither the environment nor the URL chooses another encoding or another form of times.
+    """
+    monkeypatch.setenv("PGCLIENTENCODING", "LATIN1")
+    monkeypatch.setenv("PGDATESTYLE", "SQL, DMY")
+    monkeypatch.setenv("PGTZ", "America/St_Johns")
+    conn = await postgres.connect(
+        f"{database_url}?client_encoding=LATIN1&options=-c%20intervalstyle%3Diso_8601", "orders-test"
+    )
+
+    assert await show(conn, "client_encoding") == "UTF8"
+    assert (await show(conn, "datestyle")).startswith("ISO")
+    assert await show(conn, "intervalstyle") == "postgres"
+    assert await show(conn, "timezone") == "UTC"
+    await postgres.close(conn)
+
+
+@pytest.mark.parametrize("encoding", ["LATIN1", "SQL_ASCII"])
+async def test_encoding_that_cannot_hold_every_text(servers: Servers, encoding: str) -> None:
+    """
+    A process does not start on a database whose encoding is not UTF8, and says in one line what to do.
+    """
+    rest = sql.SQL(" ENCODING {} LOCALE 'C' TEMPLATE template0").format(sql.Literal(encoding))
+    needed = f"is {encoding}, and orders need UTF8: .*CREATE DATABASE"
+    with places.database(servers, rest=rest) as url, pytest.raises(StartupError, match=needed):
+        await postgres.require_database(url)
 
 
 async def test_options_of_the_url_are_kept(database_url: str) -> None:
