@@ -13,7 +13,7 @@ import msgspec
 from prometheus_client import Counter
 from psycopg import AsyncConnection
 
-from orders.database import idempotency_keys_table, orders_table
+from orders.database import idempotency_keys_table, orders_table, outbox_table
 from orders.database.idempotency_keys_table import Key
 from orders.database.orders_table import OrderLookup
 from orders.model import events
@@ -28,7 +28,7 @@ ROUNDS = 3  # each finds another state than the one before it; more than one is 
 
 # The rows are locked first, in order, so that a key is taken only for an order that is ours to cancel, or is cancelled
 # already. `version` is what the event was made for.
-CANCEL: LiteralString = """
+CANCEL: LiteralString = f"""
     WITH asked AS (
         SELECT * FROM unnest(
             %b::uuid[], %b::integer[], %b::timestamptz[], %b::text[], %b::text[], %b::bytea[], %b::bytea[],
@@ -53,11 +53,12 @@ CANCEL: LiteralString = """
         WHERE o.order_id = asked.order_id AND o.status = 'placed'
           AND (asked.key IS NULL OR asked.order_id IN (SELECT order_id FROM taken))
         RETURNING o.order_id
-    ), appended AS (
-        INSERT INTO outbox (event_id, key, exchange, routing_key, required, content_type, headers, body)
-        SELECT event_id, order_id::text, 'orders', 'order.cancelled', false, 'application/cloudevents+json',
-               jsonb_build_object('traceparent', traceparent), body
+    ), event AS (
+        SELECT event_id, order_id, 'orders' AS exchange, 'order.cancelled' AS routing_key, false AS required, body,
+               traceparent
         FROM cancelled JOIN asked USING (order_id)
+    ), appended AS (
+        {outbox_table.APPEND}
     )
     SELECT order_id, bool_or(is_new) FROM (
         SELECT order_id, true AS is_new FROM cancelled UNION ALL SELECT order_id, false FROM taken

@@ -7,7 +7,7 @@ from uuid import UUID
 import msgspec
 from psycopg import AsyncConnection
 
-from orders.database import pg_arrays
+from orders.database import outbox_table, pg_arrays
 from orders.database.claim_orders import Claimed
 from orders.database.pg_arrays import PgArray
 from orders.model import events
@@ -19,7 +19,7 @@ from orders.model.order import Status
 #
 # What is appended comes with the rows that were updated: joined to `asked` again, it would be compared with each row of
 # the batch, since the planner expects one.
-FINISH: LiteralString = """
+FINISH: LiteralString = f"""
     WITH asked AS (
         SELECT * FROM unnest(
             %b::uuid[], %b::bigint[], %b::text[], %b::text[], %b::text[], %b::uuid[], %b::text[], %b::bytea[],
@@ -36,11 +36,11 @@ FINISH: LiteralString = """
                   extract(epoch FROM o.finished_at - coalesce(o.placed_at, o.created_at))::float8 AS seconds,
                   asked.status, asked.failure_reason, asked.kind, asked.event_id, asked.type, asked.body,
                   asked.traceparent
-    ), appended AS (
-        INSERT INTO outbox (event_id, key, exchange, routing_key, required, content_type, headers, body)
-        SELECT event_id, order_id::text, 'orders', type, false, 'application/cloudevents+json',
-               jsonb_build_object('traceparent', traceparent), body
+    ), event AS (
+        SELECT event_id, order_id, 'orders' AS exchange, type AS routing_key, false AS required, body, traceparent
         FROM finished
+    ), appended AS (
+        {outbox_table.APPEND}
     ), died AS (
         INSERT INTO dead_letters (fingerprint, order_id, event_id, kind, reason)
         SELECT uuid_send(cause), order_id, cause, kind, failure_reason FROM finished WHERE status = 'failed'

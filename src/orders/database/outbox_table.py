@@ -7,8 +7,17 @@ from typing import LiteralString
 
 from psycopg import AsyncConnection
 
-COLUMNS_ARE_THERE: LiteralString = """
-    SELECT event_id, key, exchange, routing_key, required, content_type, headers, body FROM outbox LIMIT 0
+COLUMNS: LiteralString = "event_id, key, exchange, routing_key, required, content_type, headers, body"
+
+COLUMNS_ARE_THERE: LiteralString = f"SELECT {COLUMNS} FROM outbox LIMIT 0"
+
+# Adds an outbox row for each row of `event`, as a part of the statement that writes what the event is about. That
+# statement has to select `event`: event_id, order_id, exchange, routing_key, required, body, traceparent.
+APPEND: LiteralString = f"""
+        INSERT INTO outbox ({COLUMNS})
+        SELECT event_id, order_id::text, exchange, routing_key, required, 'application/cloudevents+json',
+               jsonb_build_object('traceparent', traceparent), body
+        FROM event
 """
 
 ADD_PARTITIONS: LiteralString = "SELECT outbox_add_partitions(2)"

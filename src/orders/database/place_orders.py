@@ -13,7 +13,7 @@ import msgspec
 from prometheus_client import Counter
 from psycopg import AsyncConnection
 
-from orders.database import idempotency_keys_table, pg_arrays
+from orders.database import idempotency_keys_table, outbox_table, pg_arrays
 from orders.database.idempotency_keys_table import Key
 from orders.database.pg_arrays import PgArray
 from orders.model import events
@@ -31,7 +31,7 @@ PLACED = Counter("orders_placed_total", "Orders written, each with its event")
 # its row, its key and its event stand. Keys are taken in order, or two batches with the same keys would deadlock.
 #
 # What was left out is returned, for it is nearly always nothing.
-PLACE: LiteralString = """
+PLACE: LiteralString = f"""
     WITH asked AS (
         SELECT * FROM unnest(
             %b::uuid[], %b::text[], %b::text[], %b::json[], %b::bigint[], %b::text[], %b::timestamptz[],
@@ -54,11 +54,12 @@ PLACE: LiteralString = """
         WHERE key IS NULL OR order_id IN (SELECT order_id FROM taken)
         ON CONFLICT DO NOTHING
         RETURNING order_id
-    ), appended AS (
-        INSERT INTO outbox (event_id, key, exchange, routing_key, required, content_type, headers, body)
-        SELECT event_id, order_id::text, 'orders', 'order.placed', true, 'application/cloudevents+json',
-               jsonb_build_object('traceparent', traceparent), body
+    ), event AS (
+        SELECT event_id, order_id, 'orders' AS exchange, 'order.placed' AS routing_key, true AS required, body,
+               traceparent
         FROM placed JOIN asked USING (order_id)
+    ), appended AS (
+        {outbox_table.APPEND}
     )
     SELECT order_id FROM asked WHERE order_id NOT IN (SELECT order_id FROM placed)
 """

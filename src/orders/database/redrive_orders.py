@@ -7,7 +7,7 @@ from uuid import UUID
 import msgspec
 from psycopg import AsyncConnection
 
-from orders.database import orders_table
+from orders.database import orders_table, outbox_table
 from orders.model import events
 from orders.model.events import data_of
 from orders.model.order import Order
@@ -21,7 +21,7 @@ FAILED: LiteralString = """
 """
 
 # Only from the version that was looked at: of two redrives at once, or one after the other, the second finds another.
-REDRIVE: LiteralString = """
+REDRIVE: LiteralString = f"""
     WITH asked AS (
         SELECT * FROM unnest(
             %b::bigint[], %b::uuid[], %b::integer[], %b::uuid[], %b::bytea[], %b::text[]
@@ -35,11 +35,12 @@ REDRIVE: LiteralString = """
         FROM asked
         WHERE o.order_id = asked.order_id AND o.status = 'failed' AND o.version = asked.version
         RETURNING o.order_id
-    ), appended AS (
-        INSERT INTO outbox (event_id, key, exchange, routing_key, required, content_type, headers, body)
-        SELECT event_id, order_id::text, 'orders', 'order.redriven', true, 'application/cloudevents+json',
-               jsonb_build_object('traceparent', traceparent), body
+    ), event AS (
+        SELECT event_id, order_id, 'orders' AS exchange, 'order.redriven' AS routing_key, true AS required, body,
+               traceparent
         FROM redriven JOIN asked USING (order_id)
+    ), appended AS (
+        {outbox_table.APPEND}
     ), settled AS (
         UPDATE dead_letters d
         SET state = 'redriven', settled_at = clock_timestamp()
