@@ -325,8 +325,8 @@ _ALL = (
         "tests/orders/database/test_place_orders.py::test_batch_that_is_run_again_writes_nothing",
         (
             "src/orders/database/place_orders.py",
-            "        ON CONFLICT DO NOTHING\n        RETURNING order_id\n    ), appended AS (\n",
-            "        RETURNING order_id\n    ), appended AS (\n",
+            "        ON CONFLICT DO NOTHING\n        RETURNING order_id\n    ), event AS (\n",
+            "        RETURNING order_id\n    ), event AS (\n",
         ),
     ),
     _plant(

@@ -18,7 +18,15 @@ from orders.api import problems
 from orders.broker import topology
 from orders.broker.consumer import Consumer
 from orders.broker.topology import WORK_QUEUE
-from orders.database import claim_orders, finish_orders, orders_table, outbox_table, postgres, postpone_orders
+from orders.database import (
+    claim_orders,
+    finish_orders,
+    orders_table,
+    outbox_table,
+    postgres,
+    postpone_orders,
+    retries_table,
+)
 from orders.database.batcher import Batcher, Limits
 from orders.database.claim_orders import Claim, Wanted
 from orders.database.finish_orders import Finish, Finished
@@ -129,7 +137,7 @@ async def serve(settings: WorkerSettings, handler: Handler) -> None:
         url,
         orders_table.COLUMNS_ARE_THERE,
         outbox_table.COLUMNS_ARE_THERE,
-        postpone_orders.COLUMNS_ARE_THERE,
+        retries_table.COLUMNS_ARE_THERE,
         letters.COLUMNS_ARE_THERE,
     )
     await topology.wait_and("verify", settings.amqp_url, process.WAIT_SECONDS)

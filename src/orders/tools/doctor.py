@@ -26,7 +26,7 @@ from orders.database import (
     orders_table,
     outbox_table,
     postgres,
-    postpone_orders,
+    retries_table,
 )
 from orders.model.error_text import first_line
 from orders.model.errors import OrdersError, StartupError
@@ -41,7 +41,7 @@ MEANWHILE = "orders are taken meanwhile, and nothing is lost"
 
 COLUMNS = (
     orders_table.COLUMNS_ARE_THERE, idempotency_keys_table.COLUMNS_ARE_THERE, api_keys_table.COLUMNS_ARE_THERE,
-    outbox_table.COLUMNS_ARE_THERE, postpone_orders.COLUMNS_ARE_THERE, letters.COLUMNS_ARE_THERE,
+    outbox_table.COLUMNS_ARE_THERE, retries_table.COLUMNS_ARE_THERE, letters.COLUMNS_ARE_THERE,
 )  # fmt: skip
 
 

@@ -10,7 +10,7 @@ from psycopg import AsyncConnection
 from orders.broker.topology import WORK_QUEUE
 from orders.database import outbox_table, postgres
 from orders.database.errors import ErrorClass, classify
-from orders.database.postpone_orders import count, send_due
+from orders.database.retries_table import count, send_due
 from orders.database.session import Session
 
 WAITING = Gauge("orders_worker_retries_waiting", "Orders that wait for their retry, of all workers")

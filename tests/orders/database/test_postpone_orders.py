@@ -3,7 +3,7 @@
 from psycopg import AsyncConnection
 
 from orders.broker.topology import WORK_QUEUE
-from orders.database import postpone_orders
+from orders.database import postpone_orders, retries_table
 from orders.database.claim_orders import Claimed, claim_orders
 from orders.database.postpone_orders import Postpone
 from orders.model.traceparent import continue_trace
@@ -26,10 +26,10 @@ async def test_retry_comes_when_it_is_due(conn: AsyncConnection) -> None:
             for each, placed, seconds in zip(claims, [soon, later], [0, 60], strict=True)
         ],
     )
-    assert await postpone_orders.count(conn) == 2
+    assert await retries_table.count(conn) == 2
 
-    assert await postpone_orders.send_due(conn, WORK_QUEUE, 10, within_seconds=60) == 1
-    assert await postpone_orders.send_due(conn, WORK_QUEUE, 10, within_seconds=60) == 0
+    assert await retries_table.send_due(conn, WORK_QUEUE, 10, within_seconds=60) == 1
+    assert await retries_table.send_due(conn, WORK_QUEUE, 10, within_seconds=60) == 0
 
     assert await rows(conn, SENT) == [
         (soon.event.event_id, str(soon.order.order_id), "", WORK_QUEUE, True, soon.event.body)
@@ -51,7 +51,7 @@ async def test_late_worker_postpones_nothing(conn: AsyncConnection) -> None:
         conn, [Postpone(late, wanted(placed), 0, placed.event.body, continue_trace(None))]
     )
 
-    assert await postpone_orders.count(conn) == 0
+    assert await retries_table.count(conn) == 0
     assert await rows(conn, "SELECT failures, worker FROM orders") == [(0, WORKER)]
 
 
@@ -65,27 +65,12 @@ async def test_batch_that_is_run_again(conn: AsyncConnection) -> None:
         for claimed, placed, seconds in zip(await claim(conn, [waiting, sent]), [waiting, sent], [60, 0], strict=True)
     ]
     await postpone_orders.postpone_orders(conn, batch)
-    assert await postpone_orders.send_due(conn, WORK_QUEUE, 10, within_seconds=60) == 1
+    assert await retries_table.send_due(conn, WORK_QUEUE, 10, within_seconds=60) == 1
 
     assert await postpone_orders.postpone_orders(conn, batch) == [None, None]
 
     assert await rows(conn, "SELECT failures, worker FROM orders") == [(1, 0), (1, 0)]
     assert await rows(conn, "SELECT order_id FROM retries") == [(waiting.order.order_id,)]
-
-
-async def test_retry_that_is_long_overdue_is_found(conn: AsyncConnection) -> None:
-    """
-    After an outage of everybody, the look from the beginning finds what the short one leaves out.
-    """
-    [placed] = await place(conn)
-    [claimed] = await claim(conn, [placed])
-    await postpone_orders.postpone_orders(
-        conn, [Postpone(claimed, wanted(placed), 0, placed.event.body, continue_trace(None))]
-    )
-    await conn.execute("UPDATE retries SET due_at = now() - interval '3 hours'")
-
-    assert await postpone_orders.send_due(conn, WORK_QUEUE, 10, within_seconds=60) == 0
-    assert await postpone_orders.send_due(conn, WORK_QUEUE, 10, within_seconds=1e6) == 1
 
 
 def test_pauses_double_up_to_a_limit() -> None:
@@ -95,15 +80,3 @@ def test_pauses_double_up_to_a_limit() -> None:
     assert 0.1 <= retry_seconds(0) <= 0.2
     assert 0.8 <= retry_seconds(3) <= 1.6
     assert MAX_RETRY_SECONDS / 2 <= retry_seconds(500) <= MAX_RETRY_SECONDS
-
-
-async def test_look_skips_what_is_gone(conn: AsyncConnection) -> None:
-    """
-    A look begins a minute ago in the index: rows that are gone, but that an old transaction keeps, cost it nothing.
-    """
-    await conn.execute("SET enable_seqscan = off")  # the table is too small here for the planner to mind
-
-    plan = await rows(conn, "EXPLAIN " + postpone_orders.SEND_DUE, 60.0, 10, WORK_QUEUE)
-
-    [condition] = [str(line) for (line,) in plan if "Index Cond: ((due_at > " in str(line)]
-    assert "due_at <= " in condition

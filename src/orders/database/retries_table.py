@@ -1,0 +1,57 @@
+"""The orders that wait for a retry, each with the message to send again. `work/due_retries.py` has the clock."""
+
+from typing import LiteralString
+
+from psycopg import AsyncConnection
+
+from orders.database import outbox_table
+
+COLUMNS: LiteralString = "order_id, due_at, event_id, body, traceparent"
+
+COLUMNS_ARE_THERE: LiteralString = f"SELECT {COLUMNS} FROM retries LIMIT 0"
+
+# Adds a retry for each row of `postponed`, in `seconds` from now: the last part of postpone_orders.POSTPONE.
+ADD: LiteralString = f"""
+    INSERT INTO retries ({COLUMNS})
+    SELECT order_id, clock_timestamp() + make_interval(secs => seconds), event_id, body, traceparent
+    FROM postponed
+    ON CONFLICT (order_id) DO UPDATE SET due_at = excluded.due_at
+"""
+
+# Not clock_timestamp(): it is volatile, so no index could be searched by the condition.
+# The order's row is locked before its outbox row gets an id, as in every statement that writes events of this key. The
+# message goes straight to the queue, by the default exchange: it is no news for other subscribers.
+SEND_DUE: LiteralString = f"""
+    WITH due AS (
+        DELETE FROM retries WHERE order_id = ANY(ARRAY(
+            SELECT order_id FROM retries
+            WHERE due_at > statement_timestamp() - make_interval(secs => %b) AND due_at <= statement_timestamp()
+            ORDER BY due_at LIMIT %b FOR UPDATE SKIP LOCKED
+        ))
+        RETURNING order_id, event_id, body, traceparent
+    ), locked AS (
+        SELECT order_id FROM orders WHERE order_id IN (SELECT order_id FROM due) ORDER BY order_id FOR UPDATE
+    ), event AS (
+        SELECT event_id, order_id, '' AS exchange, %b::text AS routing_key, true AS required, body, traceparent
+        FROM due JOIN locked USING (order_id)
+    )
+    {outbox_table.APPEND}
+"""
+
+COUNT: LiteralString = "SELECT count(*) FROM retries"
+
+
+async def send_due(conn: AsyncConnection, queue: str, rows: int, *, within_seconds: float) -> int:
+    """Move at most `rows` retries that are due to the outbox, for `queue`; return how many there were.
+
+    Only retries that came due in the last `within_seconds` are looked for.
+    """
+    cursor = await conn.execute(SEND_DUE, [within_seconds, rows, queue], prepare=True)
+    return cursor.rowcount
+
+
+async def count(conn: AsyncConnection) -> int:
+    """Return how many orders wait for a retry, whether it is due or not."""
+    cursor = await conn.execute(COUNT)
+    row = await cursor.fetchone()
+    return row[0] if row else 0
