@@ -16,7 +16,7 @@ channel        one AMQP channel that takes a batch at once and keeps its confirm
 publisher      the RabbitMQ end: connect, publish, tell each message's answer
 topology       what has to be there before the first message
 management     RabbitMQ's management interface: bindings and policies
-guard          and is proven to have been there after each confirm
+guard          and is proven to have been there after each confirm, by queue sentinels
 forward        the loop between the two ends
 watch, upkeep  what runs beside it: LISTEN and the backlog, the partitions (outbox_partitions)
 state          what the relay knows of itself; health, metrics: how it shows it

@@ -1,15 +1,16 @@
-"""Required rows reach their queues: this is seen to after the broker's confirms, and before anything is recorded.
+"""Proves, after the broker's confirms and before anything is recorded, that required rows reached their queues.
 
-A confirm says that a queue has the message, not which. So each required queue is given a witness: an exchange of a name
-that is never used twice, bound to that queue alone, to which nobody can publish, and which RabbitMQ deletes together
-with the last queue that is bound to it. If it is there after a confirm, its queue was there all the time since before
-the publish; a passive declare of the queue would not show that it was deleted and declared anew meanwhile. It is a
-look-up for the broker, and nothing for the queue. Relays share it, by `outbox_witness`, so that none is left behind.
+A confirm says that a queue has the message, but not which queue. So each required queue gets a sentinel: an exchange
+with a name that is never used twice, bound to this queue alone. It is internal, so that no client can publish to it,
+and auto-delete, so that RabbitMQ deletes it together with the last queue bound to it. If the sentinel exists after a
+confirm, its queue existed all the time since before the publish. A passive declare of the queue would not show that it
+was deleted and declared again in between. The check costs the broker one look-up and the queue nothing. The relays of
+one outbox share the sentinels through the table `outbox_witness`, so that none is left behind.
 
-Bindings AMQP does not show at all. The management interface does, and is asked at the same moment.
+AMQP shows no bindings. The management interface does, and the guard asks it at the same moment.
 
-Within a claim it is seen to before each wave but the first, too: what comes second of a key may not reach a queue that
-is back before the first does, which it missed.
+Within a claim the guard checks before each wave but the first, too: if a queue missed the first event of a key, it must
+not get the second one before the first is published again.
 """
 
 import asyncio
@@ -30,43 +31,49 @@ from relay.publisher import BrokerLost, Denied, Publisher
 from relay.settings import Settings
 from relay.topology import TopologyWrong, complaint_about, leads_to_one, unbound
 
-NAME_BYTES = 200  # of a queue's name in its witness's, which may have 255
-# For so long a binding that was seen needs no look before a publish. The look after it would not show that the binding
-# was put back in between, so without the first one all that time's messages might have missed their queue.
+NAME_BYTES = 200  # of the queue's name in the name of its sentinel, which may have 255
+# A binding that was seen so recently is not looked up before a publish. The look-up after the publish cannot show that
+# a binding was away and put back, so without the first look-up the messages in between might have missed their queue.
 SEEN_SECONDS = 0.25
 
 
 class Guard:
-    """Knows which routes required rows may take, and proves afterwards that they led to their queue."""
+    """Knows which routes required rows may take, and proves after the confirms that they led to their queues.
+
+    Each claimer has a guard of its own. A method that talks to the broker raises BrokerLost when that is gone.
+    """
 
     def __init__(self, settings: Settings, publisher: Publisher) -> None:
         self._publisher = publisher
         self._queues = settings.queue_names
         self._routes = frozenset(settings.routes)
         self._management_url = settings.management_url
-        self._witnesses: dict[str, str] = {}  # queue: exchange
-        self._trouble = ""
-        self._missed: dict[Route, str] = {}  # what was seen to be away while messages of this claim were out
-        self._seen_at: dict[Route, float] = {}  # when routes were last seen to be bound, in monotonic seconds
+        self._sentinels: dict[str, str] = {}  # queue: exchange
+        self._trouble = ""  # why a queue has no sentinel
+        self._missed: dict[Route, str] = {}  # routes without a binding while messages of this claim were out, and why
+        self._seen_at: dict[Route, float] = {}  # when a route was last seen to be bound, in monotonic seconds
 
     @property
     def is_complete(self) -> bool:
-        """Say whether each queue has its witness."""
-        return len(self._witnesses) == len(self._queues)
+        """Whether each required queue has its sentinel."""
+        return len(self._sentinels) == len(self._queues)
 
     def forget(self) -> None:
-        """Look for the witnesses anew: nobody has looked at the queues for a while."""
-        self._witnesses.clear()
+        """Forget the sentinels, so that `complete` looks for them again: they have not been checked for a while."""
+        self._sentinels.clear()
 
     async def complete(self, conn: Connection) -> str:
-        """Find or make the witnesses that are missing, outside of a transaction; say what is in the way, or nothing."""
+        """Find or make the missing sentinels, outside of a transaction; return what is in the way, "" if nothing is.
+
+        Raises DatabaseLost.
+        """
         self._trouble = ""
         for queue in self._queues:
-            if queue not in self._witnesses:
+            if queue not in self._sentinels:
                 try:
-                    self._witnesses[queue] = await self._find_or_make(conn, queue)
+                    self._sentinels[queue] = await self._find_or_make(conn, queue)
                 except Denied as error:
-                    self._trouble = f"queue {queue!r} cannot be given a witness: {error}"
+                    self._trouble = f"queue {queue!r} cannot be given a sentinel: {error}"
                     break
                 except TopologyWrong as error:
                     self._trouble = str(error)
@@ -74,13 +81,16 @@ class Guard:
         return self._trouble
 
     async def before(self, routes: Collection[Route]) -> dict[Route, str]:
-        """Return the routes that required rows of a claim cannot take, and why; asks what has not just been seen."""
+        """Begin a claim: return which of these routes required rows cannot take now, and why."""
         self._missed.clear()
         return await self._closed(routes)
 
     @contextlib.asynccontextmanager
     async def watching(self, routes: Collection[Route]) -> AsyncIterator[None]:
-        """Look at the bindings while messages are out that take long: one may be away, and back before the confirms."""
+        """Within the block, look at the bindings of these routes again and again.
+
+        While confirms take long, a binding may be removed, and be back before the look that follows the confirms.
+        """
         bound = self._routes.intersection(routes)
         if not bound:
             yield
@@ -95,13 +105,13 @@ class Guard:
                 looks.result()
 
     async def between(self, routes: Collection[Route]) -> dict[Route, str]:
-        """Return what `after` does, before the next wave of a claim; a binding that was just seen is not asked for."""
-        await self._look_for_witnesses()
+        """Return what `after` returns, before the next wave of a claim; do not look up a binding that was just seen."""
+        await self._check_sentinels()
         return self._missed_of(routes) | await self._closed(routes)
 
     async def after(self, routes: Collection[Route]) -> dict[Route, str]:
-        """Return the routes of confirmed messages that are not proven to have led to their queue, and why."""
-        await self._look_for_witnesses()
+        """Return which of these routes of confirmed messages are not proven to have led to their queue, and why."""
+        await self._check_sentinels()
         if not self.is_complete:
             return dict.fromkeys(routes, self._trouble)
         bound = self._routes.intersection(routes)
@@ -124,10 +134,10 @@ class Guard:
     def _missed_of(self, routes: Collection[Route]) -> dict[Route, str]:
         return {route: why for route, why in self._missed.items() if route in routes}
 
-    async def _look_for_witnesses(self) -> None:
-        for queue, witness in list(self._witnesses.items()):
-            if not await self._is_there(witness):
-                del self._witnesses[queue]
+    async def _check_sentinels(self) -> None:
+        for queue, sentinel in list(self._sentinels.items()):
+            if not await self._exists(sentinel):
+                del self._sentinels[queue]
                 self._trouble = f"queue {queue!r} was deleted"
 
     async def _ask_for_bindings(self, routes: Collection[Route]) -> dict[Route, str]:
@@ -147,8 +157,8 @@ class Guard:
 
     async def _find_or_make(self, conn: Connection, queue: str) -> str:
         with deadline(conn, STATEMENT_SECONDS):
-            seen = await outbox_table.witness(conn, queue)
-        if seen is not None and await self._is_there(seen):
+            seen = await outbox_table.sentinel(conn, queue)
+        if seen is not None and await self._exists(seen):
             return seen
         complaint = await complaint_about(self._publisher.connection, "queue", queue)
         if complaint:
@@ -156,29 +166,29 @@ class Guard:
         made = f"relay.witness.{_cut(queue)}.{uuid.uuid4().hex[:12]}"
         await self._make(queue, made)
         with deadline(conn, STATEMENT_SECONDS):
-            if await outbox_table.replace_witness(conn, queue, seen, made):
+            if await outbox_table.replace_sentinel(conn, queue, seen, made):
                 return made
         await self._publisher.ask(lambda channel: channel.exchange_delete(made))
         return await self._find_or_make(conn, queue)
 
-    async def _make(self, queue: str, witness: str) -> None:
+    async def _make(self, queue: str, sentinel: str) -> None:
         async def declare(channel: AbstractChannel) -> None:
             await channel.exchange_declare(
-                witness, exchange_type="fanout", durable=True, auto_delete=True, internal=True
+                sentinel, exchange_type="fanout", durable=True, auto_delete=True, internal=True
             )
-            await channel.queue_bind(queue, witness)
+            await channel.queue_bind(queue, sentinel)
 
         try:
             await self._publisher.ask(declare)
         except Denied:
-            # Deleted just now, or not ours to bind: an exchange that was never bound would stay for ever.
+            # The queue was deleted just now, or may not be bound: an exchange that was never bound would stay for ever.
             with contextlib.suppress(Denied):
-                await self._publisher.ask(lambda channel: channel.exchange_delete(witness))
+                await self._publisher.ask(lambda channel: channel.exchange_delete(sentinel))
             raise
 
-    async def _is_there(self, witness: str) -> bool:
+    async def _exists(self, sentinel: str) -> bool:
         async def look(channel: AbstractChannel) -> Any:
-            return await channel.exchange_declare(witness, passive=True)
+            return await channel.exchange_declare(sentinel, passive=True)
 
         try:
             await self._publisher.ask(look)

@@ -217,9 +217,9 @@ SAVE_MARK: LiteralString = """
     UPDATE outbox_mark SET mark = %(mark)s WHERE mark < %(mark)s
 """
 
-WITNESS: LiteralString = "SELECT exchange FROM outbox_witness WHERE queue = %(queue)s"
+SENTINEL: LiteralString = "SELECT exchange FROM outbox_witness WHERE queue = %(queue)s"
 
-REPLACE_WITNESS: LiteralString = """
+REPLACE_SENTINEL: LiteralString = """
     -- Only the one that was seen: of two relays that replace it at once, one is told no.
     INSERT INTO outbox_witness AS w (queue, exchange) VALUES (%(queue)s, %(exchange)s)
     ON CONFLICT (queue) DO UPDATE SET exchange = excluded.exchange WHERE w.exchange = %(seen)s
@@ -373,15 +373,15 @@ async def save_mark(conn: Connection, mark: int) -> None:
     await conn.execute(SAVE_MARK, {"mark": mark})
 
 
-async def witness(conn: Connection, queue: str) -> str | None:
-    """Return the name of the queue's witness, if it was given one."""
-    row = await (await conn.execute(WITNESS, {"queue": queue})).fetchone()
+async def sentinel(conn: Connection, queue: str) -> str | None:
+    """Return the exchange that is the queue's sentinel; None if the queue has none."""
+    row = await (await conn.execute(SENTINEL, {"queue": queue})).fetchone()
     return None if row is None else row[0]
 
 
-async def replace_witness(conn: Connection, queue: str, seen: str | None, exchange: str) -> bool:
-    """Give the queue this witness in place of the one that was seen; False if somebody else was faster."""
-    return (await conn.execute(REPLACE_WITNESS, {"queue": queue, "seen": seen, "exchange": exchange})).rowcount == 1
+async def replace_sentinel(conn: Connection, queue: str, seen: str | None, exchange: str) -> bool:
+    """Make `exchange` the queue's sentinel in place of `seen`; return False if another relay was faster."""
+    return (await conn.execute(REPLACE_SENTINEL, {"queue": queue, "seen": seen, "exchange": exchange})).rowcount == 1
 
 
 async def count_pending(conn: Connection, above: int, upto: int, most: int) -> tuple[int, int | None, float | None]:

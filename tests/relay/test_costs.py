@@ -28,7 +28,7 @@ from tests.relay.service import append_many
 
 TRACEPARENT = '{"traceparent": "00-0af7651916cd43dd8448eb211c80319c-00f067aa0ba902b7-01"}'
 ROWS = 2000
-ONCE = 10  # statements of a start: settings, the mark, the presence of a claimer, the witness of a queue
+ONCE = 10  # statements of a start: settings, the mark, the presence of a claimer, the sentinel of a queue
 
 
 class Calls:

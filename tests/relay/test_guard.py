@@ -59,7 +59,7 @@ def guard_that_sees_bindings(database_url: str, amqp_url: str, publisher: Publis
 async def test_a_queue_declared_anew_is_another(conn: AsyncConnection, database_url: str, topology: str) -> None:
     """
     A required queue that was deleted and declared again between two looks is noticed, by every relay that relied on it;
-    they share one witness, and it goes with the queue.
+    they share one sentinel, and it goes with the queue.
     """
     publishers = [Publisher([topology], 5.0), Publisher([topology], 5.0)]
     guards = [guard_of(database_url, topology, publisher) for publisher in publishers]
@@ -68,7 +68,7 @@ async def test_a_queue_declared_anew_is_another(conn: AsyncConnection, database_
         await publisher.connect()
         assert await guard.complete(own) == ""
         assert await guard.before([PLACED]) == await guard.after([PLACED]) == {}
-    first = await _witness(conn)
+    first = await _sentinel(conn)
 
     async with broker(topology) as channel:
         await channel.queue_delete("orders.work")
@@ -79,7 +79,7 @@ async def test_a_queue_declared_anew_is_another(conn: AsyncConnection, database_
         assert await guard.complete(own) == ""
         assert await guard.before([PLACED]) == await guard.after([PLACED]) == {}
 
-    assert await _witness(conn) != first
+    assert await _sentinel(conn) != first
     await own.close()
     for publisher in publishers:
         await publisher.close()
@@ -151,7 +151,7 @@ async def test_a_binding_is_watched_while_messages_are_out(
     await publisher.close()
 
 
-async def _witness(conn: AsyncConnection) -> str:
+async def _sentinel(conn: AsyncConnection) -> str:
     (row,) = await (await conn.execute("SELECT exchange FROM outbox_witness")).fetchall()
     return str(row[0])
 
