@@ -9,7 +9,7 @@ import os
 import secrets
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,6 +18,7 @@ import psycopg
 
 from dev.sandbox import docker_engine
 from dev.sandbox.docker_engine import POSTGRES_IMAGE, RABBITMQ_IMAGE
+from dev.sandbox.local_postgres import WITHOUT_FLUSHES
 from dev.sandbox.local_rabbitmq import ControlError, speaks_amqp
 from dev.sandbox.ports import free_port
 from dev.sandbox.process import STOP_SECONDS, Process, Spec, wait_until
@@ -33,21 +34,34 @@ Made = tuple[Any, Callable[[], None]]
 
 
 class Maker(Protocol):
-    """Makes and starts a container: of this image and name, with these settings, and host ports by its own."""
+    """Makes and starts a container: image, name, settings, arguments, and host ports by its own."""
 
-    def __call__(self, image: str, name: str, settings: dict[str, str], ports: dict[int, int]) -> Made: ...
+    def __call__(
+        self, image: str, name: str, settings: dict[str, str], ports: dict[int, int], arguments: Sequence[str]
+    ) -> Made: ...
 
 
-def by_the_engine(image: str, name: str, settings: dict[str, str], ports: dict[int, int]) -> Made:
+def by_the_engine(
+    image: str, name: str, settings: dict[str, str], ports: dict[int, int], arguments: Sequence[str]
+) -> Made:
     client = docker.from_env()
     bound = {f"{inside}/tcp": ("127.0.0.1", outside) for inside, outside in ports.items()}
     container = client.containers.run(
-        image, name=name, hostname=name, environment=settings, ports=bound, detach=True, labels={"orders": "sandbox"}
+        image,
+        list(arguments) or None,
+        name=name,
+        hostname=name,
+        environment=settings,
+        ports=bound,
+        detach=True,
+        labels={"orders": "sandbox"},
     )
     return container, client.close
 
 
-def by_testcontainers(image: str, name: str, settings: dict[str, str], ports: dict[int, int]) -> Made:
+def by_testcontainers(
+    image: str, name: str, settings: dict[str, str], ports: dict[int, int], arguments: Sequence[str]
+) -> Made:
     # Imported late: half a second that nobody else has to wait for.
     from testcontainers.community.postgres import PostgresContainer
     from testcontainers.core.config import ConnectionMode, testcontainers_config
@@ -68,6 +82,8 @@ def by_testcontainers(image: str, name: str, settings: dict[str, str], ports: di
     else:
         made = DockerContainer(image)
     made.with_name(name).with_envs(**settings).with_kwargs(hostname=name)
+    if arguments:
+        made.with_command(list(arguments))
     for inside, outside in ports.items():
         # The engine takes an address and a port; Testcontainers passes on what it is given, but knows ports only.
         made.ports[f"{inside}/tcp"] = ("127.0.0.1", outside)  # type: ignore[assignment]
@@ -86,6 +102,7 @@ class ContainerServer:
         ports: dict[int, int],
         is_ready: Callable[[], bool],
         *,
+        arguments: Sequence[str] = (),
         make: Maker,
         folder: Path,
         logs: Path | None,
@@ -94,7 +111,7 @@ class ContainerServer:
     ) -> None:
         self.name = name
         self._container_name = container_name = f"orders-{name}-{secrets.token_hex(4)}"
-        self._make: Callable[[], Made] = lambda: make(image, container_name, settings, ports)
+        self._make: Callable[[], Made] = lambda: make(image, container_name, settings, ports, arguments)
         self._is_ready = is_ready
         own = folder / name
         own.mkdir(parents=True, exist_ok=True)
@@ -157,7 +174,9 @@ class ContainerServer:
 class Containers:
     """Both servers, not yet started."""
 
-    def __init__(self, folder: Path, logs: Path | None, *, make: Maker, restart: bool, throwaway: bool) -> None:
+    def __init__(
+        self, folder: Path, logs: Path | None, *, make: Maker, restart: bool, throwaway: bool, flushes: bool = True
+    ) -> None:
         password = secrets.token_hex(16)
         port, amqp_port, management_port = free_port(), free_port(), free_port()
         self.database_url = f"postgresql://{USER}:{password}@127.0.0.1:{port}/{DATABASE}"
@@ -169,6 +188,7 @@ class Containers:
             {"POSTGRES_USER": USER, "POSTGRES_PASSWORD": password, "POSTGRES_DB": DATABASE},
             {5432: port},
             lambda: takes_connections(self.database_url),
+            arguments=() if flushes else [f"--{name}={value}" for name, value in WITHOUT_FLUSHES.items()],
             make=make,
             folder=folder,
             logs=logs,

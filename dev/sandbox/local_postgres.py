@@ -19,7 +19,8 @@ START_SECONDS = 30.0
 USER = "orders"
 DATABASE = "orders"
 
-# fsync, synchronous_commit and full_page_writes stay as they are: a test that kills this server means it.
+# synchronous_commit and full_page_writes stay as they are, and so does fsync, unless the owner says that nobody harms
+# this server: a test that kills it means it.
 SETTINGS = {
     "listen_addresses": "127.0.0.1",
     "unix_socket_directories": "",
@@ -29,6 +30,8 @@ SETTINGS = {
     "log_line_prefix": "%m [%p] %q%d ",
     "timezone": "UTC",
 }
+# A checkpoint for each database that is made and dropped would cost more than the tests in it.
+WITHOUT_FLUSHES = {"fsync": "off", "max_wal_size": "4GB", "max_connections": "500"}
 
 
 class Identity(msgspec.Struct, frozen=True):
@@ -43,7 +46,9 @@ class LocalPostgres:
 
     name = "postgres"
 
-    def __init__(self, folder: Path, logs: Path | None, *, restart: bool, throwaway: bool) -> None:
+    def __init__(
+        self, folder: Path, logs: Path | None, *, restart: bool, throwaway: bool, flushes: bool = True
+    ) -> None:
         packages.ensure(["postgres"])
         program = packages.find("postgres")
         assert program is not None
@@ -52,7 +57,7 @@ class LocalPostgres:
         self._folder = folder / "postgres"
         self._data = self._folder / "data"
         self._identity = self._prepare(self._folder / "identity.json")
-        settings = SETTINGS | {"port": str(self._identity.port)}
+        settings = SETTINGS | ({} if flushes else WITHOUT_FLUSHES) | {"port": str(self._identity.port)}
         self.process = Process(
             Spec(
                 name=self.name,

@@ -112,6 +112,7 @@ def servers(
     folder: Path | None = None,
     restart: bool = False,
     testcontainers: bool = False,
+    flushes: bool = True,
 ) -> Iterator[Servers]:
     """Open the chosen servers, and end them on the way out.
 
@@ -119,16 +120,17 @@ def servers(
     without it the data is thrown away with the owner, however that ends.
     `logs` is where NAME.log and NAME.pid go; `restart` has a server that dies started again.
     `testcontainers` has containers made by it.
+    Without `flushes` PostgreSQL leaves flushing to the kernel: for a server that is thrown away unharmed.
     """
     choice = choice or choose(environ)
     match choice.kind:
         case "env":
             yield foreign(choice, environ)
         case "local":
-            with local(choice, logs, folder, restart=restart) as opened:
+            with local(choice, logs, folder, restart=restart, flushes=flushes) as opened:
                 yield opened
         case "docker":
-            with containers(choice, logs, restart=restart, testcontainers=testcontainers) as opened:
+            with containers(choice, logs, restart=restart, testcontainers=testcontainers, flushes=flushes) as opened:
                 yield opened
 
 
@@ -151,13 +153,13 @@ def usual_management_url(amqp_url: str) -> str:
 
 
 @contextmanager
-def local(choice: Choice, logs: Path | None, folder: Path | None, *, restart: bool) -> Iterator[Servers]:
+def local(choice: Choice, logs: Path | None, folder: Path | None, *, restart: bool, flushes: bool) -> Iterator[Servers]:
     """PostgreSQL and RabbitMQ from the programs on this machine, in a folder of their own."""
     # Together: one run of apt instead of two.
     packages.ensure(LOCAL_PROGRAMS)
     throwaway = folder is None
     folder = folder or new_folder("orders-")
-    postgres = LocalPostgres(folder, logs, restart=restart, throwaway=throwaway)
+    postgres = LocalPostgres(folder, logs, restart=restart, throwaway=throwaway, flushes=flushes)
     rabbitmq = LocalRabbitMQ(folder, logs, restart=restart, throwaway=throwaway)
     try:
         in_parallel(postgres.start, rabbitmq.start)
@@ -177,11 +179,13 @@ def local(choice: Choice, logs: Path | None, folder: Path | None, *, restart: bo
 
 
 @contextmanager
-def containers(choice: Choice, logs: Path | None, *, restart: bool, testcontainers: bool) -> Iterator[Servers]:
+def containers(
+    choice: Choice, logs: Path | None, *, restart: bool, testcontainers: bool, flushes: bool
+) -> Iterator[Servers]:
     """PostgreSQL and RabbitMQ as containers of the Docker engine; their data goes with them."""
     folder = new_folder("orders-")
     make = by_testcontainers if testcontainers else by_the_engine
-    both = Containers(folder, logs, make=make, restart=restart, throwaway=True)
+    both = Containers(folder, logs, make=make, restart=restart, throwaway=True, flushes=flushes)
     try:
         in_parallel(both.postgres.start, both.rabbitmq.start)
         yield Servers(
