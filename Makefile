@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# What shares a pair of servers that it breaks, or a fixture of its module, stays together (tests/conftest.py).
+SIDE_BY_SIDE := -n auto --dist loadgroup --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test fuzz bench up down lint chaos sabotage
@@ -12,8 +14,8 @@ help:
 demo: $(VENV)/.made ## replay the bundled real orders through the whole system, from nginx to done
 	@$(BIN)/python -m dev.sandbox.demo
 
-test: $(VENV)/.made ## run every test on real servers (ARGS=... for pytest)
-	@$(BIN)/python -m pytest $(ARGS)
+test: $(VENV)/.made ## run every test on real servers, several side by side (ARGS=... for pytest; -n0: one after another)
+	@$(BIN)/python -m pytest $(SIDE_BY_SIDE) $(ARGS)
 
 fuzz: $(VENV)/.made ## send 20,000 requests and more made from the OpenAPI document to a service of its own
 	@FUZZ_CASES=$${FUZZ_CASES:-20000} FUZZ_EXAMPLES=$${FUZZ_EXAMPLES:-500} $(BIN)/python -m pytest -s tests/orders/api/test_openapi.py $(ARGS)

@@ -5,8 +5,9 @@ import os
 from collections.abc import AsyncIterator, Callable, Generator, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from urllib.parse import urlsplit
+from typing import Any
 
+import msgspec
 import psycopg
 import pytest
 from psycopg import AsyncConnection
@@ -14,25 +15,106 @@ from psycopg import AsyncConnection
 import dev.sandbox.servers
 from dev.sandbox.choice import Choice, ChoiceError, choose
 from dev.sandbox.servers import Servers, in_parallel
-from dev.sandbox.system import Counts, System, declare_topology, upgrade
+from dev.sandbox.system import Counts, System, declare_topology
 from tests import places
+from tests.lending import Lender, Loan, borrow
 
 StartSystem = Callable[..., System]
 
 CHOICE = pytest.StashKey[Choice]()
+LENDER = pytest.StashKey[Lender]()
+LENDING = pytest.StashKey[Path]()
 SYSTEMS = pytest.StashKey[list[System]]()
 LOG_TAIL_BYTES = 3_000
+SERVERS = "servers"
+# Whoever uses one of these needs PostgreSQL, RabbitMQ or nginx.
+SERVER_FIXTURES = {"loan", "breakable_servers", "nginx"}
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", f"{SERVERS}: needs a server (set by the fixtures that a test uses)")
+    config.addinivalue_line("markers", "long: takes more than ten seconds, so it starts among the first")
+    if config.option.markexpr == f"not {SERVERS}":
+        return
+    if is_worker(config):
+        config.stash[CHOICE] = msgspec.json.decode(config.workerinput["choice"], type=Choice)  # type: ignore[attr-defined]
+        os.environ["SANDBOX_PORTS"] = config.workerinput["ports"]  # type: ignore[attr-defined]
+        return
     try:
         config.stash[CHOICE] = choose(os.environ)
     except ChoiceError as error:
         raise pytest.UsageError(str(error)) from None
+    config.stash[LENDER] = Lender(config.stash[CHOICE])
 
 
-def pytest_report_header(config: pytest.Config) -> str:
-    return str(config.stash[CHOICE])
+def pytest_unconfigure(config: pytest.Config) -> None:
+    if LENDER in config.stash:
+        config.stash[LENDER].close()
+    places.forget()
+
+
+def is_worker(config: pytest.Config) -> bool:
+    """One of several processes that pytest-xdist has shared the tests out to."""
+    return hasattr(config, "workerinput")
+
+
+def pytest_report_header(config: pytest.Config) -> str | None:
+    return str(config.stash[CHOICE]) if CHOICE in config.stash else None
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """`-n auto`: none for a test that is asked for by name; else two for each processor, since half of them wait."""
+    if any("::" in str(argument) for argument in config.args):
+        return 0
+    return 2 * len(os.sched_getaffinity(0))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    """Tell a worker which servers were chosen, who lends them, and which ports are its own."""
+    config: pytest.Config = node.config
+    if CHOICE in config.stash:
+        if LENDING not in config.stash:
+            config.stash[LENDING] = config.stash[LENDER].serve()
+        number = int(node.gateway.id.removeprefix("gw")) + 1
+        node.workerinput["choice"] = msgspec.json.encode(config.stash[CHOICE]).decode()
+        node.workerinput["lending"] = str(config.stash[LENDING])
+        node.workerinput["ports"] = f"{number}/{max(len(node.nodemanager.specs), number)}"
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what needs servers by the fixtures it uses, keep together what shares something, the longest first."""
+    for item in items:
+        assert isinstance(item, pytest.Function)
+        used = set(item.fixturenames)
+        if used & SERVER_FIXTURES:
+            item.add_marker(SERVERS)
+        if "breakable_servers" in used:
+            # One pair of servers for all of the folder's: starting one takes longer than most of these tests.
+            item.add_marker(pytest.mark.xdist_group(f"breaks servers: {item.path.parent.name}"))
+        elif not used & SERVER_FIXTURES or shares_by_module(item):
+            item.add_marker(pytest.mark.xdist_group(str(item.path.relative_to(item.config.rootpath))))
+    if items and is_worker(items[0].config):
+        items.sort(key=rank)
+
+
+def rank(item: pytest.Item) -> int:
+    """Where in the order of the run: a test that takes long must not be the last to start."""
+    assert isinstance(item, pytest.Function)
+    used = set(item.fixturenames)
+    return min(
+        0 if "breakable_servers" in used else 4,
+        1 if item.get_closest_marker("long") else 4,
+        2 if "start_system" in used else 4,
+        3 if used & SERVER_FIXTURES else 4,
+    )
+
+
+def shares_by_module(item: pytest.Function) -> bool:
+    """One of its fixtures is made once for its module."""
+    definitions = item._fixtureinfo.name2fixturedefs.values()
+    return any(each[-1].scope == "module" for each in definitions)
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -64,18 +146,23 @@ def anyio_backend() -> str:
 
 
 @pytest.fixture(scope="session")
-def servers(pytestconfig: pytest.Config) -> Iterator[Servers]:
-    """PostgreSQL and RabbitMQ for all tests that do not break them."""
-    with dev.sandbox.servers.servers(pytestconfig.stash[CHOICE], testcontainers=True) as opened:
-        yield opened
+def loan(pytestconfig: pytest.Config) -> Loan:
+    """Where the servers of all workers are."""
+    if is_worker(pytestconfig):
+        return borrow(pytestconfig.workerinput["lending"])  # type: ignore[attr-defined]
+    return pytestconfig.stash[LENDER].lend()
 
 
 @pytest.fixture(scope="session")
-def template(servers: Servers) -> Iterator[str]:
+def servers(pytestconfig: pytest.Config, loan: Loan) -> Servers:
+    """PostgreSQL and RabbitMQ for all tests, of all workers, that do not break them."""
+    return loan.servers(pytestconfig.stash[CHOICE])
+
+
+@pytest.fixture(scope="session")
+def template(loan: Loan) -> str:
     """The name of a migrated database, which nobody connects to: each test gets a copy."""
-    with places.database(servers) as url:
-        upgrade(url)
-        yield urlsplit(url).path.removeprefix("/")
+    return loan.template
 
 
 @pytest.fixture

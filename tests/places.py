@@ -3,6 +3,7 @@
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from typing import LiteralString
 from urllib.parse import urlsplit, urlunsplit
 
@@ -13,6 +14,8 @@ from dev.sandbox.servers import Servers
 from dev.sandbox.vhosts import Management, with_vhost
 
 NOTHING = sql.SQL("")
+
+_sessions: dict[str, psycopg.Connection] = {}
 
 
 class NoVhostsError(Exception):
@@ -43,12 +46,8 @@ def database(servers: Servers, template: str | None = None, rest: sql.Composable
 def vhost(servers: Servers) -> Iterator[str]:
     """A new vhost without a single exchange or queue of ours; removed afterwards."""
     assert servers.management_url is not None
+    require_vhosts(servers.management_url)
     management = Management(servers.management_url)
-    if not management.answers():
-        raise NoVhostsError(
-            f"no management plugin answers at {urlsplit(servers.management_url).netloc.rpartition('@')[2]}: "
-            "tests need it to make a vhost each; MANAGEMENT_URL says where it is"
-        )
     name = f"test_{secrets.token_hex(6)}"
     management.add(name)
     try:
@@ -57,7 +56,36 @@ def vhost(servers: Servers) -> Iterator[str]:
         management.remove(name)
 
 
+@lru_cache
+def require_vhosts(management_url: str) -> None:
+    """Raise NoVhostsError unless the management plugin answers; asked once for each broker."""
+    if not Management(management_url).answers():
+        raise NoVhostsError(
+            f"no management plugin answers at {urlsplit(management_url).netloc.rpartition('@')[2]}: "
+            "tests need it to make a vhost each; MANAGEMENT_URL says where it is"
+        )
+
+
 def administer(servers: Servers, statement: LiteralString, name: str, rest: sql.Composable = NOTHING) -> None:
-    # CREATE and DROP DATABASE take no parameters and no transaction.
-    with psycopg.connect(servers.database_url, autocommit=True, connect_timeout=10) as conn:
-        conn.execute(sql.SQL(statement).format(sql.Identifier(name)) + rest)
+    """CREATE or DROP DATABASE, which take no parameters and no transaction, in a session that is kept."""
+    command = sql.SQL(statement).format(sql.Identifier(name)) + rest
+    kept = _sessions.pop(servers.database_url, None)
+    try:
+        if kept is None:
+            kept = psycopg.connect(servers.database_url, autocommit=True, connect_timeout=10)
+        else:
+            kept.execute("SELECT")
+    except psycopg.OperationalError:
+        # A server that was restarted meanwhile.
+        if kept is None:
+            raise
+        kept.close()
+        kept = psycopg.connect(servers.database_url, autocommit=True, connect_timeout=10)
+    _sessions[servers.database_url] = kept
+    kept.execute(command)
+
+
+def forget() -> None:
+    """Close the sessions that are kept."""
+    while _sessions:
+        _sessions.popitem()[1].close()

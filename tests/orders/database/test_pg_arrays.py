@@ -2,7 +2,7 @@
 
 from datetime import UTC, datetime, timedelta
 from typing import LiteralString
-from uuid import UUID, uuid4
+from uuid import UUID
 
 import psycopg
 import pytest
@@ -20,7 +20,7 @@ def case(sql: LiteralString, column: PgArray, expected: list[object]) -> None:
     CASES.append((sql, column, expected))
 
 
-IDS = [uuid4(), UUID(int=0), UUID(int=2**128 - 1)]
+IDS = [UUID("f47ac10b-58cc-4372-a567-0e02b2c3d479"), UUID(int=0), UUID(int=2**128 - 1)]
 case("SELECT %b::uuid[]", pg_arrays.uuids(IDS), list(IDS))
 case("SELECT %b::uuid[]", pg_arrays.uuids([]), [])
 TEXTS = ["", None, "Teelicht, weiß", '{},"\\', "x" * 100_000, "NULL"]
