@@ -12,7 +12,7 @@ from tests.journey.trace import Trace
 
 HEADER = "InvoiceNo,StockCode,Description,Quantity,InvoiceDate,UnitPrice,CustomerID,Country\n"
 INVOICES = 150
-COMMAND = [sys.executable, "-c", "from orders.replay import replay; replay()"]
+COMMAND = [sys.executable, "-c", "from orders.tools.replay.command import replay; replay()"]
 
 
 def have_started(trace: Trace, orders: int) -> bool:

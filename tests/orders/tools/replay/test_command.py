@@ -441,7 +441,7 @@ def test_interrupted(tmp_path: Path, service: Service) -> None:
         return placed(number)
 
     service.on_post = stuck
-    command = [sys.executable, "-c", "from orders.replay import replay; replay()"]
+    command = [sys.executable, "-c", "from orders.tools.replay.command import replay; replay()"]
     path = invoices(tmp_path, 3)
     with subprocess.Popen(
         [*command, str(path), "--to", service.url, "--json", "--concurrency", "1"],
