@@ -24,7 +24,7 @@ from orders.tools.run_env import RUN_ENV, read_run_env
 DEFAULT_URL = "http://127.0.0.1:8080"
 
 BAR_SECONDS = 0.1
-PLAIN_SECONDS = 2.0
+LINE_SECONDS = 2.0
 
 
 def default_url(environ: Mapping[str, str] = os.environ, run_env: Path = RUN_ENV) -> str:
@@ -36,16 +36,37 @@ def default_url(environ: Mapping[str, str] = os.environ, run_env: Path = RUN_ENV
 
 @contextlib.asynccontextmanager
 async def progress_shown(replay: Replay, console: Console) -> AsyncIterator[None]:
-    """While it is open, show how far the replay is: a bar on a terminal, a line now and then elsewhere."""
-    show: _Bar | _Lines = _Bar(replay, console) if console.is_terminal else _Lines(replay, console)
-    seconds = BAR_SECONDS if console.is_terminal else PLAIN_SECONDS
+    """While it is open, show how far the replay is: two bars on a terminal, elsewhere a line after each change."""
+    bars = Progress(
+        TextColumn("{task.description:<7}"),
+        BarColumn(bar_width=None),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[note]}"),
+        console=console,
+        auto_refresh=False,
+        disable=not console.is_terminal,
+    )
+    placed, done = (bars.add_task(name, total=replay.survey.accepted, note="") for name in ("placed", "done"))
+    last_line = ""
+
+    def show() -> None:
+        nonlocal last_line
+        bars.update(placed, completed=replay.placed, note=f"{replay.retries} retries" if replay.retries else "")
+        bars.update(done, completed=replay.statuses["done"], refresh=True)
+        line = f"{replay.placed} placed, {replay.statuses['done']} done of {replay.survey.accepted}"
+        if replay.retries:
+            line += f", {replay.retries} retries ({replay.trouble})"
+        if line != last_line and not console.is_terminal:
+            console.print(line, highlight=False, markup=False, soft_wrap=True)
+        last_line = line
 
     async def show_on() -> None:
         while True:
-            await asyncio.sleep(seconds)
+            await asyncio.sleep(BAR_SECONDS if console.is_terminal else LINE_SECONDS)
             show()
 
-    with show:
+    with bars:
         showing = asyncio.create_task(show_on(), name="replay-progress")
         try:
             yield
@@ -54,60 +75,6 @@ async def progress_shown(replay: Replay, console: Console) -> AsyncIterator[None
             with contextlib.suppress(asyncio.CancelledError):
                 await showing
             show()
-
-
-class _Bar:
-    """Two bars that move: placed, and done."""
-
-    def __init__(self, replay: Replay, console: Console) -> None:
-        self._replay = replay
-        self._bars = Progress(
-            TextColumn("{task.description:<7}"),
-            BarColumn(bar_width=None),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TextColumn("{task.fields[note]}"),
-            console=console,
-            auto_refresh=False,
-        )
-        self._placed = self._bars.add_task("placed", total=replay.survey.accepted, note="")
-        self._ended = self._bars.add_task("done", total=replay.survey.accepted, note="")
-
-    def __enter__(self) -> None:
-        self._bars.start()
-
-    def __exit__(self, *_: object) -> None:
-        self._bars.stop()
-
-    def __call__(self) -> None:
-        note = f"{self._replay.retries} retries" if self._replay.retries else ""
-        self._bars.update(self._placed, completed=self._replay.placed, note=note)
-        self._bars.update(self._ended, completed=self._replay.statuses["done"])
-        self._bars.refresh()
-
-
-class _Lines:
-    """A line whenever something has changed."""
-
-    def __init__(self, replay: Replay, console: Console) -> None:
-        self._replay = replay
-        self._console = console
-        self._last = ""
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, *_: object) -> None:
-        pass
-
-    def __call__(self) -> None:
-        replay = self._replay
-        line = f"{replay.placed} placed, {replay.statuses['done']} done of {replay.survey.accepted}"
-        if replay.retries:
-            line += f", {replay.retries} retries ({replay.trouble})"
-        if line != self._last:
-            self._console.print(line, highlight=False, markup=False, soft_wrap=True)
-            self._last = line
 
 
 def table_of(report: ReplayReport) -> Table:
