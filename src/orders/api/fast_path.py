@@ -22,11 +22,12 @@ from orders.model.order import NewOrder
 from orders.model.traceparent import continue_trace
 
 MAX_BODY_BYTES = 1 << 20
+IDEMPOTENCY_KEY = rb"[\x21-\x7e]{1,255}"
 
 Headers = dict[bytes, bytes]
 
 _is_json = re.compile(rb"application/json\s*(;.*)?", re.IGNORECASE).fullmatch
-_is_key = re.compile(rb"[\x21-\x7e]{1,255}").fullmatch
+_is_key = re.compile(IDEMPOTENCY_KEY).fullmatch
 _new_order = msgspec.json.Decoder(NewOrder)
 
 

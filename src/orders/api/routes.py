@@ -42,7 +42,7 @@ class TutorialOrder(msgspec.Struct, frozen=True):
 
 
 class Health(msgspec.Struct, frozen=True):
-    """The health of the service and of its database."""
+    """How the service is: each `healthy` or `unhealthy`."""
 
     status: Literal["healthy", "unhealthy"]
     database: Literal["healthy", "unhealthy"]
