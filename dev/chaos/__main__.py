@@ -12,7 +12,7 @@ from rich.console import Console
 
 from dev.chaos import report, schedule
 from dev.chaos.act import KINDS, Planned
-from dev.chaos.run import Asked, Outcome, run_seed
+from dev.chaos.run import Asked, SeedResult, run_seed
 from dev.sandbox.process import ROOT, write_atomically
 
 RUN = ROOT / ".run" / "chaos"
@@ -64,7 +64,7 @@ def main(
         raise click.UsageError(str(error)) from None
     logging.getLogger("aiormq").setLevel(logging.CRITICAL)  # the recorder's broker is away now and then
     folder.mkdir(parents=True, exist_ok=True)
-    outcomes: list[Outcome] = []
+    results: list[SeedResult] = []
     for seed in numbers:
         asked = Asked(seed=seed, minutes=minutes, faults=faults, rate=rate, one_by_one=one_by_one)
         planned = schedule.plan(seed, minutes * 60, kinds)
@@ -73,35 +73,35 @@ def main(
                 console.print(f"{seed} {each.at:7.2f} s {each.kind:4} {each.place} {each.seconds:g} s", highlight=False)
             continue
         file = folder / f"seed-{seed}.json"
-        outcome = None if again else earlier(file, asked)
-        if outcome is None:
+        result = None if again else earlier(file, asked)
+        if result is None:
             console.rule(f"seed {seed}: {len(planned)} faults in {minutes:g} minutes")
-            outcome = run_anew(asked, planned, folder / f"seed-{seed}", console)
-            write_atomically(file, msgspec.json.encode(outcome).decode())
-        outcomes.append(outcome)
-        report.write(report.summarize(outcomes), folder)
+            result = run_anew(asked, planned, folder / f"seed-{seed}", console)
+            write_atomically(file, msgspec.json.encode(result).decode())
+        results.append(result)
+        report.write(report.summarize(results), folder)
     if only_plan:
         return
-    summary = report.summarize(outcomes)
+    summary = report.summarize(results)
     report.show(summary, console)
     console.print(f"{folder}/report.html and summary.json", highlight=False, markup=False)
     sys.exit(0 if summary.ok else 1)
 
 
-def run_anew(asked: Asked, planned: list[Planned], folder: Path, console: Console) -> Outcome:
+def run_anew(asked: Asked, planned: list[Planned], folder: Path, console: Console) -> SeedResult:
     """Run a seed in a folder of its own, which stays there to be looked at."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     return uvloop.run(run_seed(asked, planned, folder, lambda text: console.print(text, highlight=False, markup=False)))
 
 
-def earlier(file: Path, asked: Asked) -> Outcome | None:
+def earlier(file: Path, asked: Asked) -> SeedResult | None:
     """What this seed came to in an earlier run with the same options, if it was run."""
     try:
-        outcome = msgspec.json.decode(file.read_bytes(), type=Outcome)
+        result = msgspec.json.decode(file.read_bytes(), type=SeedResult)
     except (FileNotFoundError, msgspec.DecodeError):
         return None
-    return outcome if outcome.asked == asked else None
+    return result if result.asked == asked else None
 
 
 if __name__ == "__main__":

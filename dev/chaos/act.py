@@ -85,7 +85,7 @@ class Act:
 Fault = Callable[[Act], Awaitable[None]]
 
 
-class Kind(msgspec.Struct, frozen=True):
+class FaultKind(msgspec.Struct, frozen=True):
     """A kind of fault: where it may happen, what it keeps to itself meanwhile, how often it comes, how long."""
 
     id: str
@@ -97,7 +97,7 @@ class Kind(msgspec.Struct, frozen=True):
     keeps: Callable[[str], tuple[str, ...]]
 
 
-KINDS: dict[str, Kind] = {}
+KINDS: dict[str, FaultKind] = {}
 
 
 def itself(place: str) -> tuple[str, ...]:
@@ -118,7 +118,7 @@ def kind(
 
     def register(fault: Fault) -> Fault:
         assert id_ not in KINDS, id_
-        KINDS[id_] = Kind(id_, title, fault, places, weight, seconds, keeps)
+        KINDS[id_] = FaultKind(id_, title, fault, places, weight, seconds, keeps)
         return fault
 
     return register

@@ -25,7 +25,7 @@ from dev.chaos.process_faults import until
 from dev.chaos.recorder import QUEUE
 from dev.sandbox.local_rabbitmq import LocalRabbitMQ
 from dev.sandbox.system import declare_topology
-from dev.sandbox.wire import Weather
+from dev.sandbox.wire import LinkConditions
 from orders.broker.topology import WORK_QUEUE
 from orders.model import events
 from orders.model.ids import uuid7
@@ -233,7 +233,7 @@ async def pause(act: Act) -> None:
 async def late_confirms(act: Act) -> None:
     """The broker's words are kept for a while, then delivered: the messages are stored long before."""
     wire = act.rng.choice(act.stage.wires["relay-mq"])
-    wire.be(Weather(silent=frozenset({"back"})))
+    wire.apply(LinkConditions(silent=frozenset({"back"})))
     act.fired(f"{act.seconds:.1f} s")
     await asyncio.sleep(act.seconds)
     wire.mend()

@@ -26,7 +26,7 @@ FIRST_RETRY_SECONDS, LONGEST_RETRY_SECONDS = 0.2, 4.0
 # connection, whenever one of either comes or goes.
 AT_ONCE = 120
 GONE = (OSError, TimeoutError, RuntimeError)  # the last is uvloop's word for a transport that was closed meanwhile
-WEATHER = frozenset({0, 429, 502, 503, 504})  # asked again: the outcome may be unknown
+RETRIED = frozenset({0, 429, 502, 503, 504})  # statuses that are asked again: the outcome may be unknown
 
 
 def body_of(number: int, reference: str | None = None) -> dict[str, object]:
@@ -84,7 +84,7 @@ class Clients:
             answer = await self._ask(key, number, reference)
             if answer.status == httpx.codes.CREATED:
                 return answer.order_id
-            if answer.status not in WEATHER:
+            if answer.status not in RETRIED:
                 return None  # in the ledger: the checker will say what it thinks of it
             await asyncio.sleep(pause)
         return None
@@ -112,7 +112,7 @@ class Clients:
         """The same key and body, many times at once: one order."""
         key, number = secrets.token_hex(12), self._number()
         answers = await asyncio.gather(*(self._ask(key, number, None) for _ in range(many)))
-        if all(answer.status in WEATHER for answer in answers):
+        if all(answer.status in RETRIED for answer in answers):
             answers = [await self._insist(key, number)]
         return len({answer.order_id for answer in answers if answer.status == httpx.codes.CREATED}) == 1
 
@@ -133,7 +133,7 @@ class Clients:
         assert first.order_id != second.order_id, "a forgotten key still stood for its order"
 
     async def expect(self, what: str, statuses: set[int], body: bytes, *, key: str | None = None) -> None:
-        """Send a body that has to be answered so; weather is asked again."""
+        """Send a body that has to be answered so; a status of RETRIED is asked again."""
         assert self._http is not None
         headers = {"Content-Type": "application/json"} | ({"Idempotency-Key": key} if key else {})
         for pause in itertools.islice(pauses(), 100):
@@ -143,7 +143,7 @@ class Clients:
             except (httpx.HTTPError, OSError):
                 await asyncio.sleep(pause)
                 continue
-            if answer.status_code in WEATHER:
+            if answer.status_code in RETRIED:
                 await asyncio.sleep(pause)
                 continue
             fine = answer.status_code in statuses
@@ -214,7 +214,7 @@ class Clients:
     async def _insist(self, key: str, number: int) -> Answer:
         for pause in pauses():
             answer = await self._ask(key, number, None)
-            if answer.status not in WEATHER:
+            if answer.status not in RETRIED:
                 return answer
             await asyncio.sleep(pause)
         raise AssertionError("unreachable: the pauses never end")

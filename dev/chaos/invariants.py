@@ -15,8 +15,8 @@ ENDS = frozenset({"order.done", "order.failed", "order.cancelled"})
 NAMED = 5  # of the orders that break an invariant
 
 
-class Verdict(msgspec.Struct, frozen=True):
-    """What became of one invariant: how often it was broken, by whom, and how much it was held against."""
+class InvariantResult(msgspec.Struct, frozen=True):
+    """The result of checking one invariant: how often it was broken, by which orders, and how many were checked."""
 
     id: str
     title: str
@@ -40,14 +40,14 @@ def invariant(id_: str, title: str) -> Callable[[Callable[[Evidence], Found]], C
     return register
 
 
-def check_all(evidence: Evidence) -> list[Verdict]:
+def check_all(evidence: Evidence) -> list[InvariantResult]:
     """Hold all invariants against the evidence."""
-    verdicts = []
+    results = []
     for id_, (title, check) in CHECKS.items():
         broken, checked, note = check(evidence)
         broken = list(broken)
-        verdicts.append(Verdict(id_, title, len(broken), checked, broken[:NAMED], note))
-    return verdicts
+        results.append(InvariantResult(id_, title, len(broken), checked, broken[:NAMED], note))
+    return results
 
 
 @invariant("I1", "every acknowledged order exists, once, as it was asked for")

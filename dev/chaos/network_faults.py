@@ -5,7 +5,7 @@ import asyncio
 from dev.chaos.act import Act, kind
 from dev.chaos.process_faults import until
 from dev.chaos.stage import EDGES
-from dev.sandbox.wire import Way, Weather, Wire
+from dev.sandbox.wire import LinkConditions, Way, Wire
 
 
 def some(act: Act) -> list[Wire]:
@@ -19,10 +19,10 @@ def keep_edge(place: str) -> tuple[str, ...]:
     return (f"wires {place}",)
 
 
-async def endure(act: Act, wires: list[Wire], weather: Weather, detail: str) -> None:
-    """Have this weather for a while."""
+async def endure(act: Act, wires: list[Wire], conditions: LinkConditions, detail: str) -> None:
+    """Put these wires under the conditions for the seconds of the fault."""
     for wire in wires:
-        wire.be(weather)
+        wire.apply(conditions)
     act.fired(f"{len(wires)} wires, {act.seconds:.1f} s: {detail}")
     await asyncio.sleep(act.seconds)
     for wire in wires:
@@ -34,14 +34,14 @@ async def endure(act: Act, wires: list[Wire], weather: Weather, detail: str) -> 
 async def latency(act: Act) -> None:
     """20 to 300 ms for each piece, and as much again by chance."""
     delay = act.rng.uniform(0.02, 0.3)
-    await endure(act, some(act), Weather(delay=delay, jitter=delay), f"{delay * 1000:.0f} ms")
+    await endure(act, some(act), LinkConditions(delay=delay, jitter=delay), f"{delay * 1000:.0f} ms")
 
 
 @kind("N2", "little bandwidth", EDGES, weight=1.5, seconds=(2.0, 6.0), keeps=keep_edge)
 async def bandwidth(act: Act) -> None:
     """4 to 40 kB/s."""
     rate = act.rng.uniform(4_000, 40_000)
-    await endure(act, some(act), Weather(bytes_per_second=rate), f"{rate / 1000:.0f} kB/s")
+    await endure(act, some(act), LinkConditions(bytes_per_second=rate), f"{rate / 1000:.0f} kB/s")
 
 
 @kind("N3", "down: connections reset, new ones refused", EDGES, weight=2, seconds=(0.5, 5.0), keeps=keep_edge)
@@ -61,7 +61,7 @@ async def down(act: Act) -> None:
 async def blackhole(act: Act) -> None:
     """Nothing gets through, and nobody knows."""
     both: frozenset[Way] = frozenset({"there", "back"})
-    await endure(act, some(act), Weather(silent=both), "both ways")
+    await endure(act, some(act), LinkConditions(silent=both), "both ways")
 
 
 @kind("N5", "reset", EDGES, weight=2.5, keeps=keep_edge)
@@ -78,13 +78,13 @@ async def reset(act: Act) -> None:
 @kind("N6", "slicer: pieces of 1 to 7 bytes", EDGES, seconds=(1.0, 4.0), keeps=keep_edge)
 async def slices(act: Act) -> None:
     """Whoever takes a piece for a message finds out."""
-    await endure(act, [act.rng.choice(act.stage.wires[act.place])], Weather(pieces_of=7), "1 to 7 bytes")
+    await endure(act, [act.rng.choice(act.stage.wires[act.place])], LinkConditions(pieces_of=7), "1 to 7 bytes")
 
 
 @kind("N7", "slow close", EDGES, seconds=(2.0, 6.0), keeps=keep_edge)
 async def slow_close(act: Act) -> None:
     """The end of a stream arrives seconds late."""
-    await endure(act, some(act), Weather(closing=5.0), "5 s")
+    await endure(act, some(act), LinkConditions(closing=5.0), "5 s")
 
 
 @kind("N8", "cut after k bytes", EDGES, weight=4, seconds=(40.0, 40.0), keeps=keep_edge)
@@ -105,4 +105,4 @@ async def cut(act: Act) -> None:
 async def one_way(act: Act) -> None:
     """What is said arrives, what is answered does not; or the other way round."""
     way: Way = act.rng.choice(("there", "back"))
-    await endure(act, some(act), Weather(silent=frozenset({way})), way)
+    await endure(act, some(act), LinkConditions(silent=frozenset({way})), way)

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from dev.chaos.act import KINDS, Record
-from dev.chaos.run import Outcome
+from dev.chaos.run import SeedResult
 from dev.sandbox.process import write_atomically
 
 # Recovery is promised for these: which kinds, from which places, within how many seconds at p99, from when on.
@@ -58,14 +58,14 @@ class Brief(msgspec.Struct, frozen=True):
     at: str
 
 
-def brief(o: Outcome) -> Brief:
+def brief(o: SeedResult) -> Brief:
     """Leave out the timeline and the single faults."""
     fired = [record for record in o.records if record.fired_at is not None]
     slowest = max(fired, key=lambda record: record.recovery_seconds or 0.0, default=None)
     return Brief(
         o.asked.seed, o.asked.minutes, o.asked.rate, o.handler, o.fired,
         sorted({record.planned.kind for record in fired}), o.accepted, o.events,
-        {verdict.id: verdict.violations for verdict in o.verdicts}, o.vacuous, o.settled_seconds,
+        {result.id: result.violations for result in o.results}, o.vacuous, o.settled_seconds,
         f"{slowest.recovery_seconds or 0.0:.1f} s, {slowest.planned.kind} {slowest.planned.place}" if slowest else "",
         sum(record.recovery_seconds is None for record in fired), o.machine, o.commit, o.at,
     )  # fmt: skip
@@ -81,25 +81,25 @@ class Summary(msgspec.Struct, frozen=True):
     kinds: int
     violations: dict[str, int]
     recoveries: list[Recovery]
-    outcomes: list[Outcome]
+    seed_results: list[SeedResult]
 
 
-def summarize(outcomes: Sequence[Outcome]) -> Summary:
+def summarize(seed_results: Sequence[SeedResult]) -> Summary:
     """Add the seeds up."""
     violations: dict[str, int] = defaultdict(int)
-    for outcome in outcomes:
-        for verdict in outcome.verdicts:
-            violations[verdict.id] += verdict.violations
-    records = [record for outcome in outcomes for record in outcome.records]
+    for seed_result in seed_results:
+        for result in seed_result.results:
+            violations[result.id] += result.violations
+    records = [record for seed_result in seed_results for record in seed_result.records]
     return Summary(
-        ok=all(outcome.ok for outcome in outcomes),
-        seeds=[outcome.asked.seed for outcome in outcomes],
-        accepted=sum(outcome.accepted for outcome in outcomes),
-        fired=sum(outcome.fired for outcome in outcomes),
+        ok=all(seed_result.ok for seed_result in seed_results),
+        seeds=[seed_result.asked.seed for seed_result in seed_results],
+        accepted=sum(seed_result.accepted for seed_result in seed_results),
+        fired=sum(seed_result.fired for seed_result in seed_results),
         kinds=len({record.planned.kind for record in records if record.fired_at is not None}),
         violations=dict(violations),
         recoveries=[recovery(records, *promise) for promise in PROMISES],
-        outcomes=list(outcomes),
+        seed_results=list(seed_results),
     )
 
 
@@ -136,10 +136,10 @@ def percentile(values: Sequence[float], share: float) -> float | None:
 def show(summary: Summary, console: Console) -> None:
     """Print the tables."""
     seeds = Table(title="seeds", title_justify="left")
-    for name in ("seed", "minutes", "orders", "faults", "kinds", "settled s", "verdict"):
-        seeds.add_column(name, justify="right" if name != "verdict" else "left")
-    for o in summary.outcomes:
-        broken = [f"{verdict.id} x {verdict.violations}" for verdict in o.verdicts if verdict.violations]
+    for name in ("seed", "minutes", "orders", "faults", "kinds", "settled s", "result"):
+        seeds.add_column(name, justify="right" if name != "result" else "left")
+    for o in summary.seed_results:
+        broken = [f"{result.id} x {result.violations}" for result in o.results if result.violations]
         word = "[green]holds" if o.ok else f"[red]{', '.join(broken) or 'vacuous'}"
         settled = "never" if o.settled_seconds is None else f"{o.settled_seconds:.1f}"
         seeds.add_row(
@@ -150,10 +150,10 @@ def show(summary: Summary, console: Console) -> None:
     table = Table(title="invariants", title_justify="left")
     for name in ("", "what has to hold", "held against", "violations"):
         table.add_column(name, justify="right" if name in {"held against", "violations"} else "left")
-    for verdict in summary.outcomes[0].verdicts if summary.outcomes else ():
-        checked = sum(v.checked for o in summary.outcomes for v in o.verdicts if v.id == verdict.id)
-        count = summary.violations[verdict.id]
-        table.add_row(verdict.id, verdict.title, str(checked), f"[red]{count}" if count else "0")
+    for result in summary.seed_results[0].results if summary.seed_results else ():
+        checked = sum(v.checked for o in summary.seed_results for v in o.results if v.id == result.id)
+        count = summary.violations[result.id]
+        table.add_row(result.id, result.title, str(checked), f"[red]{count}" if count else "0")
     console.print(table)
 
     times = Table(title="recovery", title_justify="left")
@@ -164,12 +164,10 @@ def show(summary: Summary, console: Console) -> None:
         times.add_row(r.title, str(r.count), *cells)
     console.print(times)
 
-    for o in summary.outcomes:
-        for verdict in o.verdicts:
-            for example in verdict.examples:
-                console.print(
-                    f"seed {o.asked.seed} {verdict.id}: {example}", highlight=False, markup=False, style="red"
-                )
+    for o in summary.seed_results:
+        for result in o.results:
+            for example in result.examples:
+                console.print(f"seed {o.asked.seed} {result.id}: {example}", highlight=False, markup=False, style="red")
         for reason in o.vacuous:
             console.print(f"seed {o.asked.seed} proves nothing: {reason}", highlight=False, markup=False, style="red")
 
@@ -181,7 +179,7 @@ def number(value: float | None) -> str:
 
 def write(summary: Summary, folder: Path) -> None:
     """Write summary.json, brief.jsonl (a line for each seed) and report.html."""
-    briefs = [msgspec.json.encode(brief(outcome)).decode() for outcome in summary.outcomes]
+    briefs = [msgspec.json.encode(brief(seed_result)).decode() for seed_result in summary.seed_results]
     write_atomically(folder / "brief.jsonl", "".join(f"{each}\n" for each in briefs))
     write_atomically(folder / "summary.json", msgspec.json.format(msgspec.json.encode(summary)).decode())
     write_atomically(folder / "report.html", page(summary))
@@ -203,9 +201,9 @@ def page(summary: Summary) -> str:
     """The report as one page, with a timeline for each seed."""
     rows = "".join(
         f"<tr><td>{v.id}<td>{html.escape(v.title)}<td>"
-        f"{sum(x.checked for o in summary.outcomes for x in o.verdicts if x.id == v.id)}"
+        f"{sum(x.checked for o in summary.seed_results for x in o.results if x.id == v.id)}"
         f"<td class={'bad' if summary.violations[v.id] else 'good'}>{summary.violations[v.id]}"
-        for v in (summary.outcomes[0].verdicts if summary.outcomes else ())
+        for v in (summary.seed_results[0].results if summary.seed_results else ())
     )
     times = "".join(
         f"<tr><td>{html.escape(r.title)}<td>{r.count}<td>{number(r.p50)}<td>{number(r.p99)}<td>{r.alone}"
@@ -213,7 +211,7 @@ def page(summary: Summary) -> str:
         for r in summary.recoveries
     )
     kinds = "".join(kind_row(kind_id, records) for kind_id, records in by_kind(summary))
-    seeds = "".join(section(outcome) for outcome in summary.outcomes)
+    seeds = "".join(section(seed_result) for seed_result in summary.seed_results)
     word = "<span class=good>every invariant holds</span>" if summary.ok else "<span class=bad>broken</span>"
     return (
         f"<!doctype html><html lang=en><meta charset=utf-8><title>Orders under chaos</title><style>{STYLE}</style>"
@@ -237,7 +235,7 @@ def kind_row(kind_id: str, records: Sequence[Record]) -> str:
 
 def by_kind(summary: Summary) -> list[tuple[str, list[Record]]]:
     """The faults that fired, by their kind, in the order of the list of kinds."""
-    fired = [record for o in summary.outcomes for record in o.records if record.fired_at is not None]
+    fired = [record for o in summary.seed_results for record in o.records if record.fired_at is not None]
     return [
         (kind_id, records)
         for kind_id in KINDS
@@ -245,7 +243,7 @@ def by_kind(summary: Summary) -> list[tuple[str, list[Record]]]:
     ]
 
 
-def section(o: Outcome) -> str:
+def section(o: SeedResult) -> str:
     """One seed: its timeline and its faults."""
     faults = "".join(
         f"<tr><td>{number(r.fired_at)}<td>{r.planned.kind}<td>{html.escape(KINDS[r.planned.kind].title)}"
@@ -254,7 +252,7 @@ def section(o: Outcome) -> str:
         for r in o.records
     )
     reasons = "".join(f"<li class=bad>{html.escape(each)}" for each in o.vacuous)
-    examples = "".join(f"<li class=bad>{v.id}: {html.escape(e)}" for v in o.verdicts for e in v.examples)
+    examples = "".join(f"<li class=bad>{v.id}: {html.escape(e)}" for v in o.results for e in v.examples)
     return (
         f"<h2>seed {o.asked.seed}</h2><p>{o.accepted} orders, {o.fired} faults of {o.kinds} kinds in "
         f"{o.asked.minutes:g} minutes at {o.asked.rate:g} orders/s; {html.escape(o.machine)}; {o.commit}; {o.at}</p>"
@@ -263,7 +261,7 @@ def section(o: Outcome) -> str:
     )
 
 
-def timeline(o: Outcome) -> str:
+def timeline(o: SeedResult) -> str:
     """Orders accepted and ended a second, what is under way, and below them the faults as bars."""
     last = max([tick.at for tick in o.ticks] + [r.healed_at or 0.0 for r in o.records] + [1.0])
     lanes: list[float] = []

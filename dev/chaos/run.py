@@ -23,7 +23,7 @@ from dev.chaos import invariants
 from dev.chaos.act import KINDS, Act, Planned, Record
 from dev.chaos.clients import Clients
 from dev.chaos.evidence import Evidence, Sample, collect
-from dev.chaos.invariants import Verdict
+from dev.chaos.invariants import InvariantResult
 from dev.chaos.ledger import Ledger, now
 from dev.chaos.recorder import Recorder
 from dev.chaos.stage import PLAIN, TRANSACTIONAL, Stage, staged
@@ -72,7 +72,7 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True):
     one_by_one: bool = False  # each fault begins when the system has recovered from the one before
 
 
-class Outcome(msgspec.Struct, kw_only=True):
+class SeedResult(msgspec.Struct, kw_only=True):
     """All that is reported of one seed."""
 
     asked: Asked
@@ -85,7 +85,7 @@ class Outcome(msgspec.Struct, kw_only=True):
     seconds: float
     settled_seconds: float | None
     vacuous: list[str]
-    verdicts: list[Verdict]
+    results: list[InvariantResult]
     records: list[Record]
     ticks: list[Tick]
     answers: dict[int, int]
@@ -277,7 +277,7 @@ def queues_of(stage: Stage) -> str:
     )
 
 
-async def run_seed(asked: Asked, planned: list[Planned], folder: Path, say: Say) -> Outcome:
+async def run_seed(asked: Asked, planned: list[Planned], folder: Path, say: Say) -> SeedResult:
     """Run one seed in this folder, which is empty; return what is to be reported."""
     # A fault may wait for half a minute in a thread; with asyncio's six, the end of another would wait for that.
     asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(THREADS, thread_name_prefix="chaos"))
@@ -289,11 +289,11 @@ async def run_seed(asked: Asked, planned: list[Planned], folder: Path, say: Say)
         run = Run(stage, records, asked)
         versions = await versions_of(stage)
         evidence = await run.go(say)
-    verdicts = invariants.check_all(evidence)
+    results = invariants.check_all(evidence)
     vacuous = invariants.vacuous(evidence, records, int(asked.rate * asked.minutes * 60 * LEAST_SHARE))
-    return Outcome(
+    return SeedResult(
         asked=asked,
-        ok=not vacuous and not any(verdict.violations for verdict in verdicts),
+        ok=not vacuous and not any(result.violations for result in results),
         accepted=len(run.clients.accepted),
         orders=len(evidence.orders),
         events=len(evidence.heard),
@@ -302,7 +302,7 @@ async def run_seed(asked: Asked, planned: list[Planned], folder: Path, say: Say)
         seconds=round(time.monotonic() - started, 1),
         settled_seconds=evidence.settled_seconds and round(evidence.settled_seconds, 1),
         vacuous=vacuous,
-        verdicts=verdicts,
+        results=results,
         records=records,
         ticks=run.ticks,
         answers=dict(run.clients.answers),

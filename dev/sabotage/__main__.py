@@ -50,9 +50,9 @@ def try_one(plant: Plant, opened: Servers) -> Result:
     """Plant a bug in a copy of its own, and run its check there."""
     with scratch.copy_of(ROOT) as copy:
         scratch.plant(copy, plant.changes)
-        verdict = check.run([plant.check], copy, opened)
+        checked = check.run([plant.check], copy, opened)
     return Result(
-        plant.id, plant.title, plant.check, verdict.failed, verdict.seconds, verdict.said, plant=digest(plant)
+        plant.id, plant.title, plant.check, checked.failed, checked.seconds, checked.said, plant=digest(plant)
     )
 
 
@@ -91,10 +91,10 @@ def main(ids: tuple[str, ...], only_list: bool, again: bool, folder: Path) -> No
 def run(due: list[Plant], opened: Servers, folder: Path, console: Console) -> list[Result]:
     """See that all checks pass where nothing is planted; then plant one bug after the other, and keep each result."""
     with scratch.copy_of(ROOT) as copy:
-        verdict = check.run(sorted({plant.check for plant in due}), copy, opened)
-    if not verdict.passed:
-        raise click.ClickException(f"the checks do not even pass where nothing is planted: {verdict.said}")
-    console.print(f"nothing planted: all checks pass, in {verdict.seconds} s", highlight=False)
+        checked = check.run(sorted({plant.check for plant in due}), copy, opened)
+    if not checked.passed:
+        raise click.ClickException(f"the checks do not even pass where nothing is planted: {checked.said}")
+    console.print(f"nothing planted: all checks pass, in {checked.seconds} s", highlight=False)
     results = []
     for plant in due:
         result = try_one(plant, opened)

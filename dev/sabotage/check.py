@@ -15,7 +15,7 @@ LONGEST_SECONDS = 600.0  # of all checks together, on a busy machine; then they 
 FAILED = 1  # pytest's code for: tests ran, and some failed
 
 
-class Verdict(msgspec.Struct, frozen=True):
+class CheckResult(msgspec.Struct, frozen=True):
     """How a check ended: it passed, it failed, or something else kept it from saying either."""
 
     passed: bool
@@ -24,7 +24,7 @@ class Verdict(msgspec.Struct, frozen=True):
     said: str  # the line that says what failed
 
 
-def run(checks: Sequence[str], tree: Path, servers: Servers) -> Verdict:
+def run(checks: Sequence[str], tree: Path, servers: Servers) -> CheckResult:
     """Run tests by their node ids; each makes a database and a vhost of its own on the servers."""
     environ = os.environ | {
         "PYTHONPATH": f"{tree / 'src'}:{tree}",
@@ -49,9 +49,9 @@ def run(checks: Sequence[str], tree: Path, servers: Servers) -> Verdict:
             timeout=LONGEST_SECONDS,
         )
     except subprocess.TimeoutExpired:
-        return Verdict(passed=False, failed=False, seconds=LONGEST_SECONDS, said="it hangs")
+        return CheckResult(passed=False, failed=False, seconds=LONGEST_SECONDS, said="it hangs")
     seconds = round(time.monotonic() - began, 1)
-    return Verdict(
+    return CheckResult(
         passed=done.returncode == 0, failed=done.returncode == FAILED, seconds=seconds, said=what_failed(done.stdout)
     )
 

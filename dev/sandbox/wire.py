@@ -22,18 +22,18 @@ RESET = struct.pack("ii", 1, 0)  # linger for no time: a close is a reset
 Way = Literal["there", "back"]
 
 
-class Weather(msgspec.Struct, frozen=True, kw_only=True):
-    """What the wire does to the bytes. The default is nothing."""
+class LinkConditions(msgspec.Struct, frozen=True, kw_only=True):
+    """Changes that a wire makes to the bytes that it carries; the default is none."""
 
-    delay: float = 0.0  # seconds for each piece
-    jitter: float = 0.0  # up to so many seconds more
-    bytes_per_second: float = 0.0  # 0: as many as come
-    pieces_of: int = 0  # cut into pieces of 1 to so many bytes, each sent on its own
-    closing: float = 0.0  # seconds until an end of the stream is passed on
-    silent: frozenset[Way] = frozenset()  # taken and kept: a machine that has lost its network
+    delay: float = 0.0  # seconds that each piece waits
+    jitter: float = 0.0  # at most so many seconds more, at random
+    bytes_per_second: float = 0.0  # 0 is no limit
+    pieces_of: int = 0  # cut the stream into pieces of 1 to so many bytes; 0 leaves it
+    closing: float = 0.0  # seconds until the end of the stream is passed on
+    silent: frozenset[Way] = frozenset()  # accept bytes and keep them, as a machine that has lost its network
 
 
-CALM = Weather()
+UNCHANGED = LinkConditions()
 
 
 class Wire:
@@ -50,7 +50,7 @@ class Wire:
         self._ends: set[asyncio.StreamWriter] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._is_cut = False
-        self._weather = CALM
+        self._conditions = UNCHANGED
         self._changed = asyncio.Event()
         self._marker: bytes | None = None
         self._left: dict[Way, int | None] = {"there": None, "back": None}
@@ -81,21 +81,21 @@ class Wire:
         self._is_cut = False
         self._marker = None
         self._left = {"there": None, "back": None}
-        self.be(CALM)
+        self.apply(UNCHANGED)
 
-    def be(self, weather: Weather) -> None:
-        """Treat all bytes so from now on, those of open connections too."""
-        self._weather = weather
+    def apply(self, conditions: LinkConditions) -> None:
+        """Treat all bytes under these conditions from now on, those of open connections too."""
+        self._conditions = conditions
         self._changed.set()
         self._changed = asyncio.Event()
 
     def silence(self) -> None:
         """Keep every connection open, take what is sent, and pass nothing on."""
-        self.be(Weather(silent=frozenset({"there", "back"})))
+        self.apply(LinkConditions(silent=frozenset({"there", "back"})))
 
     def resume(self) -> None:
         """Pass on what was kept, and what follows."""
-        self.be(CALM)
+        self.apply(UNCHANGED)
 
     def swallow(self, marker: bytes) -> None:
         """Lose the next answer of the server with these bytes in it, and the connection that it came on."""
@@ -153,26 +153,26 @@ class Wire:
                         return
                     if not await self._carry(way, data, sink):
                         return
-                await asyncio.sleep(self._weather.closing)
+                await asyncio.sleep(self._conditions.closing)
         finally:
             for end in ends:
                 self._abort(end)
                 self._ends.discard(end)
 
     async def _carry(self, way: Way, data: bytes, sink: asyncio.StreamWriter) -> bool:
-        """Pass bytes on as the weather wants it; say whether the connection stands afterwards."""
+        """Pass bytes on under the conditions; return whether the connection stands afterwards."""
         while data:
-            while way in self._weather.silent:
+            while way in self._conditions.silent:
                 await self._changed.wait()
-            weather = self._weather
-            size = random.randint(1, weather.pieces_of) if weather.pieces_of else len(data)
-            if weather.bytes_per_second:
-                size = min(size, max(1, int(weather.bytes_per_second / 20)))
+            conditions = self._conditions
+            size = random.randint(1, conditions.pieces_of) if conditions.pieces_of else len(data)
+            if conditions.bytes_per_second:
+                size = min(size, max(1, int(conditions.bytes_per_second / 20)))
             piece, data = data[:size], data[size:]
-            if weather.delay or weather.jitter:
-                await asyncio.sleep(weather.delay + random.uniform(0, weather.jitter))
-            if weather.bytes_per_second:
-                await asyncio.sleep(len(piece) / weather.bytes_per_second)
+            if conditions.delay or conditions.jitter:
+                await asyncio.sleep(conditions.delay + random.uniform(0, conditions.jitter))
+            if conditions.bytes_per_second:
+                await asyncio.sleep(len(piece) / conditions.bytes_per_second)
             left = self._left[way]
             if left is not None:
                 self._left[way] = left - len(piece) if left > len(piece) else None
@@ -185,7 +185,7 @@ class Wire:
             sink.write(piece)
             self.carried += len(piece)
             await sink.drain()
-            if weather.pieces_of:
+            if conditions.pieces_of:
                 await asyncio.sleep(0)
         return True
 

@@ -43,7 +43,7 @@ def healthy() -> Evidence:
 
 def broken(evidence: Evidence) -> set[str]:
     """Return the invariants that the evidence breaks."""
-    return {verdict.id for verdict in invariants.check_all(evidence) if verdict.violations}
+    return {result.id for result in invariants.check_all(evidence) if result.violations}
 
 
 def with_(evidence: Evidence, **changes: object) -> Evidence:
@@ -55,11 +55,11 @@ def test_a_healthy_run_breaks_nothing() -> None:
     """
     All invariants hold, and each was held against something.
     """
-    verdicts = invariants.check_all(healthy())
+    results = invariants.check_all(healthy())
 
     assert set() == broken(healthy())
-    assert [f"I{number}" for number in (*range(1, 14), 15)] == [verdict.id for verdict in verdicts]
-    assert all(verdict.checked for verdict in verdicts)
+    assert [f"I{number}" for number in (*range(1, 14), 15)] == [result.id for result in results]
+    assert all(result.checked for result in results)
 
 
 SABOTAGE: dict[str, tuple[str, Callable[[Evidence], Evidence]]] = {

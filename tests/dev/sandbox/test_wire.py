@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from dev.sandbox.wire import Weather, Wire
+from dev.sandbox.wire import LinkConditions, Wire
 from tests.eventually import eventually
 
 
@@ -30,19 +30,20 @@ async def wire() -> AsyncIterator[Wire]:
 
 async def test_it_carries(wire: Wire) -> None:
     """
-    Without weather it is a wire.
+    Without conditions it is a wire.
     """
     assert await say(wire, b"hello") == b"hello"
 
 
 @pytest.mark.parametrize(
-    "weather", [Weather(delay=0.01, jitter=0.01), Weather(bytes_per_second=50_000), Weather(pieces_of=7)]
+    "conditions",
+    [LinkConditions(delay=0.01, jitter=0.01), LinkConditions(bytes_per_second=50_000), LinkConditions(pieces_of=7)],
 )
-async def test_weather_changes_no_byte(wire: Wire, weather: Weather) -> None:
+async def test_conditions_change_no_byte(wire: Wire, conditions: LinkConditions) -> None:
     """
     Slow, narrow or sliced: what arrives is what was sent.
     """
-    wire.be(weather)
+    wire.apply(conditions)
     data = bytes(range(256)) * 4
 
     assert data == await say(wire, data)
