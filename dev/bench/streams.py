@@ -26,7 +26,7 @@ from tests import places
 from tests.eventually import eventually
 from tests.journey import shoppers
 from tests.journey.raw_http import Connection
-from tests.orders.work_samples import wanted_again
+from tests.orders.work_samples import work_message_again
 
 STREAMS = 1000
 AT_ONCE = 50  # orders that one transaction changes
@@ -127,7 +127,7 @@ async def change_all(
         wait = asyncio.create_task(connection.ask("GET", f"/orders/{some[0]}", Prefer="wait=10"), name="wait")
         await asyncio.sleep(random.uniform(0.2, 0.4))  # so that commits fall anywhere between two ticks
         async with conn.transaction():
-            await claim_orders(conn, 1, [await wanted_again(conn, order_id) for order_id in some])
+            await claim_orders(conn, 1, [await work_message_again(conn, order_id) for order_id in some])
         committed = time.perf_counter()
         status, _, _ = await wait
         assert status == 200

@@ -91,13 +91,13 @@ _ALL = (
         "tests/journey/test_worker_dies.py::test_worker_is_killed_mid_work",
         (
             "src/orders/work/delivery.py",
-            "        try:\n            await self._work_order(wanted, delivery)\n",
-            "        delivery.ack()\n        try:\n            await self._work_order(wanted, delivery)\n",
+            "        rejection = await self._work_order(message, delivery)\n",
+            "        delivery.ack()\n        rejection = await self._work_order(message, delivery)\n",
         ),
         (
             "src/orders/work/delivery.py",
-            "        else:\n            delivery.ack()\n",
-            "        else:\n            pass\n",
+            "        if rejection is None:\n            delivery.ack()\n",
+            "        if rejection is None:\n            pass\n",
         ),
     ),
     _plant(

@@ -20,6 +20,7 @@ from orders.broker.consumer import Consumer
 from orders.broker.topology import WORK_QUEUE
 from orders.database import (
     claim_orders,
+    dead_letters_table,
     finish_orders,
     orders_table,
     outbox_table,
@@ -28,20 +29,20 @@ from orders.database import (
     retries_table,
 )
 from orders.database.batcher import Batcher, Limits
-from orders.database.claim_orders import Claim, Wanted
+from orders.database.claim_orders import Claim
+from orders.database.dead_letters_table import DeadLetter, PoisonMark
 from orders.database.finish_orders import Finish, Finished
 from orders.database.notify import RelayNotifier
 from orders.database.worker_lock import WorkerLock
 from orders.handlers import Handler
 from orders.model.error_text import first_line
+from orders.model.work_message import WorkMessage
 from orders.runtime import http_server, process
 from orders.runtime.settings import WorkerSettings
-from orders.work import letters
 from orders.work.crash_isolation import CrashIsolation
-from orders.work.dead_letter_mover import DeadLetters
+from orders.work.dead_letter_mover import DeadLetterMover
 from orders.work.delivery import OrdersInHand, WorkBatches
 from orders.work.due_retries import Retries
-from orders.work.letters import Letter, Verdict
 from orders.work.runner import Runner
 
 log = logging.getLogger("orders.worker")
@@ -62,7 +63,7 @@ class WorkerHealth(msgspec.Struct, frozen=True):
     consumer: Consumer
     worker_lock: WorkerLock
     retries: Retries
-    dead_letters: DeadLetters
+    dead_letters: DeadLetterMover
     unconnected: Callable[[], int]  # how many of the batches have no connection
 
     def status(self) -> dict[str, object]:
@@ -138,7 +139,7 @@ async def serve(settings: WorkerSettings, handler: Handler) -> None:
         orders_table.COLUMNS_ARE_THERE,
         outbox_table.COLUMNS_ARE_THERE,
         retries_table.COLUMNS_ARE_THERE,
-        letters.COLUMNS_ARE_THERE,
+        dead_letters_table.COLUMNS_ARE_THERE,
     )
     await topology.wait_and("verify", settings.amqp_url, process.WAIT_SECONDS)
 
@@ -153,7 +154,7 @@ async def serve(settings: WorkerSettings, handler: Handler) -> None:
         CrashIsolation(timeout=settings.work_timeout) as crash_isolation,
     ):
 
-        async def claim(conn: AsyncConnection, batch: Sequence[Wanted]) -> list[Claim]:
+        async def claim(conn: AsyncConnection, batch: Sequence[WorkMessage]) -> list[Claim]:
             await worker_lock.require()  # a claim without the lock would look like that of a dead worker
             return await claim_orders.claim_orders(conn, worker_lock.number, batch)
 
@@ -162,28 +163,28 @@ async def serve(settings: WorkerSettings, handler: Handler) -> None:
             notifier.soon(len(batch))
             return answers
 
-        async def bury(conn: AsyncConnection, batch: Sequence[Verdict | Letter]) -> Sequence[None]:
-            answers = await letters.bury(conn, batch)
+        async def store_dead_letters(conn: AsyncConnection, batch: Sequence[PoisonMark | DeadLetter]) -> Sequence[None]:
+            answers = await dead_letters_table.store(conn, batch)
             notifier.soon(len(batch))
             return answers
 
         async with (
-            Batcher[Wanted, Claim]("claim", url, claim, limits) as claiming,
+            Batcher[WorkMessage, Claim]("claim", url, claim, limits) as claiming,
             Batcher("finish", url, finish, limits, mend=outbox_table.add_partitions) as finishing,
             Batcher("postpone", url, postpone_orders.postpone_orders, limits) as postponing,
-            Batcher("bury", url, bury, limits, mend=outbox_table.add_partitions) as burying,
+            Batcher("bury", url, store_dead_letters, limits, mend=outbox_table.add_partitions) as storing,
             Retries(url, notifier.soon) as retries,
-            DeadLetters(settings.amqp_url, burying) as dead_letters,
+            DeadLetterMover(settings.amqp_url, storing) as dead_letters,
         ):
             work = OrdersInHand(
-                WorkBatches(claiming, finishing, postponing, burying),
+                WorkBatches(claiming, finishing, postponing, storing),
                 runner,
                 crash_isolation,
                 max_failures=settings.work_max_attempts,
                 at_once=settings.work_connections if runner.wants_connection else None,
             )
             consumer = Consumer(settings.amqp_url, WORK_QUEUE, settings.worker_concurrency, work.take)
-            batches = (claiming, finishing, postponing, burying)
+            batches = (claiming, finishing, postponing, storing)
             worker_health = WorkerHealth(
                 work,
                 consumer,

@@ -15,7 +15,7 @@ from tests.conftest import StartSystem
 from tests.eventually import eventually
 from tests.journey import shoppers
 from tests.journey.raw_http import Connection
-from tests.orders.work_samples import wanted_again
+from tests.orders.work_samples import work_message_again
 
 STREAMS = 1000
 TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-00"
@@ -50,7 +50,7 @@ class Watcher:
 async def finish_all(conn: psycopg.AsyncConnection, order_ids: list[UUID]) -> None:
     """What a worker does, for all of them at once."""
     async with conn.transaction():
-        claimed = await claim_orders(conn, 1, [await wanted_again(conn, order_id) for order_id in order_ids])
+        claimed = await claim_orders(conn, 1, [await work_message_again(conn, order_id) for order_id in order_ids])
     async with conn.transaction():
         await finish_orders(conn, [finish_of(each, TRACE) for each in claimed if isinstance(each, Claimed)])
 

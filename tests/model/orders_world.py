@@ -9,8 +9,9 @@ from uuid import UUID
 
 import msgspec
 
-from orders.database.claim_orders import Claim, Forged, Held, Orphaned, Postponed, Seen, Settled, Wanted, claim_of
+from orders.database.claim_orders import Claim, Forged, Held, Orphaned, Postponed, Seen, Settled, claim_of
 from orders.model.order import TERMINAL, Status
+from orders.model.work_message import WorkMessage
 from orders.work import decision
 from orders.work.decision import Decision
 from orders.work.runner import ChildDied, HandlerFailed, HandlerRefused, Outcome, Succeeded, TransientFailure
@@ -31,7 +32,7 @@ OUTCOMES: dict[str, Outcome] = {
 class Decisions(msgspec.Struct, frozen=True):
     """What the worker decides with."""
 
-    claim_of: Callable[[Seen, Wanted], Claim | Orphaned] = claim_of
+    claim_of: Callable[[Seen, WorkMessage], Claim | Orphaned] = claim_of
     decide: Callable[[Outcome, int, int], Decision] = decision.decide
 
 
@@ -45,13 +46,13 @@ class Row(msgspec.Struct):
     worker: int | None = None
     failures: int = 0
     redrives: int = 0
-    retry: Wanted | None = None
+    retry: WorkMessage | None = None
 
 
 class Job(msgspec.Struct):
     """A delivery in a worker's hands."""
 
-    wanted: Wanted
+    message: WorkMessage
     orphan: Orphaned | None = None  # found by a look, to be taken over by the next statement
     attempt: int | None = None  # under which it was claimed
     failures: int = 0
@@ -65,7 +66,7 @@ class World:
         self.decisions = decide
         self.events = 1
         self.row = Row(UUID(int=100))
-        self.queue = [Wanted(ORDER, self.row.event_id, 1)]
+        self.queue = [WorkMessage(ORDER, self.row.event_id, 1)]
         self.numbers = [1, 2]  # of the two workers
         self.locked = {1, 2}
         self.named = 2
@@ -77,11 +78,11 @@ class World:
 
     def repeat(self) -> None:
         """The relay publishes the order's message once more."""
-        self.queue.append(Wanted(ORDER, self.row.event_id, 1))
+        self.queue.append(WorkMessage(ORDER, self.row.event_id, 1))
 
     def forge(self, version: int) -> None:
         """Somebody publishes a message about an event that never was."""
-        self.queue.append(Wanted(ORDER, UUID(int=999), version))
+        self.queue.append(WorkMessage(ORDER, UUID(int=999), version))
 
     def cancel(self) -> None:
         """The client cancels, if it is not too late."""
@@ -97,7 +98,7 @@ class World:
             row.event_id = UUID(int=100 + self.events)
             row.status, row.version, row.failures, row.redrives = "placed", row.version + 1, 0, row.redrives + 1
             self.ends, self.own_failures, self.said = 0, 0, set()
-            self.queue.append(Wanted(ORDER, row.event_id, row.version))
+            self.queue.append(WorkMessage(ORDER, row.event_id, row.version))
 
     def retry_is_due(self) -> None:
         """The message of a retry goes out."""
@@ -108,7 +109,7 @@ class World:
     def dies(self, at: int) -> None:
         """A worker is killed, and another one takes its place: what it had in hand is delivered again."""
         self.locked.discard(self.numbers[at])
-        self.queue += [job.wanted for job in self.jobs[at]]
+        self.queue += [job.message for job in self.jobs[at]]
         self.jobs[at] = []
         self.named += 1
         self.numbers[at] = self.named
@@ -117,7 +118,7 @@ class World:
     def loses_its_lock(self, at: int) -> None:
         """A worker was stopped: its session ends, its deliveries go back, and it goes on from where it was."""
         self.locked.discard(self.numbers[at])
-        self.queue += [job.wanted for job in self.jobs[at]]
+        self.queue += [job.message for job in self.jobs[at]]
 
     def takes_its_lock(self, at: int) -> None:
         """It is back."""
@@ -138,7 +139,7 @@ class World:
                 self._claim(at, job)
         elif job.outcome is None:
             job.outcome = OUTCOMES[outcome]
-            if job.wanted.event_id == self.row.event_id:
+            if job.message.event_id == self.row.event_id:
                 self.said.add(outcome)
         else:
             self._settle(at, job)
@@ -151,7 +152,7 @@ class World:
                 self._start(job, number)
             return
         is_mine = row.status == "processing" and row.worker == number
-        if row.event_id == job.wanted.event_id and (row.status == "placed" or is_mine):
+        if row.event_id == job.message.event_id and (row.status == "placed" or is_mine):
             if row.status == "placed":
                 row.status, row.version = "processing", row.version + 1
             self._start(job, number)
@@ -160,7 +161,7 @@ class World:
             status=row.status, worker=row.worker, attempts=row.attempts, event_id=row.event_id, version=row.version,
             redrives=row.redrives, is_worked=row.worker in self.locked, is_postponed=row.retry is not None,
         )  # fmt: skip
-        match self.decisions.claim_of(seen, job.wanted):
+        match self.decisions.claim_of(seen, job.message):
             case Orphaned() as orphan:
                 self._promise(not seen.is_worked, f"the order is taken from worker {seen.worker}, which is alive")
                 job.orphan = orphan
@@ -173,7 +174,7 @@ class World:
 
     def _start(self, job: Job, number: int) -> None:
         row = self.row
-        self._promise(job.wanted.event_id == row.event_id, "an order is worked for an event that it does not wait for")
+        self._promise(job.message.event_id == row.event_id, "an order is worked for an event that it does not wait for")
         self._promise(row.retry is None, "an order is worked before its retry is due")
         self._promise(row.status == "processing", f"an order is worked that is {row.status}")
         row.attempts, row.worker = row.attempts + 1, number
@@ -199,7 +200,7 @@ class World:
                         isinstance(job.outcome, HandlerFailed), f"{job.outcome} is counted as the order's own failure"
                     )
                     self.own_failures += 1
-                    row.worker, row.failures, row.retry = 0, row.failures + 1, job.wanted
+                    row.worker, row.failures, row.retry = 0, row.failures + 1, job.message
             case decision.RunAgain():
                 job.attempt = job.outcome = None
                 return
@@ -214,9 +215,9 @@ class World:
         self.jobs[at].remove(job)
 
     def _dead_letter(self, at: int, job: Job, kind: str) -> None:
-        """letters.py: the order fails that waits for this very event, and is not terminal."""
+        """dead_letters_table.py: the order fails that waits for this very event, and is not terminal."""
         self._ack(at, job)
-        if job.wanted.event_id == self.row.event_id:
+        if job.message.event_id == self.row.event_id:
             self._promise(kind == "deadly", "an order's own message is called forged")
             if self.row.status not in TERMINAL:
                 self.row.retry = None

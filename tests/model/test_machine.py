@@ -8,7 +8,8 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_state_machine_as_test
 
-from orders.database.claim_orders import Claim, Held, Orphaned, Seen, Settled, Wanted, claim_of
+from orders.database.claim_orders import Claim, Held, Orphaned, Seen, Settled, claim_of
+from orders.model.work_message import WorkMessage
 from orders.work import decision
 from orders.work.decision import Decision
 from orders.work.runner import HandlerFailed, Outcome, TransientFailure
@@ -243,25 +244,25 @@ PLANTED = {
 }
 
 
-def greedy_claim_of(seen: Seen, wanted: Wanted) -> Claim | Orphaned:
+def greedy_claim_of(seen: Seen, message: WorkMessage) -> Claim | Orphaned:
     """Whoever has the order has had it long enough."""
-    found = claim_of(seen, wanted)
+    found = claim_of(seen, message)
     return Orphaned(seen.worker, seen.attempts) if isinstance(found, Held) and seen.worker is not None else found
 
 
-def credulous_claim_of(seen: Seen, wanted: Wanted) -> Claim | Orphaned:
+def credulous_claim_of(seen: Seen, message: WorkMessage) -> Claim | Orphaned:
     """A message about an order is a message about an order."""
-    return claim_of(msgspec.structs.replace(seen, event_id=wanted.event_id), wanted)
+    return claim_of(msgspec.structs.replace(seen, event_id=message.event_id), message)
 
 
-def impatient_claim_of(seen: Seen, wanted: Wanted) -> Claim | Orphaned:
+def impatient_claim_of(seen: Seen, message: WorkMessage) -> Claim | Orphaned:
     """Who waits for a retry may as well have it now."""
-    return claim_of(msgspec.structs.replace(seen, is_postponed=False), wanted)
+    return claim_of(msgspec.structs.replace(seen, is_postponed=False), message)
 
 
-def careless_claim_of(seen: Seen, wanted: Wanted) -> Claim | Orphaned:
+def careless_claim_of(seen: Seen, message: WorkMessage) -> Claim | Orphaned:
     """An order that is being worked needs no second message."""
-    found = claim_of(seen, wanted)
+    found = claim_of(seen, message)
     return Settled(seen.status) if isinstance(found, Orphaned | Held) else found
 
 

@@ -6,26 +6,27 @@ from uuid import UUID
 
 from psycopg import AsyncConnection
 
-from orders.database.claim_orders import Claimed, Wanted, claim_orders
+from orders.database.claim_orders import Claimed, claim_orders
 from orders.database.finish_orders import finish_of, finish_orders
 from orders.database.place_orders import Placement, place_orders
 from orders.model.traceparent import continue_trace
+from orders.model.work_message import WorkMessage
 from tests.orders.samples import placement
 
 WORKER = 17
 
 
-def wanted(placed: Placement) -> Wanted:
+def work_message(placed: Placement) -> WorkMessage:
     """What the event of a placed order asks for."""
-    return Wanted(placed.order.order_id, placed.event.event_id, 1)
+    return WorkMessage(placed.order.order_id, placed.event.event_id, 1)
 
 
-async def wanted_again(conn: AsyncConnection, order_id: UUID) -> Wanted:
+async def work_message_again(conn: AsyncConnection, order_id: UUID) -> WorkMessage:
     """What the event that an order waits for asks for."""
     cursor = await conn.execute("SELECT order_id, event_id, version FROM orders WHERE order_id = %s", [order_id])
     row = await cursor.fetchone()
     assert row is not None
-    return Wanted(*row)
+    return WorkMessage(*row)
 
 
 async def place(conn: AsyncConnection, many: int = 1, *, reference: str | None = None) -> list[Placement]:
@@ -37,7 +38,7 @@ async def place(conn: AsyncConnection, many: int = 1, *, reference: str | None =
 
 async def claim(conn: AsyncConnection, placed: Sequence[Placement], worker: int = WORKER) -> list[Claimed]:
     """Claim them all."""
-    claims = await claim_orders(conn, worker, [wanted(each) for each in placed])
+    claims = await claim_orders(conn, worker, [work_message(each) for each in placed])
     assert all(isinstance(each, Claimed) for each in claims)
     return [each for each in claims if isinstance(each, Claimed)]
 

@@ -14,6 +14,7 @@ from psycopg import AsyncConnection
 
 from orders.database import orders_table, pg_arrays
 from orders.model.order import Order, Status
+from orders.model.work_message import WorkMessage
 
 NOBODY = 0  # the worker of an order that waits for its retry, or was handed back
 
@@ -65,14 +66,6 @@ HAND_BACK: LiteralString = """
     UPDATE orders SET worker = 0, updated_at = clock_timestamp()
     WHERE order_id = ANY(%b) AND status = 'processing' AND worker = %b
 """
-
-
-class Wanted(msgspec.Struct, frozen=True):
-    """An order that an event asks to be worked; `version` is the order's, as the event tells it."""
-
-    order_id: UUID
-    event_id: UUID
-    version: int
 
 
 class Claimed(msgspec.Struct, frozen=True):
@@ -128,11 +121,11 @@ class Seen(msgspec.Struct, frozen=True):
     is_postponed: bool
 
 
-def claim_of(seen: Seen, wanted: Wanted) -> Claim | Orphaned:
+def claim_of(seen: Seen, message: WorkMessage) -> Claim | Orphaned:
     """Decide why an order could not be claimed for an event, and whether it is to be taken over."""
-    if seen.event_id is not None and seen.event_id != wanted.event_id:
+    if seen.event_id is not None and seen.event_id != message.event_id:
         # Only an order that was redriven has had another event; what is older than that is old news.
-        return Settled(seen.status) if seen.redrives and wanted.version < seen.version else Forged()
+        return Settled(seen.status) if seen.redrives and message.version < seen.version else Forged()
     if seen.status not in {"placed", "processing"}:
         return Settled(seen.status)
     if seen.is_postponed:
@@ -142,16 +135,16 @@ def claim_of(seen: Seen, wanted: Wanted) -> Claim | Orphaned:
     return Orphaned(seen.worker, seen.attempts)
 
 
-async def claim_orders(conn: AsyncConnection, worker: int, batch: Sequence[Wanted]) -> list[Claim]:
+async def claim_orders(conn: AsyncConnection, worker: int, batch: Sequence[WorkMessage]) -> list[Claim]:
     """Claim the orders of a batch for a worker; each order stands in it once."""
     asked = [
-        pg_arrays.uuids([wanted.order_id for wanted in batch]),
-        pg_arrays.uuids([wanted.event_id for wanted in batch]),
+        pg_arrays.uuids([message.order_id for message in batch]),
+        pg_arrays.uuids([message.event_id for message in batch]),
     ]
     cursor = await conn.execute(CLAIM, [*asked, worker, worker], prepare=True)
     claims: dict[UUID, Claim] = {row[0]: _claimed(row) for row in await cursor.fetchall()}
 
-    left = {wanted.order_id: wanted for wanted in batch if wanted.order_id not in claims}
+    left = {message.order_id: message for message in batch if message.order_id not in claims}
     if left:
         cursor = await conn.execute(LOOK, [list(left)], prepare=True)
         orphans: dict[UUID, Orphaned] = {}
@@ -167,7 +160,7 @@ async def claim_orders(conn: AsyncConnection, worker: int, batch: Sequence[Wante
             cursor = await conn.execute(TAKE_OVER, [list(orphans), of, attempts, worker], prepare=True)
             for row in await cursor.fetchall():
                 claims[row[0]] = _claimed(row, suspect=orphans[row[0]].worker != NOBODY)
-    return [claims.get(wanted.order_id, Unknown()) for wanted in batch]
+    return [claims.get(message.order_id, Unknown()) for message in batch]
 
 
 async def hand_back(conn: AsyncConnection, worker: int, order_ids: Sequence[UUID]) -> int:

@@ -1,12 +1,72 @@
-"""Every statement that only reads dead letters, or settles one without its order."""
+"""The tables `dead_letters` and `verdicts`: messages that are never worked, and failed orders that can be redriven.
+
+A worker sends such a message to the dead-letter queue; a worker moves that queue into the table, and fails the order in
+the same transaction: only an order that waits for this very event, and only if it is not terminal. Nothing else that
+the message says is trusted, its headers least of all.
+"""
 
 from collections.abc import Sequence
 from datetime import datetime
-from typing import LiteralString
+from hashlib import sha256
+from typing import Literal, LiteralString
+from uuid import UUID
 
 import msgspec
 from psycopg import AsyncConnection
 from psycopg.rows import class_row, dict_row
+
+from orders.database import orders_table
+from orders.model import events, work_message
+from orders.model.events import Event, data_of
+from orders.model.order import TERMINAL, Order
+from orders.model.storable_text import storable_text
+from orders.model.traceparent import continue_trace
+from orders.model.work_message import InvalidMessage, WorkMessage
+
+Kind = Literal["refused", "exhausted", "deadly", "malformed", "oversized", "unknown", "forged", "undeliverable"]
+
+UNDELIVERABLE = "the broker gave it up: it was delivered too often, and never answered"
+MAX_STORED_BYTES = 64 << 10  # of a message's body
+
+
+COLUMNS_ARE_THERE: LiteralString = """
+    SELECT id, fingerprint, order_id, event_id, kind, reason, state, arrivals, size, body, died_at, settled_at
+    FROM dead_letters LIMIT 0
+"""
+
+# The fingerprint is the event's id, or the hash of a body that is no event of ours: a repeated move adds no second row.
+INSERT: LiteralString = """
+    INSERT INTO dead_letters (fingerprint, order_id, event_id, kind, reason, size, body)
+    VALUES (%b, %b::uuid, %b::uuid, %b, %b, %b, %b)
+    ON CONFLICT (fingerprint) DO UPDATE SET arrivals = dead_letters.arrivals + 1
+"""
+
+COUNT_ARRIVAL: LiteralString = """
+    UPDATE dead_letters SET arrivals = arrivals + 1 WHERE fingerprint = uuid_send(%b::uuid) RETURNING id
+"""
+
+LOCK_ORDER: LiteralString = """
+    SELECT order_id, status, version, customer_id, currency, lines::text, total_minor, reference, attempts,
+           failure_reason, created_at, updated_at, finished_at, event_id
+    FROM orders WHERE order_id = %b FOR UPDATE
+"""
+
+FAIL_ORDER: LiteralString = """
+    WITH failed AS (
+        UPDATE orders
+        SET status = 'failed', version = version + 1, worker = NULL, failure_reason = %b,
+            updated_at = clock_timestamp(), finished_at = clock_timestamp()
+        WHERE order_id = %b
+    ), no_more AS (
+        DELETE FROM retries WHERE order_id = %b
+    )
+    INSERT INTO outbox (event_id, key, exchange, routing_key, required, content_type, headers, body)
+    VALUES (%b, %b::uuid::text, 'orders', 'order.failed', false, 'application/cloudevents+json',
+            jsonb_build_object('traceparent', %b::text), %b)
+"""
+
+MARK_POISON: LiteralString = "INSERT INTO verdicts (event_id, reason) VALUES (%b, %b) ON CONFLICT DO NOTHING"
+TAKE_POISON_MARK: LiteralString = "DELETE FROM verdicts WHERE event_id = %b RETURNING reason"
 
 GROUPS: LiteralString = """
     SELECT d.kind, d.reason, count(*) AS letters, count(*) FILTER (WHERE o.status = 'failed') AS redrivable,
@@ -50,6 +110,20 @@ DISCARD: LiteralString = """
 """
 
 
+class PoisonMark(msgspec.Struct, frozen=True):
+    """Why a worker sends this event to the dead letters; the message itself does not show it."""
+
+    event_id: UUID
+    reason: str
+
+
+class DeadLetter(msgspec.Struct, frozen=True):
+    """A message from the dead-letter queue. `size`: bytes of the whole body, of which `body` may be the beginning."""
+
+    body: bytes
+    size: int
+
+
 class Group(msgspec.Struct, frozen=True, kw_only=True):
     """The dead letters of one reason."""
 
@@ -77,6 +151,72 @@ class Choice(msgspec.Struct, frozen=True, kw_only=True):
 
     ids: Sequence[str] | None = None
     reason: str | None = None
+
+
+async def store(conn: AsyncConnection, batch: Sequence[PoisonMark | DeadLetter]) -> list[None]:
+    """Store poison marks and dead letters, and fail the orders of the latter, in one transaction.
+
+    Harmless to repeat. Returns one None for each item, as a batch has to.
+    """
+    async with conn.transaction():
+        for item in batch:
+            match item:
+                case PoisonMark():
+                    await _mark_poison(conn, item)
+                case DeadLetter():
+                    await _store_letter(conn, item)
+    return [None] * len(batch)
+
+
+async def _mark_poison(conn: AsyncConnection, mark: PoisonMark) -> None:
+    await conn.execute(MARK_POISON, [mark.event_id, storable_text(mark.reason)], prepare=True)
+
+
+async def _store_letter(conn: AsyncConnection, letter: DeadLetter) -> None:
+    try:
+        message = work_message.parse(letter.body, letter.size)
+    except InvalidMessage as invalid:
+        await _insert(conn, letter, invalid.kind, str(invalid))
+        return
+    cursor = await conn.execute(LOCK_ORDER, [message.order_id], prepare=True)
+    row = await cursor.fetchone()
+    cursor = await conn.execute(COUNT_ARRIVAL, [message.event_id], prepare=True)
+    if await cursor.fetchone() is not None:
+        return
+    if row is None:
+        await _insert(conn, letter, "unknown", "there is no such order")
+    elif row[-1] not in {None, message.event_id}:  # None: the order is older than the column, and waits for any event
+        await _insert(conn, letter, "forged", "its order waits for another event")
+    else:
+        await _store_and_fail(conn, letter, message, orders_table.order_of(row[:-1]))
+
+
+async def _store_and_fail(conn: AsyncConnection, letter: DeadLetter, message: WorkMessage, order: Order) -> None:
+    cursor = await conn.execute(TAKE_POISON_MARK, [message.event_id], prepare=True)
+    mark = await cursor.fetchone()
+    kind: Kind = "deadly" if mark else "undeliverable"
+    reason = mark[0] if mark else UNDELIVERABLE
+    await _insert(conn, letter, kind, reason, message)
+    if order.status not in TERMINAL:
+        event = _failed(order, reason)
+        row = [reason, order.order_id, order.order_id, event.event_id, order.order_id, event.traceparent, event.body]
+        await conn.execute(FAIL_ORDER, row, prepare=True)
+
+
+async def _insert(
+    conn: AsyncConnection, letter: DeadLetter, kind: Kind, reason: str, message: WorkMessage | None = None
+) -> None:
+    """Insert a dead letter; without a `message` it belongs to no order."""
+    fingerprint = message.event_id.bytes if message else sha256(letter.body).digest()
+    order_id, event_id = (message.order_id, message.event_id) if message else (None, None)
+    body = letter.body[:MAX_STORED_BYTES]
+    row = [fingerprint, order_id, event_id, kind, storable_text(reason), letter.size, body]
+    await conn.execute(INSERT, row, prepare=True)
+
+
+def _failed(order: Order, reason: str) -> Event:
+    data = data_of(order, status="failed", version=order.version + 1, reason=reason)
+    return events.event_of("order.failed", data, continue_trace(None))
 
 
 async def groups(conn: AsyncConnection, reason: str | None) -> list[Group]:

@@ -13,6 +13,7 @@ from orders.database.pg_arrays import PgArray
 from orders.model import events
 from orders.model.events import Event, EventType, data_of
 from orders.model.order import Status
+from orders.model.storable_text import storable_text
 
 # Only under the attempt that was claimed: a repeat, or a worker that comes late, changes nothing and tells nothing.
 # Whatever has failed can be brought back by the commands for dead letters, so each failure leaves one.
@@ -49,8 +50,6 @@ FINISH: LiteralString = f"""
     SELECT order_id, seconds FROM finished
 """
 
-REASON_CHARACTERS = 500
-
 Kind = Literal["refused", "exhausted"]
 
 
@@ -73,12 +72,6 @@ class Finished(msgspec.Struct, frozen=True):
 
     status: Status
     seconds: float
-
-
-def storable_text(reason: str) -> str:
-    """Return a reason as it may be stored: no NUL, no lone surrogate, and no page of traceback."""
-    text = reason.encode(errors="replace").decode().replace("\0", "\N{REPLACEMENT CHARACTER}")
-    return text.strip()[:REASON_CHARACTERS] or "no reason given"
 
 
 def finish_of(

@@ -14,7 +14,8 @@ import msgspec
 from psycopg import AsyncConnection
 
 from orders.database import retries_table
-from orders.database.claim_orders import Claimed, Wanted
+from orders.database.claim_orders import Claimed
+from orders.model.work_message import WorkMessage
 
 # `worker` is set to 0 here, and never by a claim: an earlier run of the same batch is not counted again.
 POSTPONE: LiteralString = f"""
@@ -39,7 +40,7 @@ class Postpone(msgspec.Struct, frozen=True):
     """An order whose handler has failed under this claim, to be sent again in so many seconds."""
 
     claimed: Claimed
-    wanted: Wanted
+    message: WorkMessage
     seconds: float
     body: bytes
     traceparent: str
@@ -48,7 +49,7 @@ class Postpone(msgspec.Struct, frozen=True):
 async def postpone_orders(conn: AsyncConnection, batch: Sequence[Postpone]) -> list[None]:
     """Count the failures and write the retries; one that is no longer ours, or was written before, is left alone."""
     rows: list[tuple[UUID, int, UUID, float, bytes, str]] = [
-        (p.wanted.order_id, p.claimed.order.attempts, p.wanted.event_id, p.seconds, p.body, p.traceparent)
+        (p.message.order_id, p.claimed.order.attempts, p.message.event_id, p.seconds, p.body, p.traceparent)
         for p in batch
     ]
     await conn.execute(POSTPONE, [list(column) for column in zip(*rows, strict=True)], prepare=True)

@@ -22,6 +22,7 @@ from rich.table import Column, Table
 from orders.broker import rabbitmq, topology
 from orders.database import (
     api_keys_table,
+    dead_letters_table,
     idempotency_keys_table,
     orders_table,
     outbox_table,
@@ -33,7 +34,6 @@ from orders.model.errors import OrdersError, StartupError
 from orders.runtime.settings import DoctorSettings
 from orders.tools.command_line import fail
 from orders.tools.run_env import read_run_env
-from orders.work import letters
 
 PATIENCE_SECONDS = 5.0
 OLD_SECONDS = 10.0  # an event that is unsent for so long hangs
@@ -41,7 +41,7 @@ MEANWHILE = "orders are taken meanwhile, and nothing is lost"
 
 COLUMNS = (
     orders_table.COLUMNS_ARE_THERE, idempotency_keys_table.COLUMNS_ARE_THERE, api_keys_table.COLUMNS_ARE_THERE,
-    outbox_table.COLUMNS_ARE_THERE, retries_table.COLUMNS_ARE_THERE, letters.COLUMNS_ARE_THERE,
+    outbox_table.COLUMNS_ARE_THERE, retries_table.COLUMNS_ARE_THERE, dead_letters_table.COLUMNS_ARE_THERE,
 )  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""Move the dead-letter queue into its table; a message is acked when its letter is committed."""
+"""Move the dead-letter queue into its table; a message is acked once its row is committed."""
 
 import asyncio
 import logging
@@ -6,32 +6,32 @@ from collections.abc import Awaitable, Callable
 
 from orders.broker.consumer import Consumer, Delivery
 from orders.broker.topology import DEAD_QUEUE
+from orders.database.dead_letters_table import DeadLetter
 from orders.runtime.crash import stop_the_process_if_it_crashed
-from orders.work.letters import Letter
 
 log = logging.getLogger(__name__)
 
 PREFETCH = 50
 
 
-class DeadLetters:
-    """Owns the consumer of the dead-letter queue and the letters in hand."""
+class DeadLetterMover:
+    """Owns the consumer of the dead-letter queue and the messages in hand."""
 
-    def __init__(self, amqp_url: str, bury: Callable[[Letter], Awaitable[None]]) -> None:
-        self.bury = bury
+    def __init__(self, amqp_url: str, store: Callable[[DeadLetter], Awaitable[None]]) -> None:
+        self.store = store
         self.consumer = Consumer(amqp_url, DEAD_QUEUE, PREFETCH, self._take)
         self.buried = 0
         self._tasks: set[asyncio.Task[None]] = set()
         self._consuming: asyncio.Task[None] | None = None
 
-    async def __aenter__(self) -> "DeadLetters":
+    async def __aenter__(self) -> "DeadLetterMover":
         self._consuming = asyncio.create_task(self.consumer.run(), name="dead-letters")
         self._consuming.add_done_callback(stop_the_process_if_it_crashed)
         return self
 
     async def __aexit__(self, *exc: object) -> None:
         self.consumer.stop()
-        # What cannot be written down now goes back to the queue, and is written down by the next worker.
+        # A message that is not stored by now goes back to the queue, and the next worker stores it.
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -40,12 +40,12 @@ class DeadLetters:
             await self._consuming
 
     def _take(self, delivery: Delivery) -> None:
-        task = asyncio.create_task(self._bury(delivery), name="letter")
+        task = asyncio.create_task(self._store(delivery), name="dead-letter")
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         task.add_done_callback(stop_the_process_if_it_crashed)
 
-    async def _bury(self, delivery: Delivery) -> None:
-        await self.bury(Letter(delivery.body, delivery.size))
+    async def _store(self, delivery: Delivery) -> None:
+        await self.store(DeadLetter(delivery.body, delivery.size))
         self.buried += 1
         delivery.ack()

@@ -10,13 +10,16 @@ import msgspec
 from prometheus_client import Counter, Gauge, Histogram
 
 from orders.broker.consumer import Delivery
-from orders.database.claim_orders import Claim, Claimed, Forged, Held, Postponed, Settled, Unknown, Wanted
+from orders.database.claim_orders import Claim, Claimed, Forged, Held, Postponed, Settled, Unknown
+from orders.database.dead_letters_table import Kind, PoisonMark
 from orders.database.finish_orders import Finish, Finished, finish_of
 from orders.database.postpone_orders import Postpone
+from orders.model import work_message
 from orders.model.traceparent import continue_trace
+from orders.model.work_message import InvalidMessage, WorkMessage
 from orders.runtime.retry_pauses import backoff
 from orders.work import decision
-from orders.work.letters import Poison, Verdict, wanted_of
+from orders.work.decision import Decision
 from orders.work.runner import Job, Outcome, Run
 
 log = logging.getLogger(__name__)
@@ -45,13 +48,20 @@ PLACED_TO_FINISHED = Histogram(
 )  # fmt: skip
 
 
+class Rejection(msgspec.Struct, frozen=True):
+    """Why a message goes to the dead letters."""
+
+    kind: Kind
+    reason: str
+
+
 class WorkBatches(msgspec.Struct, frozen=True):
     """The batched statements of the worker; each call returns when its transaction is committed."""
 
-    claim: Callable[[Wanted], Awaitable[Claim]]
+    claim: Callable[[WorkMessage], Awaitable[Claim]]
     finish: Callable[[Finish], Awaitable[Finished | None]]
     postpone: Callable[[Postpone], Awaitable[None]]
-    mark_poison: Callable[[Verdict], Awaitable[None]]
+    mark_poison: Callable[[PoisonMark], Awaitable[None]]
 
 
 class WorkerCounters(msgspec.Struct):
@@ -103,14 +113,14 @@ class OrdersInHand:
             REDELIVERED.inc()
             self.counters.redelivered += 1
         try:
-            wanted = wanted_of(delivery.body, delivery.size)
-        except Poison as poison:
-            self._reject(delivery, poison)
+            message = work_message.parse(delivery.body, delivery.size)
+        except InvalidMessage as invalid:
+            self._reject(delivery, Rejection(invalid.kind, str(invalid)))
             return
-        if (reason := self._poison.get(wanted.event_id)) is not None:
-            self._reject(delivery, Poison("deadly", reason))
+        if (reason := self._poison.get(message.event_id)) is not None:
+            self._reject(delivery, Rejection("deadly", reason))
             return
-        self._start(wanted, delivery)
+        self._start(message, delivery)
 
     async def drain(self, seconds: float, sever: Callable[[], None]) -> Sequence[UUID]:
         """Finish what is in hand, for so long; then let go of the rest, and return the orders that there were.
@@ -137,13 +147,13 @@ class OrdersInHand:
         if self._crash is not None:
             raise self._crash
 
-    def _start(self, wanted: Wanted, delivery: Delivery) -> None:
-        order_id = wanted.order_id
+    def _start(self, message: WorkMessage, delivery: Delivery) -> None:
+        order_id = message.order_id
         if order_id in self._tasks:
             # Those of a lost channel have come again, or will: a broker that flaps must not pile them up here.
             self._repeats[order_id] = [each for each in self._repeats.get(order_id, ()) if not each.lost] + [delivery]
             return
-        task = asyncio.create_task(self._work(wanted, delivery), name="order")
+        task = asyncio.create_task(self._work(message, delivery), name="order")
         self._tasks[order_id] = task
         IN_HAND.set(len(self._tasks))
 
@@ -165,41 +175,48 @@ class OrdersInHand:
 
         task.add_done_callback(end)
 
-    async def _work(self, wanted: Wanted, delivery: Delivery) -> None:
-        try:
-            await self._work_order(wanted, delivery)
-        except Poison as poison:
-            self._reject(delivery, poison)
-        else:
+    async def _work(self, message: WorkMessage, delivery: Delivery) -> None:
+        rejection = await self._work_order(message, delivery)
+        if rejection is None:
             delivery.ack()
+        else:
+            self._reject(delivery, rejection)
 
-    def _reject(self, delivery: Delivery, poison: Poison) -> None:
-        log.warning("to the dead letters: %s: %s", poison.kind, poison)
-        DEAD_LETTERED.labels(poison.kind).inc()
+    def _reject(self, delivery: Delivery, rejection: Rejection) -> None:
+        log.warning("to the dead letters: %s: %s", rejection.kind, rejection.reason)
+        DEAD_LETTERED.labels(rejection.kind).inc()
         self.counters.dead_lettered += 1
         delivery.reject()
 
-    async def _work_order(self, wanted: Wanted, delivery: Delivery) -> None:
-        """Bring an order to its end or to its retry; return when that is committed, or there is nothing left to do."""
+    async def _work_order(self, message: WorkMessage, delivery: Delivery) -> Rejection | None:
+        """Bring an order to its end or to its retry, and return once that is committed or nothing is left to do.
+
+        Returns why the message goes to the dead letters, if it does.
+        """
         traceparent = continue_trace(delivery.header("traceparent"))
         suspect = False
         pauses = backoff()
         while True:
             async with self._room:
-                claim = await self.batches.claim(wanted)
+                claim = await self.batches.claim(message)
                 if isinstance(claim, Claimed):
-                    self._claimed.add(wanted.order_id)
+                    self._claimed.add(message.order_id)
                     suspect = suspect or claim.suspect
-                    outcome = await self._run(Job(claim, traceparent), suspect=suspect)
-                    if await self._settle(claim, wanted, delivery, traceparent, outcome):
-                        return
+                    job = Job(claim, traceparent)
+                    outcome = await self._run(job, suspect=suspect)
+                    step = decision.decide(outcome, claim.failures, self.max_failures)
+                    await self._act(step, job, message, delivery)
+                    if isinstance(step, decision.MarkPoison):
+                        return Rejection("deadly", step.reason)
+                    if not isinstance(step, decision.RunAgain):
+                        return None
             match claim:
                 case Settled() | Postponed():
-                    return
+                    return None
                 case Unknown():
-                    raise Poison("unknown", "there is no such order")
+                    return Rejection("unknown", "there is no such order")
                 case Forged():
-                    raise Poison("forged", "its order waits for another event")
+                    return Rejection("forged", "its order waits for another event")
                 case Held():
                     await asyncio.sleep(HELD_SECONDS)
                 case Claimed():
@@ -213,30 +230,25 @@ class OrdersInHand:
         HANDLER_SECONDS.observe(asyncio.get_running_loop().time() - started)
         return outcome
 
-    async def _settle(
-        self, claim: Claimed, wanted: Wanted, delivery: Delivery, traceparent: str, outcome: Outcome
-    ) -> bool:
-        """Write down what came of a run; False if it has to be run again, because nobody knows."""
-        match decision.decide(outcome, claim.failures, self.max_failures):
+    async def _act(self, step: Decision, job: Job, message: WorkMessage, delivery: Delivery) -> None:
+        """Write and count what was decided; return once that is committed."""
+        match step:
             case decision.EndOrder(reason, kind):
-                self._count_end(await self.batches.finish(finish_of(claim, traceparent, reason, kind)))
+                self._count_end(await self.batches.finish(finish_of(job.claimed, job.traceparent, reason, kind)))
             case decision.OrderEnded(finished):
                 self._count_end(finished)
             case decision.RetryLater(seconds, reason):
-                log.info("order %s: again in %.1f s: %s", wanted.order_id, seconds, reason)
+                log.info("order %s: again in %.1f s: %s", message.order_id, seconds, reason)
                 POSTPONED.inc()
                 self.counters.postponed += 1
-                await self.batches.postpone(Postpone(claim, wanted, seconds, delivery.body, traceparent))
+                await self.batches.postpone(Postpone(job.claimed, message, seconds, delivery.body, job.traceparent))
             case decision.RunAgain(reason):
-                log.warning("order %s: its transaction is lost: %s", wanted.order_id, reason)
+                log.warning("order %s: its transaction is lost: %s", message.order_id, reason)
                 TRANSIENT_FAILURES.inc()
                 TRANSIENT_FAILURES_OLD_NAME.inc()
-                return False
             case decision.MarkPoison(reason):
-                await self.batches.mark_poison(Verdict(wanted.event_id, reason))
-                self._poison[wanted.event_id] = reason
-                raise Poison("deadly", reason)
-        return True
+                await self.batches.mark_poison(PoisonMark(message.event_id, reason))
+                self._poison[message.event_id] = reason
 
     def _count_end(self, finished: Finished | None) -> None:
         if finished is None:

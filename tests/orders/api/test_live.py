@@ -16,7 +16,7 @@ from orders.database.finish_orders import finish_of, finish_orders
 from tests.eventually import eventually
 from tests.orders.conftest import Api
 from tests.orders.database.test_cancel_orders import TRACE
-from tests.orders.work_samples import wanted_again
+from tests.orders.work_samples import work_message_again
 
 Event = tuple[str, dict[str, Any]]
 
@@ -31,7 +31,7 @@ def ticks() -> float:
 
 
 async def claim(conn: AsyncConnection, order: dict[str, Any]) -> Claimed:
-    (claimed,) = await claim_orders(conn, 1, [await wanted_again(conn, UUID(order["order_id"]))])
+    (claimed,) = await claim_orders(conn, 1, [await work_message_again(conn, UUID(order["order_id"]))])
     assert isinstance(claimed, Claimed)
     return claimed
 

@@ -12,7 +12,7 @@ from orders.database.claim_orders import Claimed, Settled, claim_orders
 from orders.model.errors import KeyReused, OrderNotFound, TooLate
 from tests.eventually import eventually
 from tests.orders.conftest import Api
-from tests.orders.work_samples import wanted_again
+from tests.orders.work_samples import work_message_again
 
 TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-00"
 
@@ -55,7 +55,7 @@ async def test_too_late(api: Api, conn: AsyncConnection) -> None:
     An order in a worker's hands is not cancelled any more, and nothing tells that it was.
     """
     placed = await api.place()
-    await claim_orders(conn, 1, [await wanted_again(conn, UUID(placed["order_id"]))])
+    await claim_orders(conn, 1, [await work_message_again(conn, UUID(placed["order_id"]))])
 
     answer = await api.client.post(f"/orders/{placed['order_id']}/cancel", headers={"Idempotency-Key": "k"})
 
@@ -128,7 +128,7 @@ async def test_race_with_a_claim(api: Api, conn: AsyncConnection, database_url: 
         for turn in range(60):
             order = await api.place()
             cancel = cancel_orders(conn, [wish(order, key=f"k{turn}" if turn % 2 else None)])
-            claim = claim_orders(other, 1, [await wanted_again(other, UUID(order["order_id"]))])
+            claim = claim_orders(other, 1, [await work_message_again(other, UUID(order["order_id"]))])
             both: Any = asyncio.gather(cancel, claim) if turn % 3 else asyncio.gather(claim, cancel)
             results = [each[0] for each in await both]
             cancelled = next(each for each in results if isinstance(each, Cancelled | TooLate))
@@ -146,7 +146,7 @@ async def test_a_cancel_waits_for_a_claim_that_is_open(api: Api, conn: AsyncConn
     """
     order = await api.place()
     async with await psycopg.AsyncConnection.connect(database_url) as other:
-        await claim_orders(other, 1, [await wanted_again(other, UUID(order["order_id"]))])
+        await claim_orders(other, 1, [await work_message_again(other, UUID(order["order_id"]))])
         cancelling = asyncio.create_task(cancel_orders(conn, [wish(order, key="k")]))
 
         async def waits() -> bool:

@@ -15,7 +15,6 @@ from orders.database.claim_orders import (
     Seen,
     Settled,
     Unknown,
-    Wanted,
     claim_of,
     claim_orders,
     hand_back,
@@ -26,8 +25,9 @@ from orders.database.redrive_orders import Redrive, redrive_orders
 from orders.database.worker_lock import WorkerLock
 from orders.model.ids import uuid7
 from orders.model.traceparent import continue_trace
+from orders.model.work_message import WorkMessage
 from tests.eventually import eventually
-from tests.orders.work_samples import WORKER, claim, fail, place, rows, wanted
+from tests.orders.work_samples import WORKER, claim, fail, place, rows, work_message
 
 
 async def test_claim_counts_the_attempt(conn: AsyncConnection) -> None:
@@ -52,10 +52,10 @@ async def test_order_of_a_living_worker_is_held(conn: AsyncConnection, database_
         await eventually(worker_lock.held.is_set)
         await claim(conn, [placed], worker_lock.number)
 
-        assert await claim_orders(conn, WORKER, [wanted(placed)]) == [Held()]
+        assert await claim_orders(conn, WORKER, [work_message(placed)]) == [Held()]
 
     async def is_claimed() -> Claimed | None:
-        [each] = await claim_orders(conn, WORKER, [wanted(placed)])
+        [each] = await claim_orders(conn, WORKER, [work_message(placed)])
         return each if isinstance(each, Claimed) else None
 
     taken = await eventually(is_claimed)
@@ -83,8 +83,8 @@ async def test_forged_and_unknown_events_change_nothing(conn: AsyncConnection) -
     An event with another id than the order waits for, or of no order, claims nothing.
     """
     [placed] = await place(conn)
-    forged = Wanted(placed.order.order_id, uuid7(), 1)
-    unknown = Wanted(uuid7(), uuid7(), 1)
+    forged = WorkMessage(placed.order.order_id, uuid7(), 1)
+    unknown = WorkMessage(uuid7(), uuid7(), 1)
 
     assert await claim_orders(conn, WORKER, [forged, unknown]) == [Forged(), Unknown()]
     assert await rows(conn, "SELECT status, version, attempts FROM orders") == [("placed", 1, 0)]
@@ -98,7 +98,7 @@ async def test_event_before_a_redrive_is_old_news(conn: AsyncConnection) -> None
     await fail(conn, await claim(conn, [placed]))
     assert await redrive_orders(conn, Redrive("test"), [1]) == [1]
 
-    assert await claim_orders(conn, WORKER, [wanted(placed)]) == [Settled("placed")]
+    assert await claim_orders(conn, WORKER, [work_message(placed)]) == [Settled("placed")]
 
 
 async def test_repeat_of_a_finished_order_is_settled(conn: AsyncConnection) -> None:
@@ -108,7 +108,7 @@ async def test_repeat_of_a_finished_order_is_settled(conn: AsyncConnection) -> N
     [placed] = await place(conn)
     await finish_orders(conn, [finish_of(each, continue_trace(None)) for each in await claim(conn, [placed])])
 
-    assert await claim_orders(conn, WORKER, [wanted(placed)]) == [Settled("done")]
+    assert await claim_orders(conn, WORKER, [work_message(placed)]) == [Settled("done")]
 
 
 async def test_order_that_waits_for_its_retry_is_left_alone(conn: AsyncConnection) -> None:
@@ -117,9 +117,9 @@ async def test_order_that_waits_for_its_retry_is_left_alone(conn: AsyncConnectio
     """
     [placed] = await place(conn)
     [claimed] = await claim(conn, [placed])
-    await postpone_orders(conn, [Postpone(claimed, wanted(placed), 60, placed.event.body, continue_trace(None))])
+    await postpone_orders(conn, [Postpone(claimed, work_message(placed), 60, placed.event.body, continue_trace(None))])
 
-    assert await claim_orders(conn, WORKER, [wanted(placed)]) == [Postponed()]
+    assert await claim_orders(conn, WORKER, [work_message(placed)]) == [Postponed()]
 
 
 async def test_order_from_before_the_event_was_kept_takes_any(conn: AsyncConnection) -> None:
@@ -129,7 +129,7 @@ async def test_order_from_before_the_event_was_kept_takes_any(conn: AsyncConnect
     [placed] = await place(conn)
     await conn.execute("UPDATE orders SET event_id = NULL, placed_at = NULL")
 
-    [claimed] = await claim_orders(conn, WORKER, [wanted(placed)])
+    [claimed] = await claim_orders(conn, WORKER, [work_message(placed)])
 
     assert isinstance(claimed, Claimed)
     [finished] = await finish_orders(conn, [finish_of(claimed, continue_trace(None))])
@@ -176,4 +176,4 @@ def test_why_an_order_could_not_be_claimed(changes: dict[str, object], claim: Cl
     """
     seen = msgspec.structs.replace(WAITS, **changes)
 
-    assert claim_of(seen, Wanted(uuid7(), OWN, 1)) == claim
+    assert claim_of(seen, WorkMessage(uuid7(), OWN, 1)) == claim

@@ -1,9 +1,8 @@
 """A status and its event are written by one transaction, once."""
 
-import pytest
 from psycopg import AsyncConnection
 
-from orders.database.finish_orders import REASON_CHARACTERS, finish_of, finish_orders, storable_text
+from orders.database.finish_orders import finish_of, finish_orders
 from orders.model import events
 from orders.model.traceparent import continue_trace
 from tests.orders.work_samples import LETTERS, claim, place, rows
@@ -62,15 +61,3 @@ async def test_failure_leaves_a_letter(conn: AsyncConnection) -> None:
     assert routing_key == "order.failed"
     assert isinstance(body, bytes)
     assert events.open_envelope(body).data.failure_reason == reason
-
-
-@pytest.mark.parametrize(
-    ("reason", "said"),
-    [("", "no reason given"), ("a\ud800b", "a?b"), ("  x \n", "x"), ("y" * 9999, "y" * REASON_CHARACTERS)],
-    ids=["empty", "surrogate", "blanks", "long"],
-)
-def test_any_reason_can_be_stored(reason: str, said: str) -> None:
-    """
-    A handler may say what it likes: the reason fits its column.
-    """
-    assert storable_text(reason) == said

@@ -8,7 +8,7 @@ from orders.database.claim_orders import Claimed, claim_orders
 from orders.database.postpone_orders import Postpone
 from orders.model.traceparent import continue_trace
 from orders.work.decision import MAX_RETRY_SECONDS, retry_seconds
-from tests.orders.work_samples import WORKER, claim, place, rows, wanted
+from tests.orders.work_samples import WORKER, claim, place, rows, work_message
 
 SENT = "SELECT event_id, key, exchange, routing_key, required, body FROM outbox WHERE exchange = ''"
 
@@ -22,7 +22,7 @@ async def test_retry_comes_when_it_is_due(conn: AsyncConnection) -> None:
     await postpone_orders.postpone_orders(
         conn,
         [
-            Postpone(each, wanted(placed), seconds, placed.event.body, continue_trace(None))
+            Postpone(each, work_message(placed), seconds, placed.event.body, continue_trace(None))
             for each, placed, seconds in zip(claims, [soon, later], [0, 60], strict=True)
         ],
     )
@@ -34,7 +34,7 @@ async def test_retry_comes_when_it_is_due(conn: AsyncConnection) -> None:
     assert await rows(conn, SENT) == [
         (soon.event.event_id, str(soon.order.order_id), "", WORK_QUEUE, True, soon.event.body)
     ]
-    [claimed] = await claim_orders(conn, WORKER + 1, [wanted(soon)])
+    [claimed] = await claim_orders(conn, WORKER + 1, [work_message(soon)])
     assert isinstance(claimed, Claimed)
     assert (claimed.failures, claimed.suspect) == (1, False)
 
@@ -48,7 +48,7 @@ async def test_late_worker_postpones_nothing(conn: AsyncConnection) -> None:
     await claim(conn, [placed])
 
     await postpone_orders.postpone_orders(
-        conn, [Postpone(late, wanted(placed), 0, placed.event.body, continue_trace(None))]
+        conn, [Postpone(late, work_message(placed), 0, placed.event.body, continue_trace(None))]
     )
 
     assert await retries_table.count(conn) == 0
@@ -61,7 +61,7 @@ async def test_batch_that_is_run_again(conn: AsyncConnection) -> None:
     """
     waiting, sent = await place(conn, 2)
     batch = [
-        Postpone(claimed, wanted(placed), seconds, placed.event.body, continue_trace(None))
+        Postpone(claimed, work_message(placed), seconds, placed.event.body, continue_trace(None))
         for claimed, placed, seconds in zip(await claim(conn, [waiting, sent]), [waiting, sent], [60, 0], strict=True)
     ]
     await postpone_orders.postpone_orders(conn, batch)

@@ -6,7 +6,7 @@ from orders.broker.topology import WORK_QUEUE
 from orders.database import retries_table
 from orders.database.postpone_orders import Postpone, postpone_orders
 from orders.model.traceparent import continue_trace
-from tests.orders.work_samples import claim, place, rows, wanted
+from tests.orders.work_samples import claim, place, rows, work_message
 
 
 async def test_retry_that_is_long_overdue_is_found(conn: AsyncConnection) -> None:
@@ -15,7 +15,7 @@ async def test_retry_that_is_long_overdue_is_found(conn: AsyncConnection) -> Non
     """
     [placed] = await place(conn)
     [claimed] = await claim(conn, [placed])
-    await postpone_orders(conn, [Postpone(claimed, wanted(placed), 0, placed.event.body, continue_trace(None))])
+    await postpone_orders(conn, [Postpone(claimed, work_message(placed), 0, placed.event.body, continue_trace(None))])
     await conn.execute("UPDATE retries SET due_at = now() - interval '3 hours'")
 
     assert await retries_table.send_due(conn, WORK_QUEUE, 10, within_seconds=60) == 0

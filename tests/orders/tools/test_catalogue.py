@@ -11,12 +11,12 @@ import pytest
 from psycopg import AsyncConnection
 
 from orders.broker.topology import WORK_QUEUE
+from orders.database.dead_letters_table import DeadLetter, store
 from orders.database.finish_orders import finish_of, finish_orders
 from orders.database.redrive_orders import Redrive, redrive_orders
 from orders.model.events import EXCHANGE, EventType
 from orders.model.traceparent import continue_trace
 from orders.tools import catalogue
-from orders.work.letters import Letter, bury
 from tests.orders.work_samples import claim, fail, place, rows
 
 DOCS = Path(__file__).parents[3] / "docs"
@@ -47,7 +47,7 @@ async def test_every_event_has_its_schema(conn: AsyncConnection) -> None:
     claims = await claim(conn, [done, refused])
     await finish_orders(conn, [finish_of(claims[0], continue_trace(None))])
     await fail(conn, [claims[1]])
-    await bury(conn, [Letter(dead.event.body, len(dead.event.body))])
+    await store(conn, [DeadLetter(dead.event.body, len(dead.event.body))])
     await redrive_orders(conn, Redrive("test"), [1, 2])
 
     seen = set()

@@ -10,10 +10,11 @@ import msgspec
 import pytest
 from psycopg import AsyncConnection
 
-from orders.database.claim_orders import Claimed, Wanted, claim_orders
+from orders.database.claim_orders import Claimed, claim_orders
+from orders.database.dead_letters_table import DeadLetter, store
 from orders.database.redrive_orders import Redrive, redrive_orders
 from orders.model import events
-from orders.work.letters import Letter, bury
+from orders.model.work_message import WorkMessage
 from tests.orders.work_samples import STATUSES, WORKER, claim, fail, place, rows
 
 
@@ -49,7 +50,7 @@ async def test_letters_are_listed_by_reason(conn: AsyncConnection, environment: 
     """
     await fail_some(conn, 3)
     await fail_some(conn, 2, "card declined")
-    await bury(conn, [Letter(b"garbage", 7)])
+    await store(conn, [DeadLetter(b"garbage", 7)])
 
     everything, some = await dead("list"), await dead("list", "--reason", "CARD", "--json")
 
@@ -84,7 +85,7 @@ async def test_redrive_goes_the_whole_way_again(conn: AsyncConnection, environme
     )
     assert re.fullmatch(r".+@.+", str(actor))
     assert (command, event_id, why) == ("redrive", event.id, "restocked")
-    [claimed] = await claim_orders(conn, WORKER, [Wanted(event.data.order_id, event.id, event.data.version)])
+    [claimed] = await claim_orders(conn, WORKER, [WorkMessage(event.data.order_id, event.id, event.data.version)])
     assert isinstance(claimed, Claimed)
 
 
@@ -126,7 +127,7 @@ async def test_garbage_can_only_be_discarded(conn: AsyncConnection, environment:
     """
     A letter without an order is left alone by a redrive, shown as it is, and settled by a discard with its reason.
     """
-    await bury(conn, [Letter(b"\xffgarbage", 8)])
+    await store(conn, [DeadLetter(b"\xffgarbage", 8)])
 
     left = await dead("redrive", "--id", "1")
     shown = json.loads((await dead("show", "1")).output)
@@ -152,7 +153,7 @@ async def test_redriven_order_that_fails_again(conn: AsyncConnection, environmen
     [(body,)] = await rows(conn, "SELECT body FROM outbox WHERE routing_key = 'order.redriven'")
     assert isinstance(body, bytes)
     event = events.open_envelope(body)
-    [claimed] = await claim_orders(conn, WORKER, [Wanted(event.data.order_id, event.id, event.data.version)])
+    [claimed] = await claim_orders(conn, WORKER, [WorkMessage(event.data.order_id, event.id, event.data.version)])
     assert isinstance(claimed, Claimed)
     await fail(conn, [claimed], "still no stock")
 

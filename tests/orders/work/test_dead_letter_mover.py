@@ -1,4 +1,4 @@
-"""Whoever empties the dead-letter queue is not to fall silent."""
+"""The mover of the dead-letter queue never stops silently."""
 
 import asyncio
 import signal
@@ -8,8 +8,8 @@ import aiormq
 import pytest
 
 from orders.broker.topology import DEAD_QUEUE
-from orders.work.dead_letter_mover import DeadLetters
-from orders.work.letters import Letter
+from orders.database.dead_letters_table import DeadLetter
+from orders.work.dead_letter_mover import DeadLetterMover
 from tests.eventually import eventually
 
 
@@ -22,15 +22,15 @@ async def stopped() -> AsyncIterator[asyncio.Event]:
     asyncio.get_running_loop().remove_signal_handler(signal.SIGTERM)
 
 
-async def bury(letter: Letter) -> None:
+async def fail_to_store(letter: DeadLetter) -> None:
     raise KeyError(letter.size)
 
 
-async def test_a_bug_in_burying_ends_the_process(topology: str, stopped: asyncio.Event) -> None:
+async def test_a_bug_in_storing_ends_the_process(topology: str, stopped: asyncio.Event) -> None:
     """
-    A letter that nobody can explain is not kept in silence: the process stops as at SIGTERM.
+    A dead letter that cannot be stored for an unknown reason stops the process as SIGTERM does.
     """
-    async with DeadLetters(topology, bury):
+    async with DeadLetterMover(topology, fail_to_store):
         async with await aiormq.connect(topology) as connection:
             channel = await connection.channel()
             await channel.basic_publish(b"a letter", routing_key=DEAD_QUEUE)
@@ -41,15 +41,15 @@ async def test_a_bug_in_consuming_ends_the_process(
     topology: str, stopped: asyncio.Event, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """
-    Without its consumer nobody would empty the queue any more.
+    A mover without its consumer stops the process.
     """
-    dead_letters = DeadLetters(topology, bury)
+    mover = DeadLetterMover(topology, fail_to_store)
 
     async def run() -> None:
         raise KeyError("a bug")
 
-    monkeypatch.setattr(dead_letters.consumer, "run", run)
-    await dead_letters.__aenter__()
+    monkeypatch.setattr(mover.consumer, "run", run)
+    await mover.__aenter__()
     await eventually(stopped.is_set)
     with pytest.raises(KeyError):
-        await dead_letters.__aexit__()
+        await mover.__aexit__()

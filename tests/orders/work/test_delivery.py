@@ -11,11 +11,12 @@ from psycopg import AsyncConnection
 from orders.broker.consumer import Consumer
 from orders.broker.topology import WORK_QUEUE
 from orders.database.batcher import Batcher, Limits
-from orders.database.claim_orders import Claim, Wanted, claim_orders
+from orders.database.claim_orders import Claim, claim_orders
+from orders.database.dead_letters_table import store
 from orders.database.finish_orders import finish_orders
 from orders.database.postpone_orders import postpone_orders
+from orders.model.work_message import WorkMessage
 from orders.work.delivery import OrdersInHand, WorkBatches
-from orders.work.letters import bury
 from orders.work.runner import ChildDied, Job, Outcome, Run, Runner, Succeeded
 from tests.eventually import eventually
 from tests.orders.work_handlers import obey
@@ -31,17 +32,17 @@ async def die(_job: Job) -> Outcome:
 
 @asynccontextmanager
 async def working(database_url: str, amqp_url: str, run: Run) -> AsyncIterator[OrdersInHand]:
-    async def claim_for_us(conn: AsyncConnection, batch: Sequence[Wanted]) -> list[Claim]:
+    async def claim_for_us(conn: AsyncConnection, batch: Sequence[WorkMessage]) -> list[Claim]:
         return await claim_orders(conn, WORKER, batch)
 
     limits = Limits()
     async with (
-        Batcher[Wanted, Claim]("claim", database_url, claim_for_us, limits) as claiming,
+        Batcher[WorkMessage, Claim]("claim", database_url, claim_for_us, limits) as claiming,
         Batcher("finish", database_url, finish_orders, limits) as finishing,
         Batcher("postpone", database_url, postpone_orders, limits) as postponing,
-        Batcher("bury", database_url, bury, limits) as burying,
+        Batcher("dead-letters", database_url, store, limits) as storing,
     ):
-        work = OrdersInHand(WorkBatches(claiming, finishing, postponing, burying), run, die, max_failures=5)
+        work = OrdersInHand(WorkBatches(claiming, finishing, postponing, storing), run, die, max_failures=5)
         consumer = Consumer(amqp_url, WORK_QUEUE, 10, work.take)
         consuming = asyncio.create_task(consumer.run())
         try:

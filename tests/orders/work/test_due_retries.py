@@ -7,7 +7,7 @@ from orders.database.postpone_orders import Postpone, postpone_orders
 from orders.model.traceparent import continue_trace
 from orders.work.due_retries import ALL_SECONDS, RECENT_SECONDS, SWEEP_SECONDS, Retries, window
 from tests.eventually import eventually
-from tests.orders.work_samples import claim, place, rows, wanted
+from tests.orders.work_samples import claim, place, rows, work_message
 
 SENT = "SELECT count(*) FROM outbox WHERE exchange = ''"
 
@@ -34,7 +34,7 @@ async def postpone(conn: AsyncConnection, many: int) -> None:
     await postpone_orders(
         conn,
         [
-            Postpone(claimed, wanted(each), 0, each.event.body, continue_trace(None))
+            Postpone(claimed, work_message(each), 0, each.event.body, continue_trace(None))
             for claimed, each in zip(await claim(conn, placed), placed, strict=True)
         ],
     )

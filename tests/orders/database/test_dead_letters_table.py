@@ -1,48 +1,25 @@
-"""What becomes of a message that is never worked, and of its order."""
+"""Messages that are never worked: each is stored, and its order fails."""
 
 import msgspec
-import pytest
 from psycopg import AsyncConnection
 
+from orders.database.dead_letters_table import UNDELIVERABLE, DeadLetter, PoisonMark, store
 from orders.database.redrive_orders import Redrive, redrive_orders
 from orders.model import events
 from orders.model.events import Data
 from orders.model.ids import uuid7
 from orders.model.traceparent import continue_trace
-from orders.work.letters import LARGEST_EVENT, UNDELIVERABLE, Letter, Poison, Verdict, bury, wanted_of
-from tests.orders.work_samples import LETTERS, STATUSES, claim, fail, place, rows, wanted
+from tests.orders.work_samples import LETTERS, STATUSES, claim, fail, place, rows, work_message
 
 
-def letter(body: bytes, size: int | None = None) -> Letter:
-    return Letter(body, len(body) if size is None else size)
+def letter(body: bytes, size: int | None = None) -> DeadLetter:
+    return DeadLetter(body, len(body) if size is None else size)
 
 
 def forged_event(order_id: object = None) -> bytes:
     """A well-formed event that no outbox of ours has written."""
     data = msgspec.convert({"order_id": str(order_id or uuid7()), "status": "placed", "version": 1}, Data)
     return events.event_of("order.placed", data, continue_trace(None)).body
-
-
-@pytest.mark.parametrize(
-    ("body", "size", "kind"),
-    [
-        (b"", 0, "malformed"),
-        (b"\xff\xfe", 2, "malformed"),
-        (b"[" * 100_000, 50_000, "malformed"),
-        (b'{"specversion": "1.0"}', 22, "malformed"),
-        (forged_event().replace(b"order.placed", b"order.done\\u0000"), 200, "malformed"),
-        (forged_event().replace(b'"subject":"', b'"subject":"x'), 200, "malformed"),
-        (b"{}", LARGEST_EVENT + 1, "oversized"),
-    ],
-    ids=["empty", "not utf-8", "deep", "half", "another type", "another subject", "oversized"],
-)
-def test_poison_is_named(body: bytes, size: int, kind: str) -> None:
-    """
-    Whatever is no event that asks for work is poison, and says why.
-    """
-    with pytest.raises(Poison) as caught:
-        wanted_of(body, size)
-    assert caught.value.kind == kind
 
 
 async def test_garbage_becomes_a_letter(conn: AsyncConnection) -> None:
@@ -56,8 +33,8 @@ async def test_garbage_becomes_a_letter(conn: AsyncConnection) -> None:
         letter(forged_event(placed.order.order_id)),
     )
 
-    await bury(conn, [garbage, stranger, forger])
-    await bury(conn, [garbage])
+    await store(conn, [garbage, stranger, forger])
+    await store(conn, [garbage])
 
     kinds = [(order_id, kind, state, arrivals) for order_id, kind, _, state, arrivals in await rows(conn, LETTERS)]
     assert kinds == [
@@ -72,10 +49,10 @@ async def test_order_fails_with_its_own_event(conn: AsyncConnection) -> None:
     """
     given_up, deadly = await place(conn, 2)
     await claim(conn, [given_up, deadly])
-    await bury(conn, [Verdict(deadly.event.event_id, "it died alone")])
+    await store(conn, [PoisonMark(deadly.event.event_id, "it died alone")])
 
     for _ in range(2):
-        await bury(conn, [letter(given_up.event.body), letter(deadly.event.body)])
+        await store(conn, [letter(given_up.event.body), letter(deadly.event.body)])
 
     assert await rows(conn, LETTERS) == [
         (given_up.order.order_id, "undeliverable", UNDELIVERABLE, "dead", 2),
@@ -95,7 +72,7 @@ async def test_order_older_than_the_column_waits_for_any_event(conn: AsyncConnec
     [placed] = await place(conn)
     await conn.execute("UPDATE orders SET event_id = NULL")
 
-    await bury(conn, [letter(placed.event.body)])
+    await store(conn, [letter(placed.event.body)])
 
     assert await rows(conn, LETTERS) == [(placed.order.order_id, "undeliverable", UNDELIVERABLE, "dead", 1)]
     assert await rows(conn, STATUSES) == [("failed", 1)]
@@ -108,7 +85,7 @@ async def test_terminal_order_stays_as_it_is(conn: AsyncConnection) -> None:
     [placed] = await place(conn)
     await conn.execute("UPDATE orders SET status = 'done', version = 3, finished_at = now()")
 
-    await bury(conn, [letter(placed.event.body)])
+    await store(conn, [letter(placed.event.body)])
 
     assert await rows(conn, STATUSES) == [("done", 1)]
 
@@ -121,9 +98,9 @@ async def test_message_of_an_earlier_life_fails_nothing(conn: AsyncConnection) -
     await fail(conn, await claim(conn, [placed]))
     await redrive_orders(conn, Redrive("test"), [1])
 
-    await bury(conn, [letter(placed.event.body)])
+    await store(conn, [letter(placed.event.body)])
 
     assert await rows(conn, STATUSES) == [("placed", 1)]
     [(_, kind, _, state, arrivals)] = await rows(conn, LETTERS)
     assert (kind, state, arrivals) == ("refused", "redriven", 2)
-    assert wanted(placed).version == 1
+    assert work_message(placed).version == 1
