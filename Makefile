@@ -6,10 +6,10 @@ BIN := $(VENV)/bin
 SIDE_BY_SIDE := -n auto --dist loadgroup --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test fuzz bench up down lint chaos sabotage
+.PHONY: help demo test fuzz bench up down lint chaos sabotage currencies
 
 help:
-	@sed -n 's/^\([a-z]*\):.*## /\1	/p' $(MAKEFILE_LIST) | while IFS='	' read -r name does; do printf 'make %-8s %s\n' "$$name" "$$does"; done
+	@sed -n 's/^\([a-z]*\):.*## /\1	/p' $(MAKEFILE_LIST) | while IFS='	' read -r name does; do printf 'make %-10s %s\n' "$$name" "$$does"; done
 
 demo: $(VENV)/.made ## replay the bundled real orders through the whole system, from nginx to done
 	@$(BIN)/python -m dev.sandbox.demo
@@ -34,6 +34,9 @@ chaos: $(VENV)/.made ## break the whole system by the schedule of a seed, and ch
 
 sabotage: $(VENV)/.made ## plant known bugs in copies of the tree, and see that a test catches each (ARGS="S1 S5", ARGS=--list)
 	@$(BIN)/python -m dev.sabotage $(ARGS)
+
+currencies: $(VENV)/.made ## compare the currency codes with the newest list of ISO 4217, and say what to do (not part of CI)
+	@$(BIN)/python -m dev.currencies
 
 lint: $(VENV)/.made ## ruff, mypy --strict, the import contracts, and no leftovers of a merge
 	@! git grep -nE '^(<<<<<<<|>>>>>>>)( |$$)'

@@ -1,6 +1,21 @@
-"""The currency codes of ISO 4217 that an order may be in: those of circulating money (list of 2025-01)."""
+"""The currency codes that an order may have: those of ISO 4217's list one (currencies and funds) that are money.
 
+Source: the list that SIX publishes for ISO (www.six-group.com, "Data Standards", list one). `make currencies` compares
+this module with the newest list.
+"""
+
+from datetime import date
 from typing import Literal
+
+# The publication date of the list that Currency was last compared with.
+LIST_DATE = date(2026, 1, 1)
+
+# No longer on the list: ANG became XCG in 2025, BGN became EUR in 2026. They stay in Currency, since stored orders
+# have them and clients may still send them.
+WITHDRAWN = frozenset({"ANG", "BGN"})
+
+# On the list with a minor unit, but units of account: no payment is made in them.
+UNITS_OF_ACCOUNT = frozenset({"UYW", "XAD"})
 
 Currency = Literal[
     "AED", "AFN", "ALL", "AMD", "ANG", "AOA", "ARS", "AUD", "AWG", "AZN", "BAM", "BBD", "BDT", "BGN", "BHD", "BIF",
