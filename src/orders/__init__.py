@@ -28,7 +28,6 @@ retries        the clock of what has to wait
 letters        messages that are never worked; dead_letters: how they get to their table; dead: the commands for it
 actor          who ran a command, for the audit
 inbox          each event once, for whoever consumes them; subscriber: such a consumer
-catalogue      the events, for others to read
 database       connections; severing: deadlines that end any call
 backoff        how long to wait before the next try; pauses: one after the other; words: an error as one line
 app, worker    the processes; topology, cli: the commands
