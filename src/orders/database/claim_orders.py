@@ -11,6 +11,7 @@ from uuid import UUID
 
 import msgspec
 from psycopg import AsyncConnection
+from psycopg.rows import TupleRow
 
 from orders.database import orders_table, pg_arrays
 from orders.model.order import Order, Status
@@ -19,7 +20,7 @@ from orders.model.work_message import WorkMessage
 NOBODY = 0  # the worker of an order that waits for its retry, or was handed back
 
 # A placed order, or one that this very worker has claimed before, in a claim or a transaction with unknown outcome.
-CLAIM: LiteralString = """
+CLAIM: LiteralString = f"""
     WITH asked AS (
         SELECT * FROM unnest(%b::uuid[], %b::uuid[]) AS t (order_id, event_id) ORDER BY order_id
     )
@@ -29,8 +30,7 @@ CLAIM: LiteralString = """
     FROM asked
     WHERE o.order_id = asked.order_id AND coalesce(o.event_id, asked.event_id) = asked.event_id
       AND (o.status = 'placed' OR o.status = 'processing' AND o.worker = %b)
-    RETURNING o.order_id, o.status, o.version, o.customer_id, o.currency, o.lines::text, o.total_minor, o.reference,
-              o.attempts, o.failure_reason, o.created_at, o.updated_at, o.finished_at, o.failures
+    RETURNING {orders_table.COLUMNS}, o.failures
 """
 
 # Whoever works an order holds the advisory lock of its worker number; it vanishes with the worker's connection.
@@ -48,7 +48,7 @@ LOOK: LiteralString = """
 """
 
 # Only from the worker and the attempt that were looked at: somebody else may have been faster.
-TAKE_OVER: LiteralString = """
+TAKE_OVER: LiteralString = f"""
     WITH asked AS (
         SELECT * FROM unnest(%b::uuid[], %b::integer[], %b::integer[]) AS t (order_id, worker, attempts)
         ORDER BY order_id
@@ -58,8 +58,7 @@ TAKE_OVER: LiteralString = """
     FROM asked
     WHERE o.order_id = asked.order_id AND o.status = 'processing'
       AND o.worker = asked.worker AND o.attempts = asked.attempts
-    RETURNING o.order_id, o.status, o.version, o.customer_id, o.currency, o.lines::text, o.total_minor, o.reference,
-              o.attempts, o.failure_reason, o.created_at, o.updated_at, o.finished_at, o.failures
+    RETURNING {orders_table.COLUMNS}, o.failures
 """
 
 HAND_BACK: LiteralString = """
@@ -168,5 +167,5 @@ async def hand_back(conn: AsyncConnection, worker: int, order_ids: Sequence[UUID
     return (await conn.execute(HAND_BACK, [list(order_ids), worker])).rowcount
 
 
-def _claimed(row: tuple[object, ...], *, suspect: bool = False) -> Claimed:
-    return Claimed(orders_table.order_of(row[:-1]), failures=row[-1], suspect=suspect)  # type: ignore[arg-type]
+def _claimed(row: TupleRow, *, suspect: bool = False) -> Claimed:
+    return Claimed(orders_table.order_of(row), failures=row[-1], suspect=suspect)

@@ -7,6 +7,7 @@ from uuid import UUID
 
 import msgspec
 from psycopg import AsyncConnection
+from psycopg.rows import TupleRow
 
 from orders.model.errors import OrderNotFound
 from orders.model.order import Order, Status
@@ -15,24 +16,28 @@ from orders.model.order import Order, Status
 # small, and nobody had analyzed it, would else read the whole table long after it has grown.
 BY_INDEX = {"enable_seqscan": "off", "enable_hashjoin": "off", "enable_mergejoin": "off"}
 
-COLUMNS_ARE_THERE: LiteralString = """
-    SELECT order_id, client, status, version, attempts, failures, worker, customer_id, currency, lines, total_minor,
-           reference, failure_reason, created_at, updated_at, finished_at,
-           event_id, redrives, placed_at
-    FROM orders LIMIT 0
+# What `order_of` makes an Order of: the first columns of every statement that reads one, of a table called `o`.
+COLUMNS: LiteralString = """
+           o.order_id, o.status, o.version, o.customer_id, o.currency, o.lines::text, o.total_minor, o.reference,
+           o.attempts, o.failure_reason, o.created_at, o.updated_at, o.finished_at
 """
 
-READ_MANY: LiteralString = """
-    SELECT order_id, status, version, customer_id, currency, lines::text, total_minor, reference, attempts,
-           failure_reason, created_at, updated_at, finished_at, client
-    FROM orders WHERE order_id = ANY(%b)
+COLUMNS_ARE_THERE: LiteralString = f"""
+    SELECT {COLUMNS},
+           o.client, o.failures, o.worker, o.event_id, o.redrives, o.placed_at
+    FROM orders o LIMIT 0
+"""
+
+READ_MANY: LiteralString = f"""
+    SELECT {COLUMNS}, o.client
+    FROM orders o WHERE o.order_id = ANY(%b)
 """
 
 # Scan an index from the cursor down, over at most `window` orders, and return those that match. One of the four ways
 # is taken, and costs nothing to the others. The scan's own end stands in every row: where the next one goes on.
 #
 # The last sum bounds the bytes of a page: 100 orders of 1,000 lines each are no answer.
-SCAN: LiteralString = """
+SCAN: LiteralString = f"""
     WITH scanned AS MATERIALIZED (
         (SELECT order_id, client, status, customer_id, reference FROM orders
          WHERE %(way)b::text = 'all' AND order_id < %(after)b::uuid
@@ -59,21 +64,19 @@ SCAN: LiteralString = """
           AND (%(reference)b::text IS NULL OR reference = %(reference)b::text)
         ORDER BY order_id DESC LIMIT %(wanted)b::integer
     ), page AS (
-        SELECT o.order_id, o.status, o.version, o.customer_id, o.currency, o.lines::text AS lines, o.total_minor,
-               o.reference, o.attempts, o.failure_reason, o.created_at, o.updated_at, o.finished_at,
+        SELECT {COLUMNS},
                row_number() OVER newest_first AS number,
                sum(coalesce(octet_length(o.lines::text), 0)) OVER newest_first AS bytes
         FROM matching JOIN orders o USING (order_id)
         WINDOW newest_first AS (ORDER BY o.order_id DESC)
     )
-    SELECT scan.rows, scan.last, scan.matching, page.order_id, status, version, customer_id, currency, lines,
-           total_minor, reference, attempts, failure_reason, created_at, updated_at, finished_at
+    SELECT {COLUMNS}, scan.rows, scan.last, scan.matching
     FROM (
         SELECT (SELECT count(*) FROM scanned) AS rows,
                (SELECT order_id FROM scanned ORDER BY order_id LIMIT 1) AS last,
                (SELECT count(*) FROM matching) AS matching
-    ) AS scan LEFT JOIN page ON number = 1 OR bytes <= %(bytes)b::integer
-    ORDER BY page.order_id DESC
+    ) AS scan LEFT JOIN page o ON number = 1 OR bytes <= %(bytes)b::integer
+    ORDER BY o.order_id DESC
 """
 
 CHANGED: LiteralString = """
@@ -124,7 +127,7 @@ class StatusNow(msgspec.Struct, frozen=True):
 async def read_many(conn: AsyncConnection, wanted: Sequence[OrderLookup]) -> list[Order | OrderNotFound]:
     """Return each order, or OrderNotFound in its place; another client's order is not there."""
     cursor = await conn.execute(READ_MANY, [[each.order_id for each in wanted]], prepare=True)
-    found = {OrderLookup(row[-1], row[0]): order_of(row[:-1]) for row in await cursor.fetchall()}
+    found = {OrderLookup(row[-1], row[0]): order_of(row) for row in await cursor.fetchall()}
     return [found.get(each) or OrderNotFound() for each in wanted]
 
 
@@ -138,8 +141,8 @@ async def scan(conn: AsyncConnection, step: ScanStep) -> ScanPage:
         way = "client" if step.client else "all"
     cursor = await conn.execute(SCAN, {"way": way, **msgspec.structs.asdict(step)}, prepare=True)
     rows = await cursor.fetchall()
-    orders = [order_of(row[3:]) for row in rows if row[3] is not None]
-    scanned, last, matching, *_ = rows[0]
+    orders = [order_of(row) for row in rows if row[0] is not None]
+    scanned, last, matching = rows[0][-3:]
     if len(orders) < matching or matching == step.wanted:  # the page is full
         return ScanPage(orders, orders[-1].order_id, is_full=True)
     return ScanPage(orders, last if scanned == step.window else None, is_full=False)
@@ -151,22 +154,24 @@ async def changed(conn: AsyncConnection, order_ids: list[UUID], versions: list[i
     return [StatusNow(*row) for row in await cursor.fetchall()]
 
 
-def order_of(row: tuple[object, ...]) -> Order:
-    """Make an Order of a row with the columns of READ_MANY, in their order, but for its client."""
-    order_id, status, version, customer_id, currency, lines, *rest = row
-    total_minor, reference, attempts, failure_reason, created_at, updated_at, finished_at = rest
+def order_of(row: TupleRow) -> Order:
+    """Make an Order of a row that begins with COLUMNS; what follows them is the caller's."""
+    (
+        order_id, status, version, customer_id, currency, lines, total_minor, reference,
+        attempts, failure_reason, created_at, updated_at, finished_at, *_,
+    ) = row  # fmt: skip
     return Order(
-        order_id=order_id,  # type: ignore[arg-type]  # the columns' types are the schema's
-        status=status,  # type: ignore[arg-type]
-        version=version,  # type: ignore[arg-type]
-        customer_id=customer_id,  # type: ignore[arg-type]
-        currency=currency,  # type: ignore[arg-type]
-        lines=msgspec.Raw(b"null" if lines is None else lines.encode()),  # type: ignore[attr-defined]
-        total_minor=total_minor,  # type: ignore[arg-type]
-        reference=reference,  # type: ignore[arg-type]
-        attempts=attempts,  # type: ignore[arg-type]
-        failure_reason=failure_reason,  # type: ignore[arg-type]
-        created_at=created_at,  # type: ignore[arg-type]
-        updated_at=updated_at,  # type: ignore[arg-type]
-        finished_at=finished_at,  # type: ignore[arg-type]
+        order_id=order_id,
+        status=status,
+        version=version,
+        customer_id=customer_id,
+        currency=currency,
+        lines=msgspec.Raw(b"null" if lines is None else lines.encode()),
+        total_minor=total_minor,
+        reference=reference,
+        attempts=attempts,
+        failure_reason=failure_reason,
+        created_at=created_at,
+        updated_at=updated_at,
+        finished_at=finished_at,
     )

@@ -13,9 +13,8 @@ from orders.model.events import data_of
 from orders.model.order import Order
 from orders.model.traceparent import continue_trace
 
-FAILED: LiteralString = """
-    SELECT o.order_id, o.status, o.version, o.customer_id, o.currency, o.lines::text, o.total_minor, o.reference,
-           o.attempts, o.failure_reason, o.created_at, o.updated_at, o.finished_at, d.id
+FAILED: LiteralString = f"""
+    SELECT {orders_table.COLUMNS}, d.id
     FROM dead_letters d JOIN orders o ON o.order_id = d.order_id
     WHERE d.id = ANY(%b) AND d.state = 'dead' AND o.status = 'failed'
 """
@@ -65,7 +64,7 @@ class Redrive(msgspec.Struct, frozen=True):
 async def redrive_orders(conn: AsyncConnection, redrive: Redrive, letter_ids: Sequence[int]) -> list[int]:
     """Bring back the orders of these letters; return the letters whose order was failed until now."""
     cursor = await conn.execute(FAILED, [list(letter_ids)])
-    rows = [_row(orders_table.order_of(row[:-1]), row[-1]) for row in await cursor.fetchall()]
+    rows = [_row(orders_table.order_of(row), row[-1]) for row in await cursor.fetchall()]
     if not rows:
         return []
     columns = [list(column) for column in zip(*rows, strict=True)]
