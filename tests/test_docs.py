@@ -1,0 +1,75 @@
+"""The pages agree with the tree: their links lead somewhere, and the files that they name exist."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = sorted(
+    path
+    for pattern in ("*.md", "docs/**/*.md", "examples/*.md", "deploy/**/*.md", "dev/**/*.md")
+    for path in ROOT.glob(pattern)
+)
+# Where a page may count a path from, when it is not the page's own folder.
+BASES = ("", "src", "src/orders", "tests", "relay", "docs", "deploy/nginx", "migrations/versions")
+MADE_BY_RUNNING = (".run/", ".venv/", "/", "~")
+
+LINK = re.compile(r"\]\((?!https?://|mailto:)([^)#\s]*)(?:#([^)\s]+))?\)")
+NAMED_FILE = re.compile(r"`([\w./-]+/[\w.-]+\.(?:py|md|sql|json|jsonl|pml|conf|yml|toml))(?:::\w+)?`")
+NAMED_CONSTANT = re.compile(r"`([A-Z][A-Z_]+)` in `([\w./]+\.py)`")
+FENCE = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
+
+every_page = pytest.mark.parametrize("page", PAGES, ids=[str(path.relative_to(ROOT)) for path in PAGES])
+
+
+def prose(page: Path) -> str:
+    """Return the page without its blocks of code."""
+    return FENCE.sub("", page.read_text())
+
+
+def anchors(page: Path) -> set[str]:
+    """Return the anchors that GitHub makes of the page's headings."""
+    headings = re.findall(r"^#+ (.+)$", prose(page), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@every_page
+def test_links_lead_somewhere(page: Path) -> None:
+    """
+    Each link to a file of the repository finds it, and its anchor is a heading there.
+    """
+    broken = []
+    for target, anchor in LINK.findall(prose(page)):
+        path = (page.parent / target).resolve() if target else page
+        if not path.exists() or (anchor and anchor not in anchors(path)):
+            broken.append(f"{target}#{anchor}" if anchor else target)
+
+    assert broken == []
+
+
+@every_page
+def test_named_files_exist(page: Path) -> None:
+    """
+    Each file that a page names by its path is in the repository, or made by a run.
+    """
+    named = {path for path in NAMED_FILE.findall(prose(page)) if not path.startswith(MADE_BY_RUNNING)}
+    folders = [page.parent, *(ROOT / base for base in BASES)]
+
+    assert [path for path in sorted(named) if not any((folder / path).exists() for folder in folders)] == []
+
+
+@every_page
+def test_named_constants_exist(page: Path) -> None:
+    """
+    Where a page says "`NAME` in `file`", the file assigns this name.
+    """
+    said = NAMED_CONSTANT.findall(prose(page))
+    missing = [f"{name} in {path}" for name, path in said if not assigned(name, ROOT / path)]
+
+    assert missing == []
+
+
+def assigned(name: str, path: Path) -> bool:
+    """Whether a module assigns a constant."""
+    return path.is_file() and re.search(rf"^{name}\b.* = ", path.read_text(), re.MULTILINE) is not None
