@@ -25,19 +25,40 @@ PARTITIONS: LiteralString = """
     SELECT n.nspname, c.relname,
            substring(pg_get_expr(c.relpartbound, c.oid) FROM 'FROM [(]''([0-9]+)''[)]')::bigint,
            substring(pg_get_expr(c.relpartbound, c.oid) FROM 'TO [(]''([0-9]+)''[)]')::bigint,
-           i.inhdetachpending
+           i.inhdetachpending, d.partition IS NOT NULL
     FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid JOIN pg_namespace n ON n.oid = c.relnamespace
+    LEFT JOIN outbox_detached d ON d.partition = c.relname
     WHERE i.inhparent = 'outbox'::regclass
     ORDER BY 3
 """
 
 DETACHED: LiteralString = """
-    -- What a keeper left that was killed between the detaching and the drop.
-    SELECT n.nspname, c.relname
-    FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-    WHERE c.relkind = 'r' AND NOT c.relispartition AND c.relname ~ '^outbox_from_[0-9]+$'
+    -- Those that are recorded are ours: a keeper was killed between the detaching and the drop.
+    SELECT n.nspname, c.relname, coalesce(d.low, 0), coalesce(d.high, 0), false, d.partition IS NOT NULL
+    FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace LEFT JOIN outbox_detached d ON d.partition = c.relname
+    WHERE c.relkind = 'r' AND NOT c.relispartition
+      AND (d.partition IS NOT NULL OR c.relname ~ '^outbox_from_[0-9]+$')
       AND c.relnamespace = (SELECT relnamespace FROM pg_class WHERE oid = 'outbox'::regclass)
     ORDER BY length(c.relname), c.relname
+"""
+
+RECORD: LiteralString = """
+    INSERT INTO outbox_detached (partition, low, high) VALUES (%(partition)s, %(low)s, %(high)s)
+    ON CONFLICT (partition) DO UPDATE SET low = excluded.low, high = excluded.high, since = clock_timestamp()
+"""
+
+FORGET: LiteralString = "DELETE FROM outbox_detached WHERE partition = %(partition)s"
+
+FORGET_OTHERS: LiteralString = """
+    -- Of tables that are partitions, as they were, or that are gone: somebody else has put them back, renamed or
+    -- dropped them since, and what becomes of them next is not for us to decide.
+    DELETE FROM outbox_detached d
+    WHERE NOT EXISTS (
+        SELECT FROM pg_class c LEFT JOIN pg_inherits i ON i.inhrelid = c.oid AND i.inhparent = 'outbox'::regclass
+        WHERE c.relname = d.partition
+          AND c.relnamespace = (SELECT relnamespace FROM pg_class WHERE oid = 'outbox'::regclass)
+          AND (NOT c.relispartition OR i.inhdetachpending)
+    )
 """
 
 SAVED_MARK: LiteralString = "SELECT mark FROM outbox_mark"
@@ -54,7 +75,8 @@ class Partition(msgspec.Struct, frozen=True):
     name: str
     low: int
     high: int
-    detaching: bool
+    detaching: bool  # by whomever, and cut short
+    recorded: bool  # as one that the relay detaches
 
     @property
     def table(self) -> sql.Identifier:
@@ -76,9 +98,14 @@ async def partitions(conn: Connection) -> list[Partition]:
     return [Partition(*row) for row in await (await conn.execute(PARTITIONS)).fetchall()]
 
 
-async def detached(conn: Connection) -> list[sql.Identifier]:
-    """Return the tables that were partitions once and have not been dropped."""
-    return [sql.Identifier(schema, name) for schema, name in await (await conn.execute(DETACHED)).fetchall()]
+async def detached(conn: Connection) -> list[Partition]:
+    """Return the tables that were partitions once and have not been dropped; without bounds if not recorded."""
+    return [Partition(*row) for row in await (await conn.execute(DETACHED)).fetchall()]
+
+
+async def forget_others(conn: Connection) -> None:
+    """Drop the records of partitions that somebody else has dealt with."""
+    await conn.execute(FORGET_OTHERS)
 
 
 async def saved_mark(conn: Connection) -> int:
@@ -104,40 +131,34 @@ async def newest_age(conn: Connection, partition: Partition) -> float | None:
 async def detach(conn: Connection, partition: Partition) -> None:
     """Detach without stopping writers: it waits for those who may still see the partition, and blocks nobody.
 
-    Cut short, it leaves the partition half detached, and is finished the next time.
+    Recorded first, and for good: cut short anywhere, the next round knows that the partition is ours to finish.
     """
+    await conn.execute(RECORD, {"partition": partition.name, "low": partition.low, "high": partition.high})
     how = sql.SQL("FINALIZE" if partition.detaching else "CONCURRENTLY")
     await conn.execute(sql.SQL("ALTER TABLE outbox DETACH PARTITION {} {}").format(partition.table, how))
 
 
-async def drop_if_settled(conn: Connection, table: sql.Identifier) -> bool:
-    """Drop a detached table, after looking under the lock that keeps everyone out; False leaves it as it is."""
+async def drop_if_settled(conn: Connection, partition: Partition) -> bool:
+    """Drop a detached table and its record, after looking under the lock that keeps everyone out.
+
+    False leaves both as they are: a row is still to be sent.
+    """
     async with conn.transaction():
-        await conn.execute(sql.SQL("LOCK TABLE {} IN ACCESS EXCLUSIVE MODE").format(table))
+        await conn.execute(sql.SQL("LOCK TABLE {} IN ACCESS EXCLUSIVE MODE").format(partition.table))
         unsettled = sql.SQL("SELECT EXISTS (SELECT FROM {} WHERE state IN ('pending', 'parked'))")
-        if await _value(conn, unsettled.format(table)):
+        if await _value(conn, unsettled.format(partition.table)):
             return False
-        await conn.execute(sql.SQL("DROP TABLE {}").format(table))
+        await conn.execute(sql.SQL("DROP TABLE {}").format(partition.table))
+        await conn.execute(FORGET, {"partition": partition.name})
         return True
 
 
-async def attach(conn: Connection, table: sql.Identifier, low: int, high: int) -> None:
-    """Put a detached table back."""
+async def attach(conn: Connection, partition: Partition) -> None:
+    """Put a detached table back, and drop its record."""
     bounds = sql.SQL("ALTER TABLE outbox ATTACH PARTITION {} FOR VALUES FROM ({}) TO ({})")
-    await conn.execute(bounds.format(table, sql.Literal(low), sql.Literal(high)))
-
-
-async def bounds_of(conn: Connection, table: sql.Identifier) -> tuple[int, int]:
-    """Return the bounds that a detached partition had, from the CHECK that DETACH CONCURRENTLY left on it."""
-    statement = sql.SQL(
-        "SELECT substring(d FROM 'id >= ''?([0-9]+)')::bigint, substring(d FROM 'id < ''?([0-9]+)')::bigint "
-        "FROM (SELECT pg_get_constraintdef(oid) AS d FROM pg_constraint "
-        "WHERE conrelid = {}::regclass AND contype = 'c') AS checks "
-        "WHERE d LIKE '%id >= %' AND d LIKE '%id < %'"
-    )
-    row = await (await conn.execute(statement.format(sql.Literal(table.as_string())))).fetchone()
-    assert row is not None, f"{table.as_string()} was detached by hand, and its bounds are lost"
-    return row[0], row[1]
+    async with conn.transaction():
+        await conn.execute(bounds.format(partition.table, sql.Literal(partition.low), sql.Literal(partition.high)))
+        await conn.execute(FORGET, {"partition": partition.name})
 
 
 async def _value(

@@ -142,3 +142,13 @@ CREATE TABLE outbox_witness (
     queue     text NOT NULL PRIMARY KEY,
     exchange  text NOT NULL
 );
+
+-- The partitions that the relay detaches, from just before that until it has dropped them or put them back.
+CREATE TABLE outbox_detached (
+    partition  text        NOT NULL PRIMARY KEY,         -- a table in the schema of the outbox
+    low        bigint      NOT NULL,                     -- its ids: from low
+    high       bigint      NOT NULL,                     -- up to but not including high
+    since      timestamptz NOT NULL DEFAULT clock_timestamp(),
+
+    CONSTRAINT a_partition_has_room_for_ids CHECK (low < high)
+);

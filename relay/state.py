@@ -28,6 +28,7 @@ class RelayState:
         self.blocked_keys = 0  # keys that wait for an operator
         self.parked_rows = 0
         self.mark = 0  # the low-water mark: a row id
+        self.partitions_left: set[str] = set()  # by name: others have detached them, and the relay leaves them alone
         self.relays = 1  # that share the shards
         self.closed_routes: dict[str, str] = {}  # by route: the reason of its last failure
         self.published_rows = 0

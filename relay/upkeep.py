@@ -3,16 +3,20 @@
 A partition goes only when the persisted mark has passed all of its ids: then nothing is pending in it, and no writer is
 left who could still add to it. It is looked at once more under a lock after it was detached, since an operator may have
 requeued a row of it meanwhile; then it comes back.
+
+Only a partition that the relay has recorded as detached by itself is dropped. A person who detached another one, to
+archive it, finds it where it was left.
 """
 
 import asyncio
 import contextlib
 import logging
 
-from psycopg import sql
+import psycopg
 
 from relay import outbox_partitions
-from relay.database import Connection, DatabaseLost, connect, deadline
+from relay.database import Connection, DatabaseLost, SchemaMissing, connect, deadline
+from relay.error_text import first_line
 from relay.outbox_partitions import Partition
 from relay.settings import Settings
 from relay.severing import close
@@ -24,12 +28,12 @@ ROUND_SECONDS = 30.0  # a DETACH waits for transactions elsewhere; the next roun
 
 
 async def keep(settings: Settings, state: RelayState, stop: asyncio.Event) -> None:
-    """Look after the partitions until told to stop: one relay at a time does."""
+    """Look after the partitions until told to stop: one relay at a time does. No failure here ends the forwarding."""
     while not stop.is_set():
         try:
             await look_after(settings, state)
-        except DatabaseLost as lost:
-            log.warning("partitions left for the next round: %s", lost)
+        except (DatabaseLost, SchemaMissing, psycopg.Error) as error:
+            log.warning("partitions left for the next round: %s", first_line(error))
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(stop.wait(), settings.upkeep_seconds)
 
@@ -41,15 +45,18 @@ async def look_after(settings: Settings, state: RelayState) -> None:
         with deadline(conn, ROUND_SECONDS):
             if not await outbox_partitions.be_the_keeper(conn):
                 return
-            state.partitions_made.inc(await outbox_partitions.add(conn, settings.partitions_ahead))
+            await outbox_partitions.forget_others(conn)
             await _clear_detached(conn, state)
+            state.partitions_made.inc(await outbox_partitions.add(conn, settings.partitions_ahead))
             mark = await outbox_partitions.saved_mark(conn)
             for partition in await outbox_partitions.partitions(conn):
                 if partition.high - 1 > mark:
                     return
-                if partition.detaching or await _is_past(conn, partition, settings.retention_seconds):
+                if partition.detaching and not partition.recorded:
+                    _leave_alone(partition, state)
+                elif partition.detaching or await _is_past(conn, partition, settings.retention_seconds):
                     await outbox_partitions.detach(conn, partition)
-                    await _drop(conn, partition.table, state)
+                    await _drop(conn, partition, state)
     finally:
         await close(conn)
 
@@ -62,15 +69,26 @@ async def _is_past(conn: Connection, partition: Partition, retention_seconds: fl
 
 
 async def _clear_detached(conn: Connection, state: RelayState) -> None:
-    for table in await outbox_partitions.detached(conn):
-        await _drop(conn, table, state)
+    for partition in await outbox_partitions.detached(conn):
+        if partition.recorded:
+            await _drop(conn, partition, state)
+        else:
+            _leave_alone(partition, state)
 
 
-async def _drop(conn: Connection, table: sql.Identifier, state: RelayState) -> None:
-    if await outbox_partitions.drop_if_settled(conn, table):
+def _leave_alone(partition: Partition, state: RelayState) -> None:
+    if partition.name not in state.partitions_left:
+        state.partitions_left.add(partition.name)
+        log.warning(
+            "%s was not detached by the relay, which leaves it as it is: attach it again, or archive and drop it",
+            partition.name,
+        )
+
+
+async def _drop(conn: Connection, partition: Partition, state: RelayState) -> None:
+    if await outbox_partitions.drop_if_settled(conn, partition):
         state.partitions_dropped.inc()
-        log.info("dropped %s after its retention", table.as_string())
+        log.info("dropped %s after its retention", partition.table.as_string())
     else:
-        low, high = await outbox_partitions.bounds_of(conn, table)
-        await outbox_partitions.attach(conn, table, low, high)
-        log.warning("put %s back: a row of it is to be sent again", table.as_string())
+        await outbox_partitions.attach(conn, partition)
+        log.warning("put %s back: a row of it is to be sent again", partition.table.as_string())

@@ -454,6 +454,22 @@ _ALL = (
         "tests/test_amqp_bytes.py::test_hostile_headers",
         ("src/orders/broker/amqp_bytes.py", "IndexError, RecursionError)", "IndexError)"),
     ),
+    _plant(
+        "O19",
+        "the keeper drops a partition that a person has detached",
+        "tests/relay/test_upkeep.py::test_a_partition_that_a_person_detached_is_left_alone",
+        (
+            "relay/outbox_partitions.py",
+            "coalesce(d.high, 0), false, d.partition IS NOT NULL",
+            "coalesce(d.high, 0), false, true",
+        ),
+    ),
+    _plant(
+        "O20",
+        "text is sent in whatever encoding the role or the environment has",
+        "tests/orders/database/test_postgres.py::test_text_and_times_have_one_form",
+        ("src/orders/database/postgres.py", '        "client_encoding": "UTF8",', "        # "),
+    ),
 )
 
 PLANTS: Mapping[str, Plant] = {plant.id: plant for plant in _ALL}

@@ -51,7 +51,7 @@ async def test_a_claim_of_a_partition_that_is_being_detached(conn: AsyncConnecti
         await settle(own, "sent", [row])
     await own.execute("ROLLBACK")
     await detaching
-    await outbox_partitions.attach(conn, partition.table, partition.low, partition.high)
+    await outbox_partitions.attach(conn, partition)
     assert await state_of(conn, row) == "pending"
     await own.close()
     await keeper.close()

@@ -1,10 +1,13 @@
 """Partitions: made ahead, dropped after their time, never with a row that is still to be sent."""
 
 import asyncio
+from typing import LiteralString
 
 import httpx
+import pytest
 from psycopg import AsyncConnection
 
+from relay import outbox_partitions
 from relay.outbox_table import be_present
 from relay.settings import Settings
 from relay.state import RelayState
@@ -115,6 +118,110 @@ async def test_a_parked_row_keeps_its_partition(conn: AsyncConnection, database_
     await look_after(settings(database_url, "0"), RelayState())
 
     assert (await lows(conn))[0] == 1
+
+
+async def tables(conn: AsyncConnection) -> list[str]:
+    """The tables that are or were partitions."""
+    rows = await (
+        await conn.execute(
+            "SELECT relname FROM pg_class WHERE relkind = 'r' AND relname LIKE 'outbox_from_%' ORDER BY oid"
+        )
+    ).fetchall()
+    return [row[0] for row in rows]
+
+
+@pytest.mark.parametrize("how", ["", "CONCURRENTLY"])
+async def test_a_partition_that_a_person_detached_is_left_alone(
+    conn: AsyncConnection, database_url: str, how: LiteralString
+) -> None:
+    """
+    A partition that was detached by hand, to archive it, stays as it is; those behind it go when their time has come.
+    """
+    await shrink(conn)
+    for _ in range(25):
+        await append(conn)
+    await send_all(conn, mark=25)
+    await conn.execute(f"ALTER TABLE outbox DETACH PARTITION outbox_from_1 {how}".encode())
+    state = RelayState()
+
+    await look_after(settings(database_url, "0"), state)
+
+    assert await lows(conn) == [21, 31, 41]
+    assert await tables(conn) == ["outbox_from_1", "outbox_from_21", "outbox_from_31", "outbox_from_41"]
+    assert state.partitions_left == {"outbox_from_1"}
+
+
+async def test_a_keeper_dies_between_the_detaching_and_the_drop(conn: AsyncConnection, database_url: str) -> None:
+    """
+    The next keeper drops what the last one detached, and puts it back if a row of it is to be sent again; it takes the
+    bounds from its own record, since not every PostgreSQL leaves them on the table.
+    """
+    await shrink(conn)
+    for _ in range(25):
+        await append(conn)
+    await send_all(conn, mark=25)
+    for partition in (await outbox_partitions.partitions(conn))[:2]:
+        await outbox_partitions.detach(conn, partition)
+        constraints = await conn.execute(
+            "SELECT conname FROM pg_constraint WHERE conrelid = %s::regclass AND contype = 'c' "
+            "AND pg_get_constraintdef(oid) LIKE '%%id >= %%'", [partition.name]
+        )  # fmt: skip
+        for (name,) in await constraints.fetchall():
+            await conn.execute(f'ALTER TABLE {partition.name} DROP CONSTRAINT "{name}"'.encode())
+    await conn.execute("UPDATE outbox_from_11 SET state = 'pending', settled_at = NULL WHERE id = 12")
+    state = RelayState()
+
+    await look_after(settings(database_url, "1h"), state)
+
+    assert await lows(conn) == [11, 21, 31, 41]
+    assert await tables(conn) == ["outbox_from_11", "outbox_from_21", "outbox_from_31", "outbox_from_41"]
+    assert state.partitions_left == set()
+
+
+async def test_a_partition_that_came_back_is_a_persons_again(conn: AsyncConnection, database_url: str) -> None:
+    """
+    Once a detached partition has been attached by hand, a later detaching by hand is not the relay's to finish.
+    """
+    await shrink(conn)
+    for _ in range(15):
+        await append(conn)
+    await send_all(conn, mark=15)
+    first = (await outbox_partitions.partitions(conn))[0]
+    await outbox_partitions.detach(conn, first)
+    await conn.execute("ALTER TABLE outbox ATTACH PARTITION outbox_from_1 FOR VALUES FROM (1) TO (11)")
+    await look_after(settings(database_url, "1h"), RelayState())
+    await conn.execute("ALTER TABLE outbox DETACH PARTITION outbox_from_1")
+
+    await look_after(settings(database_url, "1h"), RelayState())
+
+    assert "outbox_from_1" in await tables(conn)
+
+
+async def test_upkeep_that_fails_ends_no_forwarding(
+    conn: AsyncConnection, database_url: str, topology: str, start_relay: StartRelay
+) -> None:
+    """
+    A partition detached by hand with a row that waits, and a table in the way of the next one: the relay goes on.
+    """
+    await shrink(conn)
+    await append(conn)
+    await conn.execute("ALTER TABLE outbox DETACH PARTITION outbox_from_1")
+    await conn.execute("UPDATE outbox_from_1 SET state = 'parked' WHERE state = 'pending'")
+    await conn.execute("INSERT INTO outbox_parked SELECT id, shard, key, exchange, routing_key FROM outbox_from_1")
+    await conn.execute("SELECT setval('outbox_id_seq', 20)")
+    await conn.execute("CREATE TABLE outbox_from_41 (in_the_way int)")
+    relay = start_relay(upkeep_seconds=0.1, partitions_ahead=20)
+
+    await append_many(conn, 5, keys=5)
+    await eventually(lambda: _all_sent(conn), 20)
+
+    async def has_failed() -> bool:
+        return "partitions left for the next round" in relay.log.read_text()
+
+    await eventually(has_failed, 20)
+    await append_many(conn, 4, keys=4)
+    await eventually(lambda: _all_sent(conn), 20)
+    assert (await tables(conn))[0] == "outbox_from_1"
 
 
 async def test_an_open_writer_keeps_its_row(conn: AsyncConnection, database_url: str) -> None:
