@@ -20,7 +20,7 @@ class DeadLetterMover:
     def __init__(self, amqp_url: str, store: Callable[[DeadLetter], Awaitable[None]]) -> None:
         self.store = store
         self.consumer = Consumer(amqp_url, DEAD_QUEUE, PREFETCH, self._take)
-        self.buried = 0
+        self.stored = 0
         self._tasks: set[asyncio.Task[None]] = set()
         self._consuming: asyncio.Task[None] | None = None
 
@@ -47,5 +47,5 @@ class DeadLetterMover:
 
     async def _store(self, delivery: Delivery) -> None:
         await self.store(DeadLetter(delivery.body, delivery.size))
-        self.buried += 1
+        self.stored += 1
         delivery.ack()

@@ -3,22 +3,23 @@
 import asyncio
 import contextlib
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from uuid import UUID
 
 import msgspec
 from prometheus_client import Counter, Gauge, Histogram
 
 from orders.broker.consumer import Delivery
-from orders.database.claim_orders import Claim, Claimed, Forged, Held, Postponed, Settled, Unknown
+from orders.database.claim_orders import Claimed, Forged, Held, Postponed, Settled, Unknown
 from orders.database.dead_letters_table import Kind, PoisonMark
-from orders.database.finish_orders import Finish, Finished, finish_of
+from orders.database.finish_orders import Finished, finish_of
 from orders.database.postpone_orders import Postpone
 from orders.model import work_message
 from orders.model.traceparent import continue_trace
 from orders.model.work_message import InvalidMessage, WorkMessage
 from orders.runtime.retry_pauses import backoff
 from orders.work import decision
+from orders.work.batches import WorkBatches
 from orders.work.decision import Decision
 from orders.work.runner import Job, Outcome, Run
 
@@ -53,15 +54,6 @@ class Rejection(msgspec.Struct, frozen=True):
 
     kind: Kind
     reason: str
-
-
-class WorkBatches(msgspec.Struct, frozen=True):
-    """The batched statements of the worker; each call returns when its transaction is committed."""
-
-    claim: Callable[[WorkMessage], Awaitable[Claim]]
-    finish: Callable[[Finish], Awaitable[Finished | None]]
-    postpone: Callable[[Postpone], Awaitable[None]]
-    mark_poison: Callable[[PoisonMark], Awaitable[None]]
 
 
 class WorkerCounters(msgspec.Struct):
@@ -247,7 +239,7 @@ class OrdersInHand:
                 TRANSIENT_FAILURES.inc()
                 TRANSIENT_FAILURES_OLD_NAME.inc()
             case decision.MarkPoison(reason):
-                await self.batches.mark_poison(PoisonMark(message.event_id, reason))
+                await self.batches.store(PoisonMark(message.event_id, reason))
                 self._poison[message.event_id] = reason
 
     def _count_end(self, finished: Finished | None) -> None:

@@ -27,7 +27,7 @@ SWEEP_SECONDS = 30.0
 COUNT_SECONDS = 5.0
 
 
-class Retries(Session):
+class DueRetries(Session):
     """Sends what is due; `waiting` counts what is not, of all workers."""
 
     def __init__(self, url: str, sent: Callable[[], None]) -> None:

@@ -1,7 +1,7 @@
 """What is done with a delivery, on real servers."""
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import aiormq
@@ -10,13 +10,10 @@ from psycopg import AsyncConnection
 
 from orders.broker.consumer import Consumer
 from orders.broker.topology import WORK_QUEUE
-from orders.database.batcher import Batcher, Limits
-from orders.database.claim_orders import Claim, claim_orders
-from orders.database.dead_letters_table import store
-from orders.database.finish_orders import finish_orders
-from orders.database.postpone_orders import postpone_orders
-from orders.model.work_message import WorkMessage
-from orders.work.delivery import OrdersInHand, WorkBatches
+from orders.database.notify import RelayNotifier
+from orders.database.worker_lock import WorkerLock
+from orders.work.batches import WorkBatches
+from orders.work.delivery import OrdersInHand
 from orders.work.runner import ChildDied, Job, Outcome, Run, Runner, Succeeded
 from tests.eventually import eventually
 from tests.orders.work_handlers import obey
@@ -32,17 +29,12 @@ async def die(_job: Job) -> Outcome:
 
 @asynccontextmanager
 async def working(database_url: str, amqp_url: str, run: Run) -> AsyncIterator[OrdersInHand]:
-    async def claim_for_us(conn: AsyncConnection, batch: Sequence[WorkMessage]) -> list[Claim]:
-        return await claim_orders(conn, WORKER, batch)
-
-    limits = Limits()
     async with (
-        Batcher[WorkMessage, Claim]("claim", database_url, claim_for_us, limits) as claiming,
-        Batcher("finish", database_url, finish_orders, limits) as finishing,
-        Batcher("postpone", database_url, postpone_orders, limits) as postponing,
-        Batcher("dead-letters", database_url, store, limits) as storing,
+        RelayNotifier(database_url) as notifier,
+        WorkerLock(database_url) as worker_lock,
+        WorkBatches(database_url, worker_lock, notifier) as batches,
     ):
-        work = OrdersInHand(WorkBatches(claiming, finishing, postponing, storing), run, die, max_failures=5)
+        work = OrdersInHand(batches, run, die, max_failures=5)
         consumer = Consumer(amqp_url, WORK_QUEUE, 10, work.take)
         consuming = asyncio.create_task(consumer.run())
         try:

@@ -5,7 +5,7 @@ from psycopg import AsyncConnection
 
 from orders.database.postpone_orders import Postpone, postpone_orders
 from orders.model.traceparent import continue_trace
-from orders.work.due_retries import ALL_SECONDS, RECENT_SECONDS, SWEEP_SECONDS, Retries, window
+from orders.work.due_retries import ALL_SECONDS, RECENT_SECONDS, SWEEP_SECONDS, DueRetries, window
 from tests.eventually import eventually
 from tests.orders.work_samples import claim, place, rows, work_message
 
@@ -51,7 +51,7 @@ async def test_due_retries_are_sent(conn: AsyncConnection, database_url: str) ->
         told += 1
 
     await postpone(conn, 300)
-    async with Retries(database_url, tell):
+    async with DueRetries(database_url, tell):
 
         async def all_sent() -> bool:
             return await rows(conn, SENT) == [(300,)]
@@ -67,7 +67,7 @@ async def test_the_outbox_has_no_partition(conn: AsyncConnection, database_url: 
     """
     await postpone(conn, 1)
     await conn.execute("SELECT setval('outbox_id_seq', 20000000)")
-    async with Retries(database_url, lambda: None):
+    async with DueRetries(database_url, lambda: None):
 
         async def is_sent() -> bool:
             return await rows(conn, SENT) == [(1,)]
@@ -79,7 +79,7 @@ async def test_its_connection_is_lost(conn: AsyncConnection, database_url: str) 
     """
     The clock goes on after every loss of its connection.
     """
-    async with Retries(database_url, lambda: None):
+    async with DueRetries(database_url, lambda: None):
         for many in (1, 2):
             await postpone(conn, 1)
 
