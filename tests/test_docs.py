@@ -17,7 +17,8 @@ MADE_BY_RUNNING = (".run/", ".venv/", "/", "~")
 
 LINK = re.compile(r"\]\((?!https?://|mailto:)([^)#\s]*)(?:#([^)\s]+))?\)")
 NAMED_FILE = re.compile(r"`([\w./-]+/[\w.-]+\.(?:py|md|sql|json|jsonl|pml|conf|yml|toml))(?:::\w+)?`")
-NAMED_CONSTANT = re.compile(r"`([A-Z][A-Z_]+)` in `([\w./]+\.py)`")
+NAMED_CONSTANTS = re.compile(r"((?:`[A-Z][A-Z_]+`(?: and )?)+) in `([\w./]+\.py)`")
+STATES = re.compile(r"CHECK \((?:status|state) IN \(([^)]*)\)\)")
 FENCE = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
 
 every_page = pytest.mark.parametrize("page", PAGES, ids=[str(path.relative_to(ROOT)) for path in PAGES])
@@ -62,9 +63,13 @@ def test_named_files_exist(page: Path) -> None:
 @every_page
 def test_named_constants_exist(page: Path) -> None:
     """
-    Where a page says "`NAME` in `file`", the file assigns this name.
+    Where a page says "`NAME` in `file`", or "`NAME` and `OTHER` in `file`", the file assigns these names.
     """
-    said = NAMED_CONSTANT.findall(prose(page))
+    said = [
+        (name, path)
+        for names, path in NAMED_CONSTANTS.findall(prose(page))
+        for name in re.findall(r"\w+", names.replace(" and ", " "))
+    ]
     missing = [f"{name} in {path}" for name, path in said if not assigned(name, ROOT / path)]
 
     assert missing == []
@@ -73,3 +78,16 @@ def test_named_constants_exist(page: Path) -> None:
 def assigned(name: str, path: Path) -> bool:
     """Whether a module assigns a constant."""
     return path.is_file() and re.search(rf"^{name}\b.* = ", path.read_text(), re.MULTILINE) is not None
+
+
+def test_each_state_is_drawn() -> None:
+    """
+    Each status of an order, state of an outbox row and state of a dead letter is in a diagram of the states.
+    """
+    migrations = "".join(path.read_text() for path in sorted((ROOT / "migrations" / "versions").glob("*.py")))
+    states = {state for names in STATES.findall(migrations) for state in re.findall(r"'(\w+)'", names)}
+    page = (ROOT / "docs" / "state_machine.md").read_text()
+    drawn = set(re.findall(r"\w+", "".join(re.findall(r"```mermaid\n(.*?)```", page, re.DOTALL))))
+
+    assert {"placed", "parked", "discarded"} <= states
+    assert states <= drawn
