@@ -1,4 +1,4 @@
-"""What `orders reconcile` asks of the database: short statements over bounded ranges, and the one that repairs."""
+"""What `orders reconcile` reads of the database: short statements over bounded ranges."""
 
 from collections.abc import Sequence
 from typing import Any, LiteralString
@@ -7,7 +7,7 @@ from uuid import UUID
 import msgspec
 from psycopg import AsyncConnection
 
-from orders.tools.reconcile.rules import AGAIN, EventSeen, Fault, OrderSeen
+from orders.tools.reconcile.rules import AGAIN, EventSeen, OrderSeen
 
 ORDERS: LiteralString = """
     SELECT order_id, status, version, extract(epoch FROM coalesce(finished_at, updated_at))::float8, worker
@@ -68,24 +68,8 @@ TIME_AT: LiteralString = """
 
 CLOCK: LiteralString = "SELECT extract(epoch FROM clock_timestamp())::float8"
 
-# The order's row is locked before the new outbox row gets its id, as by everyone who writes events of this key.
-LOCK: LiteralString = """
-    SELECT o.order_id FROM orders o JOIN unnest(%b::uuid[], %b::integer[]) AS asked (order_id, version)
-        USING (order_id)
-    WHERE o.version = asked.version AND o.status IN ('placed', 'processing')
-    ORDER BY o.order_id FOR UPDATE OF o
-"""
-
-SEND_AGAIN: LiteralString = """
-    WITH again AS (
-        INSERT INTO outbox (event_id, key, exchange, routing_key, required, content_type, headers, body)
-        SELECT event_id, key, '', %b, true, content_type, headers, body
-        FROM outbox WHERE id = ANY(%b) AND id >= %b AND id <= %b ORDER BY id
-        RETURNING id, key
-    )
-    INSERT INTO outbox_audit (actor, command, key, row_id, rows, reason)
-    SELECT %b, 'requeue', key, id, 1, 'orders reconcile --repair: ' || %b FROM again ORDER BY id
-"""
+# Said after connecting: a session that begins read-only is not let in where writes are asked for.
+READ_ONLY: LiteralString = "SET default_transaction_read_only = on"
 
 
 class _Data(msgspec.Struct):
@@ -189,22 +173,9 @@ async def coverage_start(conn: AsyncConnection) -> float:
     return float(found[1]) if found is not None else await clock(conn)
 
 
-async def send_again(conn: AsyncConnection, queue: str, lost: Sequence[Fault], actor: str) -> int:
-    """Have the messages of these orders sent to the queue again, in order; return of how many that was done.
-
-    A new row for each, not the old one marked unsent: it needs nothing but the writer's side of the table, and the lock
-    of the order's row instead of the relay's locks. The event keeps its id, so whoever has seen it knows it again. It
-    goes straight to the queue: other subscribers have lost nothing.
-    """
-    async with conn.transaction():
-        cursor = await conn.execute(LOCK, [[f.order_id for f in lost], [f.version for f in lost]])
-        still = {row[0] for row in await cursor.fetchall()}
-        ids = [f.row_id for f in lost if f.order_id in still and f.row_id is not None]
-        if not ids:
-            return 0
-        reasons = ", ".join(sorted({f.cause for f in lost}))
-        done = await conn.execute(SEND_AGAIN, [queue, ids, min(ids), max(ids), actor, reasons])
-        return done.rowcount
+async def read_only(conn: AsyncConnection) -> None:
+    """Let the session write nothing from now on."""
+    await conn.execute(READ_ONLY)
 
 
 def _row(row: tuple[object, ...], blocked: object = False, waits: object = "") -> Row:

@@ -22,6 +22,8 @@ from psycopg import AsyncConnection
 from orders.broker import rabbitmq
 from orders.broker.topology import WORK_QUEUE
 from orders.database import postgres
+from orders.database.notify import NOTIFY
+from orders.database.resend_messages import LostMessage, resend_messages
 from orders.model.errors import OrdersError, Unavailable
 from orders.model.ids import lowest_id
 from orders.runtime.retry_pauses import backoff
@@ -40,8 +42,6 @@ PATIENCE_SECONDS = 60.0  # with a database that does not answer
 COMMIT_SECONDS = 60.0
 ROUND_SECONDS = 1.0
 REPAIR_ROWS = 200
-# Said after connecting: a session that begins read-only is not let in where writes are options for.
-READ_ONLY = "SET default_transaction_read_only = on"
 
 # What a message to the work queue mends.
 MENDABLE: frozenset[Cause] = frozenset({"undelivered", "skipped", "unworked"})
@@ -219,11 +219,13 @@ class Reconciliation:
         conn = await postgres.connect(self.settings.database_url, "orders-reconcile-repair")
         try:
             while chunk := list(islice(mendable, REPAIR_ROWS)):
+                lost = [LostMessage(f.order_id, f.version, f.row_id) for f in chunk if f.row_id is not None]
+                reason = f"orders reconcile --repair: {', '.join(sorted({fault.cause for fault in chunk}))}"
                 with postgres.deadline(conn, STATEMENT_SECONDS):
-                    self.report.repaired += await queries.send_again(conn, WORK_QUEUE, chunk, actor())
+                    self.report.repaired += await resend_messages(conn, WORK_QUEUE, lost, actor(), reason)
                 self.progress(f"{self.report.repaired} messages sent again")
             with postgres.deadline(conn, STATEMENT_SECONDS):
-                await conn.execute("NOTIFY outbox")
+                await conn.execute(NOTIFY)
         finally:
             await postgres.close(conn)
 
@@ -235,7 +237,7 @@ class Reconciliation:
                 if self._conn is None:
                     self._conn = await postgres.connect(self.settings.database_url, "orders-reconcile")
                     with postgres.deadline(self._conn, STATEMENT_SECONDS):
-                        await self._conn.execute(READ_ONLY)
+                        await queries.read_only(self._conn)
                 with postgres.deadline(self._conn, STATEMENT_SECONDS):
                     return await question(self._conn)
             except psycopg.OperationalError as error:
