@@ -44,10 +44,9 @@ def advice(newest: IsoList, today: date) -> str:
     ours = frozenset(get_args(Currency))
     added, gone = sorted(newest.codes - ours), sorted(ours - newest.codes - WITHDRAWN)
     if added or gone:
-        steps = [f"add {', '.join(added)} to Currency"] * bool(added) + [f"add {', '.join(gone)} to WITHDRAWN"] * bool(
-            gone
-        )
-        return f"{', '.join(steps)}, and set LIST_DATE to {newest.published}"
+        steps = ((added, "Currency"), (gone, "WITHDRAWN"))
+        changes = ", ".join(f"add {', '.join(codes)} to {name}" for codes, name in steps if codes)
+        return f"{changes}, and set LIST_DATE to {newest.published}"
     if newest.published > LIST_DATE:
         return f"the list of {newest.published} has the same codes: set LIST_DATE to it"
     if (today - LIST_DATE).days > MAX_AGE_DAYS:
