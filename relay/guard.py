@@ -47,7 +47,7 @@ class Guard:
         self._publisher = publisher
         self._queues = settings.queue_names
         self._routes = frozenset(settings.routes)
-        self._management_url = settings.management_url
+        self._management_urls = settings.management_urls
         self._sentinels: dict[str, str] = {}  # queue: exchange
         self._trouble = ""  # why a queue has no sentinel
         self._missed: dict[Route, str] = {}  # routes without a binding while messages of this claim were out, and why
@@ -141,7 +141,7 @@ class Guard:
                 self._trouble = f"queue {queue!r} was deleted"
 
     async def _ask_for_bindings(self, routes: Collection[Route]) -> dict[Route, str]:
-        management = Management(self._management_url, self._publisher.connection.vhost)
+        management = Management(self._management_urls, self._publisher.connection.vhost)
         bindings: list[Binding] = []
         asked_at = time.monotonic()
         try:

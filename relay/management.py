@@ -2,14 +2,17 @@
 
 import asyncio
 import base64
+import contextlib
+from collections.abc import Sequence
 from typing import Any, TypeVar
-from urllib.parse import quote, unquote, urlsplit
+from urllib.parse import SplitResult, quote, unquote, urlsplit
 
 import msgspec
 
 T = TypeVar("T")
 
 SECONDS = 1.0  # a claim is open meanwhile, with the rows of other routes in it
+HEAD_START_SECONDS = 0.3  # of each node before the next one
 
 
 class ManagementUnavailable(Exception):
@@ -24,10 +27,10 @@ class Binding(msgspec.Struct, frozen=True):
 
 
 class Management:
-    """A few questions to one vhost; the URL carries user and password."""
+    """A few questions to one vhost; each URL carries user and password, and maybe the path that it lies under."""
 
-    def __init__(self, url: str, vhost: str) -> None:
-        self._url = urlsplit(url)
+    def __init__(self, urls: Sequence[str], vhost: str) -> None:
+        self._urls = [urlsplit(url) for url in urls]
         self._vhost = quote(vhost, safe="")
 
     async def queue(self, name: str) -> dict[str, Any]:
@@ -39,29 +42,49 @@ class Management:
         return await self._get(f"/api/queues/{self._vhost}/{quote(name, safe='')}/bindings", list[Binding])
 
     async def _get(self, path: str, kind: type[T]) -> T:
-        user, password = unquote(self._url.username or "guest"), unquote(self._url.password or "guest")
-        credentials = base64.b64encode(f"{user}:{password}".encode()).decode()
-        host = self._url.hostname or ""
+        """Return the first answer; where no node gives one, raise what the first one said."""
+
+        async def ask(number: int, url: SplitResult) -> T:
+            await asyncio.sleep(number * HEAD_START_SECONDS)
+            return await _ask(url, path, kind)
+
+        attempts = [asyncio.create_task(ask(*each), name="relay-management") for each in enumerate(self._urls)]
         try:
-            async with asyncio.timeout(SECONDS):
-                reader, writer = await asyncio.open_connection(
-                    host, self._url.port or 15672, ssl=True if self._url.scheme == "https" else None
+            for attempt in asyncio.as_completed(attempts):
+                with contextlib.suppress(ManagementUnavailable):
+                    return await attempt
+            return attempts[0].result()
+        finally:
+            for each in attempts:
+                each.cancel()
+            await asyncio.gather(*attempts, return_exceptions=True)
+
+
+async def _ask(url: SplitResult, path: str, kind: type[T]) -> T:
+    user, password = unquote(url.username or "guest"), unquote(url.password or "guest")
+    credentials = base64.b64encode(f"{user}:{password}".encode()).decode()
+    host = url.hostname or ""
+    is_https = url.scheme == "https"
+    path = url.path.rstrip("/") + path
+    try:
+        async with asyncio.timeout(SECONDS):
+            port = url.port or (443 if is_https else 15672)
+            reader, writer = await asyncio.open_connection(host, port, ssl=True if is_https else None)
+            try:
+                # HTTP/1.0: the answer ends with the connection, so that there are no chunks to read.
+                writer.write(
+                    f"GET {path} HTTP/1.0\r\nHost: {host}\r\nAuthorization: Basic {credentials}\r\n\r\n".encode()
                 )
-                try:
-                    # HTTP/1.0: the answer ends with the connection, so that there are no chunks to read.
-                    writer.write(
-                        f"GET {path} HTTP/1.0\r\nHost: {host}\r\nAuthorization: Basic {credentials}\r\n\r\n".encode()
-                    )
-                    head, _, body = (await reader.read()).partition(b"\r\n\r\n")
-                finally:
-                    writer.close()
-        except (OSError, TimeoutError) as error:
-            raise ManagementUnavailable(f"RELAY_MANAGEMENT_URL: no answer from {host} ({error!r})") from error
-        status = head.split(b"\r\n", 1)[0].decode("latin-1")
-        if " 200 " not in f"{status} ":
-            raise ManagementUnavailable(f"RELAY_MANAGEMENT_URL: {path} answers {status!r}")
-        try:
-            return msgspec.json.decode(body, type=kind)
-        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-            # Cut off, or another's page: a proxy in between answers with 200, too.
-            raise ManagementUnavailable(f"RELAY_MANAGEMENT_URL: {path} answers no such JSON ({error})") from error
+                head, _, body = (await reader.read()).partition(b"\r\n\r\n")
+            finally:
+                writer.close()
+    except (OSError, TimeoutError) as error:
+        raise ManagementUnavailable(f"RELAY_MANAGEMENT_URL: no answer from {host} ({error!r})") from error
+    status = head.split(b"\r\n", 1)[0].decode("latin-1")
+    if " 200 " not in f"{status} ":
+        raise ManagementUnavailable(f"RELAY_MANAGEMENT_URL: {path} answers {status!r}")
+    try:
+        return msgspec.json.decode(body, type=kind)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        # Cut off, or another's page: a proxy in between answers with 200, too.
+        raise ManagementUnavailable(f"RELAY_MANAGEMENT_URL: {path} answers no such JSON ({error})") from error

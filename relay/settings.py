@@ -15,6 +15,9 @@ Positive = Annotated[float, msgspec.Meta(gt=0)]
 Count = Annotated[int, msgspec.Meta(ge=1)]
 
 
+LONGEST_POLL_SECONDS = 2.0  # the session's idle_session_timeout, in outbox_table.py, leaves half a second beyond it
+
+
 class BadSetting(Exception):
     """A setting is missing or makes no sense."""
 
@@ -33,7 +36,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename=_variable):
     exchanges: str = ""  # have to exist, with commas between
     required_queues: str = ""  # quorum queues that have to exist, and to be there at each confirm; commas between
     required_routes: str = ""  # exchange/routing key, commas between: have to be bound to one of the queues
-    management_url: str = ""  # http://user:password@host:15672: bindings and policies are verified too
+    management_url: str = ""  # http://user:password@host:15672, commas between: bindings and policies are verified too
 
     batch_rows: Count = 2000  # rows of one claim
     batch_bytes: Count = 4 * 1024 * 1024  # of one claim, or one row: bounds memory and the bytes in the socket
@@ -60,11 +63,20 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename=_variable):
             raise BadSetting("AMQP_URL: expected amqp://user:password@host:port/vhost, several with commas between")
         if not re.match(r"postgres(ql)?://", settings.database_url):
             raise BadSetting("DATABASE_URL: expected postgresql://user@host:port/database")
+        if not all(re.match(r"https?://", url) for url in settings.management_urls):
+            raise BadSetting(
+                "RELAY_MANAGEMENT_URL: expected http://user:password@host:15672, several with commas between"
+            )
+        if settings.poll_seconds > LONGEST_POLL_SECONDS:
+            raise BadSetting(
+                f"RELAY_POLL_SECONDS: at most {LONGEST_POLL_SECONDS:g}, since PostgreSQL ends a session that is silent "
+                "for longer"
+            )
         if settings.confirm_seconds > 60:
             raise BadSetting("RELAY_CONFIRM_SECONDS: at most 60, since a transaction is open that long")
         if not all(route.exchange and route.routing_key for route in settings.routes):
             raise BadSetting("RELAY_REQUIRED_ROUTES: expected exchange/routing.key, several with commas between")
-        if settings.routes and not (settings.management_url and settings.queue_names):
+        if settings.routes and not (settings.management_urls and settings.queue_names):
             raise BadSetting("RELAY_REQUIRED_ROUTES: needs RELAY_REQUIRED_QUEUES, and RELAY_MANAGEMENT_URL to see them")
         _ = settings.retention_seconds
         return settings
@@ -72,6 +84,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename=_variable):
     @property
     def amqp_urls(self) -> tuple[str, ...]:
         return _listed(self.amqp_url)
+
+    @property
+    def management_urls(self) -> tuple[str, ...]:
+        return _listed(self.management_url)
 
     @property
     def exchange_names(self) -> tuple[str, ...]:

@@ -42,8 +42,8 @@ async def verify(connection: aiormq.Connection, settings: Settings) -> None:
             complaint = await complaint_about(connection, kind, name)
             if complaint:
                 raise TopologyWrong(f"{complaint} (it is named in RELAY_{setting})")
-    if settings.management_url:
-        management = Management(settings.management_url, connection.vhost)
+    if settings.management_urls:
+        management = Management(settings.management_urls, connection.vhost)
         bindings: list[Binding] = []
         for queue in queues:
             found = await management.bindings(queue)

@@ -4,7 +4,8 @@ import asyncio
 
 import pytest
 
-from relay.management import Management, ManagementUnavailable
+from dev.sandbox.ports import free_port
+from relay.management import Binding, Management, ManagementUnavailable
 
 
 @pytest.mark.parametrize(
@@ -30,4 +31,40 @@ async def test_what_is_no_answer(body: bytes) -> None:
     async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
         port = server.sockets[0].getsockname()[1]
         with pytest.raises(ManagementUnavailable, match="answers no such JSON"):
-            await Management(f"http://guest:guest@127.0.0.1:{port}", "/").bindings("orders.work")
+            await Management([f"http://guest:guest@127.0.0.1:{port}"], "/").bindings("orders.work")
+
+
+async def test_nodes_are_asked_in_turn_and_below_their_path() -> None:
+    """
+    The first node hangs, the second refuses connections, the third answers, below the path that its URL names.
+    """
+    asked: list[bytes] = []
+
+    async def hang(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read()
+        writer.close()
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        asked.append((await reader.readuntil(b"\r\n\r\n")).split(b" ")[1])
+        writer.write(b'HTTP/1.0 200 OK\r\n\r\n[{"source": "orders", "routing_key": "order.placed"}]')
+        writer.close()
+
+    async with (
+        await asyncio.start_server(hang, "127.0.0.1", 0) as hanging,
+        await asyncio.start_server(answer, "127.0.0.1", 0) as answering,
+    ):
+        urls = [f"http://guest:guest@127.0.0.1:{server.sockets[0].getsockname()[1]}" for server in (hanging, answering)]
+        nodes = [urls[0], f"http://127.0.0.1:{free_port()}", f"{urls[1]}/rabbitmq/"]
+        bindings = await Management(nodes, "/").bindings("orders.work")
+
+    assert bindings == [Binding("orders", "order.placed")]
+    assert asked == [b"/rabbitmq/api/queues/%2F/orders.work/bindings"]
+
+
+async def test_the_first_node_is_named() -> None:
+    """
+    When no node answers, the complaint is about the first one.
+    """
+    nodes = [f"http://127.0.0.1:{free_port()}", f"http://127.0.0.2:{free_port()}"]
+    with pytest.raises(ManagementUnavailable, match=r"no answer from 127\.0\.0\.1"):
+        await Management(nodes, "/").queue("orders.work")

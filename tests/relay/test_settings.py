@@ -37,6 +37,8 @@ def test_retention(written: str, seconds: float) -> None:
         ({"RELAY_BATCH_ROWS": "0"}, "RELAY_BATCH_ROWS: expected `int` >= 1"),
         ({"RELAY_CONFIRM_SECONDS": "600"}, "RELAY_CONFIRM_SECONDS: at most 60"),
         ({"RELAY_RETENTION": "soon"}, "RELAY_RETENTION: expected something like 7d"),
+        ({"RELAY_POLL_SECONDS": "2.5"}, "RELAY_POLL_SECONDS: at most 2, since PostgreSQL ends"),
+        ({"RELAY_MANAGEMENT_URL": "host:15672"}, "RELAY_MANAGEMENT_URL: expected http://"),
         ({"AMQP_URL": "http://x"}, "AMQP_URL: expected amqp://"),
         ({"AMQP_URL": ""}, "AMQP_URL: it is not set"),
         ({"RELAY_REQUIRED_ROUTES": "placed"}, "RELAY_REQUIRED_ROUTES: expected exchange/routing.key"),
