@@ -170,13 +170,14 @@ _ALL = (
         "an idempotency key is looked up, and then inserted",
         "tests/orders/database/test_place_orders.py::test_key_waits_for_whoever_holds_it",
         (
-            "src/orders/database/place_orders.py",
-            "FROM asked WHERE key IS NOT NULL ORDER BY client, key\n        ON CONFLICT DO NOTHING\n",
+            "src/orders/database/idempotency_keys_table.py",
+            "FROM first_use ORDER BY client, operation, key\n        ON CONFLICT DO NOTHING\n",
             (
-                "FROM asked WHERE key IS NOT NULL AND NOT EXISTS (\n"
+                "FROM first_use WHERE NOT EXISTS (\n"
                 "            SELECT FROM idempotency_keys k\n"
-                "            WHERE k.client = asked.client AND k.operation = 'place' AND k.key = asked.key\n"
-                "        ) ORDER BY client, key\n"
+                "            WHERE k.key = first_use.key AND k.client = first_use.client\n"
+                "              AND k.operation = first_use.operation\n"
+                "        ) ORDER BY client, operation, key\n"
                 "        ON CONFLICT (client, operation, key) DO UPDATE SET order_id = excluded.order_id\n"
             ),
         ),

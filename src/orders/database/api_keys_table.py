@@ -7,12 +7,14 @@ from typing import LiteralString, NamedTuple
 import msgspec
 from psycopg import AsyncConnection
 
-COLUMNS_ARE_THERE: LiteralString = "SELECT key_id, client, sha256, created_at, revoked_at FROM client_keys LIMIT 0"
+COLUMNS: LiteralString = "key_id, client, sha256"
 
-READ_MANY: LiteralString = """
-    SELECT key_id, client, sha256 FROM client_keys WHERE key_id = ANY(%b::text[]) AND revoked_at IS NULL
+COLUMNS_ARE_THERE: LiteralString = f"SELECT {COLUMNS}, created_at, revoked_at FROM client_keys LIMIT 0"
+
+READ_MANY: LiteralString = f"""
+    SELECT {COLUMNS} FROM client_keys WHERE key_id = ANY(%b::text[]) AND revoked_at IS NULL
 """
-ADD: LiteralString = "INSERT INTO client_keys (key_id, client, sha256) VALUES (%s, %s, %s)"
+ADD: LiteralString = f"INSERT INTO client_keys ({COLUMNS}) VALUES (%s, %s, %s)"
 LIST: LiteralString = """
     SELECT client, key_id, created_at, revoked_at FROM client_keys ORDER BY client, created_at
 """

@@ -39,12 +39,11 @@ CANCEL: LiteralString = f"""
         WHERE o.status IN ('placed', 'cancelled') AND o.version = asked.version
         ORDER BY o.order_id
         FOR UPDATE OF o
+    ), first_use AS (
+        SELECT client, 'cancel' AS operation, key, fingerprint, order_id, answer FROM asked JOIN locked USING (order_id)
+        WHERE key IS NOT NULL
     ), taken AS (
-        INSERT INTO idempotency_keys (client, operation, key, fingerprint, order_id, answer)
-        SELECT client, 'cancel', key, fingerprint, order_id, answer FROM asked JOIN locked USING (order_id)
-        WHERE key IS NOT NULL ORDER BY client, key
-        ON CONFLICT DO NOTHING
-        RETURNING order_id
+        {idempotency_keys_table.TAKE}
     ), cancelled AS (
         UPDATE orders o
         SET status = 'cancelled', version = o.version + 1, updated_at = asked.finished_at,

@@ -7,14 +7,23 @@ from uuid import UUID
 
 from psycopg import AsyncConnection
 
-COLUMNS_ARE_THERE: LiteralString = """
-    SELECT client, operation, key, fingerprint, order_id, answer, created_at FROM idempotency_keys LIMIT 0
+COLUMNS: LiteralString = "client, operation, key, fingerprint, order_id, answer"
+
+COLUMNS_ARE_THERE: LiteralString = f"SELECT {COLUMNS}, created_at FROM idempotency_keys LIMIT 0"
+
+READ_MANY: LiteralString = f"""
+    SELECT {COLUMNS}
+    FROM unnest(%b::text[], %b::text[], %b::text[]) AS asked (client, operation, key)
+    JOIN idempotency_keys USING (client, operation, key)
 """
 
-READ_MANY: LiteralString = """
-    SELECT k.client, k.operation, k.key, k.fingerprint, k.order_id, k.answer
-    FROM unnest(%b::text[], %b::text[], %b::text[]) AS asked (client, operation, key)
-    JOIN idempotency_keys k USING (client, operation, key)
+# Takes the keys of `first_use`, which has COLUMNS, unless they are taken already; a part of the statement that uses
+# them. Keys are taken in order, or two batches with the same keys would deadlock.
+TAKE: LiteralString = f"""
+        INSERT INTO idempotency_keys ({COLUMNS})
+        SELECT {COLUMNS} FROM first_use ORDER BY client, operation, key
+        ON CONFLICT DO NOTHING
+        RETURNING order_id
 """
 
 EXPIRE: LiteralString = """

@@ -28,7 +28,7 @@ PLACED = Counter("orders_placed_total", "Orders written, each with its event")
 
 # A key that was taken before, here or in a transaction that is still open, leaves its order out (and waits for that
 # transaction's end first). An order that is there already is one of ours, from a run whose outcome we never learned:
-# its row, its key and its event stand. Keys are taken in order, or two batches with the same keys would deadlock.
+# its row, its key and its event stand.
 #
 # What was left out is returned, for it is nearly always nothing.
 PLACE: LiteralString = f"""
@@ -40,11 +40,10 @@ PLACE: LiteralString = f"""
             order_id, customer_id, currency, lines, total_minor, reference, created_at,
             client, key, fingerprint, answer, event_id, body, traceparent
         )
+    ), first_use AS (
+        SELECT client, 'place' AS operation, key, fingerprint, order_id, answer FROM asked WHERE key IS NOT NULL
     ), taken AS (
-        INSERT INTO idempotency_keys (client, operation, key, fingerprint, order_id, answer)
-        SELECT client, 'place', key, fingerprint, order_id, answer FROM asked WHERE key IS NOT NULL ORDER BY client, key
-        ON CONFLICT DO NOTHING
-        RETURNING order_id
+        {idempotency_keys_table.TAKE}
     ), placed AS (
         INSERT INTO orders (order_id, client, customer_id, currency, lines, total_minor, reference, created_at,
                             updated_at, event_id)
