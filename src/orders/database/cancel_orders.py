@@ -18,7 +18,6 @@ from orders.database.idempotency_keys_table import Key
 from orders.database.orders_table import OrderLookup
 from orders.model import events
 from orders.model.errors import KeyReused, OrderNotFound, OrdersError, TooLate, Unavailable
-from orders.model.events import Data
 from orders.model.order import Order
 
 OPERATION = "cancel"
@@ -142,15 +141,7 @@ def _row(asked: Cancellation, order: Order) -> tuple[object, ...]:
         order = msgspec.structs.replace(
             order, status="cancelled", version=seen + 1, updated_at=now, finished_at=now
         )  # fmt: skip
-    data = Data(
-        order_id=order.order_id,
-        status=order.status,
-        version=order.version,
-        customer_id=order.customer_id,
-        currency=order.currency,
-        total_minor=order.total_minor,
-        reference=order.reference,
-    )
+    data = events.data_of(order, status=order.status, version=order.version)
     event = events.event_of("order.cancelled", data, asked.traceparent)
     return (
         order.order_id, seen, order.finished_at, asked.client, asked.key, asked.fingerprint, _encode(order),

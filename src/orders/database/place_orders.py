@@ -18,7 +18,7 @@ from orders.database.idempotency_keys_table import Key
 from orders.database.pg_arrays import PgArray
 from orders.model import events
 from orders.model.errors import KeyReused, Unavailable
-from orders.model.events import Data, Event
+from orders.model.events import Event
 from orders.model.ids import uuid7
 from orders.model.order import NewOrder, Order
 
@@ -116,15 +116,7 @@ def placement_of(new: NewOrder | None, *, client: str, traceparent: str, key: st
         updated_at=now,
         finished_at=None,
     )
-    data = Data(
-        order_id=order.order_id,
-        status=order.status,
-        version=order.version,
-        customer_id=order.customer_id,
-        currency=order.currency,
-        total_minor=order.total_minor,
-        reference=order.reference,
-    )
+    data = events.data_of(order, status=order.status, version=order.version)
     return Placement(
         order=order,
         client=client,
