@@ -433,7 +433,7 @@ class Forwarder:
             await outbox_table.settle(conn, "unrouted", outbox_table.ids_of(outcome.unrouted))
         through = [message for message in (*outcome.sent, *outcome.unrouted) if message.parked]
         if through:
-            await outbox_table.unlist(conn, through)
+            await outbox_table.remove_parked(conn, through)
 
     def _count(self, outcome: Outcome, confirmed: float) -> None:
         if outcome.sent:

@@ -14,7 +14,7 @@ import msgspec
 
 from relay import outbox_repairs
 from relay.database import Connection, DatabaseLost, connect, deadline
-from relay.outbox_repairs import Choice, NotBlocked
+from relay.outbox_repairs import NotBlocked, RequeueFilter
 from relay.settings import BadSetting
 from relay.severing import close
 from relay.time_ago import parse_moment
@@ -75,22 +75,22 @@ async def _command(url: str, asked: argparse.Namespace) -> int:
             case "skip":
                 return await _skip(conn, asked.row_id, asked.reason)
             case _:
-                choice = Choice(since=asked.since, routing_key=asked.routing_key, key=asked.key)
-                return await _requeue(conn, choice, asked.rate, asked.dry_run)
+                chosen = RequeueFilter(since=asked.since, routing_key=asked.routing_key, key=asked.key)
+                return await _requeue(conn, chosen, asked.rate, asked.dry_run)
     finally:
         await close(conn)
 
 
-async def _blocked(conn: Connection, most: int, as_json: bool) -> int:
+async def _blocked(conn: Connection, limit: int, as_json: bool) -> int:
     with deadline(conn, COMMAND_SECONDS):
-        found = await outbox_repairs.blocked(conn, most)
-    for each in found:
+        found = await outbox_repairs.blocked(conn, limit)
+    for item in found:
         if as_json:
-            print(msgspec.json.encode(each).decode())
+            print(msgspec.json.encode(item).decode())
         else:
-            since = each.since.astimezone(datetime.UTC).isoformat(timespec="seconds")
-            print(f"{each.key}  row {each.row_id}  {each.exchange}/{each.routing_key}  since {since}")
-            print(f"    {each.reason}; {each.rows} rows wait")
+            since = item.since.astimezone(datetime.UTC).isoformat(timespec="seconds")
+            print(f"{item.key}  row {item.row_id}  {item.exchange}/{item.routing_key}  since {since}")
+            print(f"    {item.reason}; {item.rows} rows wait")
     if not found and not as_json:
         print("no key is blocked")
     return 0
@@ -123,41 +123,41 @@ async def _skip(conn: Connection, row_id: int, reason: str) -> int:
     return 0
 
 
-async def _requeue(conn: Connection, choice: Choice, rate: float, dry_run: bool) -> int:
+async def _requeue(conn: Connection, chosen: RequeueFilter, rate: float, dry_run: bool) -> int:
     if rate <= 0:
         raise BadSetting("requeue: --rate is a number of rows a second, above 0")
     with deadline(conn, COMMAND_SECONDS):
-        above, upto = await outbox_repairs.first_id_since(conn, choice.since)
-        audit_id = None if dry_run else await outbox_repairs.open_requeue(conn, choice, actor())
+        ids = await outbox_repairs.ids_since(conn, chosen.since)
+        audit_id = None if dry_run else await outbox_repairs.open_requeue(conn, chosen, actor())
     # All of a key first, then its first row: what is newer may not go in between.
     moved = 0
     while True:
         began = time.monotonic()
         with deadline(conn, COMMAND_SECONDS):
-            most = 10_000 if audit_id is None else CHUNK
-            ids, shards = await outbox_repairs.sent_rows(conn, choice, above, upto, most)
-            if not ids:
+            limit = 10_000 if audit_id is None else CHUNK
+            found = await outbox_repairs.sent_rows(conn, chosen, ids, limit)
+            if not found.ids:
                 break
-            above = ids[-1]
-            moved += len(ids) if audit_id is None else await outbox_repairs.hold(conn, audit_id, ids, shards)
+            ids = ids._replace(above=found.ids[-1])
+            moved += len(found.ids) if audit_id is None else await outbox_repairs.park_sent(conn, audit_id, found)
         if audit_id is not None:
             await asyncio.sleep(time.monotonic() - began)  # the shards are the relays' for half of the time
     if audit_id is not None:
-        await _let_go(conn, audit_id, rate)
+        await _resume(conn, audit_id, rate)
     print(f"{moved} rows {'would be' if dry_run else 'are'} sent again")
     return 0
 
 
-async def _let_go(conn: Connection, audit_id: int, rate: float) -> None:
-    most = max(1, min(CHUNK, int(rate / 5)))
-    gone, began = 0, time.monotonic()
+async def _resume(conn: Connection, audit_id: int, rate: float) -> None:
+    limit = max(1, min(CHUNK, int(rate / 5)))
+    resumed_rows, began = 0, time.monotonic()
     while True:
         with deadline(conn, COMMAND_SECONDS):
-            keys, rows = await outbox_repairs.let_go(conn, audit_id, most)
-        if not keys:
+            resumed = await outbox_repairs.resume_keys(conn, audit_id, limit)
+        if not resumed.keys:
             return
-        gone += rows
-        await asyncio.sleep(max(0.0, began + gone / rate - time.monotonic()))
+        resumed_rows += resumed.rows
+        await asyncio.sleep(max(0.0, began + resumed_rows / rate - time.monotonic()))
 
 
 def schema(writer: str) -> str:

@@ -1,11 +1,11 @@
-"""The statements of operators: what waits, and to let it go on, skip it, or send it again.
+"""The statements of operators: list what is blocked, retry it, skip it, and requeue what was sent.
 
-Whoever changes a row that is not new takes its shard's lock first, as the relays do: SKIP LOCKED would otherwise have
-them overtake the row that is just being changed.
+Each statement that changes a row which is not new takes the lock of the row's shard first, as the relays do. Otherwise
+SKIP LOCKED would make a relay overtake the row that is being changed.
 """
 
 import datetime
-from typing import LiteralString
+from typing import LiteralString, NamedTuple
 
 import msgspec
 
@@ -24,7 +24,7 @@ SESSION: LiteralString = """
 BLOCKED: LiteralString = """
     SELECT w.key, w.head, w.exchange, w.routing_key, w.reason, w.since,
            (SELECT count(*) FROM outbox_parked p WHERE p.key = w.key)
-    FROM outbox_waiting w WHERE w.blocked ORDER BY w.head LIMIT %(most)s
+    FROM outbox_waiting w WHERE w.blocked ORDER BY w.head LIMIT %(limit)s
 """
 
 BLOCKED_KEYS: LiteralString = "SELECT key FROM outbox_waiting WHERE blocked ORDER BY head"
@@ -68,7 +68,7 @@ SENT_ROWS: LiteralString = """
     WHERE id > %(above)s AND id <= %(upto)s AND state = 'sent' AND created_at >= %(since)s
       AND (%(routing_key)s::text IS NULL OR routing_key = %(routing_key)s)
       AND (%(key)s::text IS NULL OR key = %(key)s)
-    ORDER BY id LIMIT %(most)s
+    ORDER BY id LIMIT %(limit)s
 """
 
 LOCK_SHARDS: LiteralString = """
@@ -77,7 +77,7 @@ LOCK_SHARDS: LiteralString = """
 """
 
 REQUEUE: LiteralString = """
-    -- Blocked, so that a key's rows go once all of them are here. A key that was blocked already comes to its refused
+    -- Blocked, so that a key's rows go once all of them are here. A key that was blocked already comes to its rejected
     -- row again, and is blocked there again.
     WITH again AS (
         UPDATE outbox SET state = 'parked', settled_at = NULL
@@ -100,12 +100,12 @@ REQUEUE: LiteralString = """
     SELECT count(*) FROM listed
 """
 
-HELD: LiteralString = """
+PAUSED: LiteralString = """
     SELECT w.key, w.shard, (SELECT count(*) FROM outbox_parked p WHERE p.key = w.key)
-    FROM outbox_waiting w WHERE w.blocked AND w.reason = %(reason)s ORDER BY w.head LIMIT %(most)s
+    FROM outbox_waiting w WHERE w.blocked AND w.reason = %(reason)s ORDER BY w.head LIMIT %(limit)s
 """
 
-LET_GO: LiteralString = """
+RESUME: LiteralString = """
     UPDATE outbox_waiting SET blocked = false, since = clock_timestamp()
     WHERE key = ANY (%(keys)s) AND blocked AND reason = %(reason)s
 """
@@ -129,17 +129,38 @@ class Blocked(msgspec.Struct, frozen=True):
     rows: int
 
 
-class Choice(msgspec.Struct, frozen=True, kw_only=True):
-    """Which sent rows are to be sent again."""
+class RequeueFilter(msgspec.Struct, frozen=True, kw_only=True):
+    """Which sent rows to send again: those of this time and later, of this routing key and key; None is any."""
 
-    since: datetime.datetime
+    since: datetime.datetime  # with a time zone
     routing_key: str | None = None
     key: str | None = None
 
 
-async def blocked(conn: Connection, most: int) -> list[Blocked]:
+class IdRange(NamedTuple):
+    """Ids above `above` and up to `upto`."""
+
+    above: int
+    upto: int
+
+
+class SentRows(NamedTuple):
+    """Rows that were sent: the ids in ascending order, and the shard of each."""
+
+    ids: list[int]
+    shards: list[int]
+
+
+class Resumed(NamedTuple):
+    """How many keys a requeue let go on, and how many rows are parked under them."""
+
+    keys: int
+    rows: int
+
+
+async def blocked(conn: Connection, limit: int) -> list[Blocked]:
     """Return the blocked keys, those that wait longest first."""
-    return [Blocked(*row) for row in await (await conn.execute(BLOCKED, {"most": most})).fetchall()]
+    return [Blocked(*row) for row in await (await conn.execute(BLOCKED, {"limit": limit})).fetchall()]
 
 
 async def blocked_keys(conn: Connection) -> list[str]:
@@ -169,7 +190,7 @@ async def skip(conn: Connection, row_id: int, reason: str, actor: str) -> str:
         if (await conn.execute(SKIP, {"id": row_id})).rowcount == 0:
             raise NotBlocked(await _why_not(conn, row_id))
         await conn.execute(UNBLOCK_IF_HEAD, {"key": key, "id": row_id})
-        await outbox_table.unlist_rows(conn, [row_id], [key])
+        await outbox_table.remove_parked_rows(conn, [row_id], [key])
         await _audit(conn, actor, "skip", key, row_id, 1, reason)
     await conn.execute(NOTIFY)
     return key
@@ -180,10 +201,10 @@ async def _why_not(conn: Connection, row_id: int) -> str:
     return f"row {row_id} is {row[0]}, not parked" if row is not None else f"there is no row {row_id}"
 
 
-async def first_id_since(conn: Connection, since: datetime.datetime) -> tuple[int, int]:
-    """Return ids between which all rows since then lie, found by halving: nothing is indexed by time.
+async def ids_since(conn: Connection, since: datetime.datetime) -> IdRange:
+    """Return a range of ids that holds all rows since this time, found by halving: no index has the time.
 
-    An hour's margin, since ids are drawn when a transaction writes and not in the order of its clock.
+    The range begins an hour early, since ids follow the order of writing and not that of the rows' times.
     """
     row = await (await conn.execute(BOUNDS)).fetchone()
     assert row is not None
@@ -196,62 +217,62 @@ async def first_id_since(conn: Connection, since: datetime.datetime) -> tuple[in
             high = middle
         else:
             low = above = middle
-    return above, row[1]
+    return IdRange(above, row[1])
 
 
-async def sent_rows(conn: Connection, choice: Choice, above: int, upto: int, most: int) -> tuple[list[int], list[int]]:
-    """Return ids and shards of the next sent rows of this choice."""
+async def sent_rows(conn: Connection, chosen: RequeueFilter, ids: IdRange, limit: int) -> SentRows:
+    """Return the next sent rows that match, at most `limit`; without any, its lists are empty."""
     cursor = await conn.execute(
         SENT_ROWS,
         {
-            "above": above,
-            "upto": upto,
-            "since": choice.since,
-            "routing_key": choice.routing_key,
-            "key": choice.key,
-            "most": most,
+            "above": ids.above,
+            "upto": ids.upto,
+            "since": chosen.since,
+            "routing_key": chosen.routing_key,
+            "key": chosen.key,
+            "limit": limit,
         },
     )
     rows = await cursor.fetchall()
-    return [row[0] for row in rows], [row[1] for row in rows]
+    return SentRows([row[0] for row in rows], [row[1] for row in rows])
 
 
-async def open_requeue(conn: Connection, choice: Choice, actor: str) -> int:
+async def open_requeue(conn: Connection, chosen: RequeueFilter, actor: str) -> int:
     """Write the audit row of a requeue; return its id, under which its rows are counted."""
     asked = " ".join(
         part
         for part in (
-            f"since {choice.since.isoformat()}",
-            f"type {choice.routing_key}" if choice.routing_key else "",
+            f"since {chosen.since.isoformat()}",
+            f"type {chosen.routing_key}" if chosen.routing_key else "",
         )
         if part
     )
-    return await _audit(conn, actor, "requeue", choice.key, None, 0, asked)
+    return await _audit(conn, actor, "requeue", chosen.key, None, 0, asked)
 
 
-async def hold(conn: Connection, audit_id: int, ids: list[int], shards: list[int]) -> int:
-    """Park these sent rows, and hold their keys until `let_go`; return how many rows."""
+async def park_sent(conn: Connection, audit_id: int, found: SentRows) -> int:
+    """Park these sent rows and block their keys until `resume_keys`; return how many rows were parked."""
     async with conn.transaction():
-        await conn.execute(LOCK_SHARDS, {"shards": shards})
-        values = {"ids": ids, "low": ids[0], "high": ids[-1], "reason": _held_by(audit_id)}
+        await conn.execute(LOCK_SHARDS, {"shards": found.shards})
+        values = {"ids": found.ids, "low": found.ids[0], "high": found.ids[-1], "reason": _paused_by(audit_id)}
         row = await (await conn.execute(REQUEUE, values)).fetchone()
         assert row is not None
         await conn.execute(AUDIT_MORE, {"rows": row[0], "id": audit_id})
     return int(row[0])
 
 
-async def let_go(conn: Connection, audit_id: int, most: int) -> tuple[int, int]:
-    """Let so many of the keys go that a requeue holds, the oldest first; return how many they are, and their rows."""
+async def resume_keys(conn: Connection, audit_id: int, limit: int) -> Resumed:
+    """Let at most `limit` keys go on that a requeue has blocked, those with the oldest rows first."""
     async with conn.transaction():
-        held = await (await conn.execute(HELD, {"reason": _held_by(audit_id), "most": most})).fetchall()
-        await conn.execute(LOCK_SHARDS, {"shards": [row[1] for row in held]})
-        await conn.execute(LET_GO, {"keys": [row[0] for row in held], "reason": _held_by(audit_id)})
+        paused = await (await conn.execute(PAUSED, {"reason": _paused_by(audit_id), "limit": limit})).fetchall()
+        await conn.execute(LOCK_SHARDS, {"shards": [row[1] for row in paused]})
+        await conn.execute(RESUME, {"keys": [row[0] for row in paused], "reason": _paused_by(audit_id)})
     await conn.execute(NOTIFY)
-    return len(held), sum(row[2] for row in held)
+    return Resumed(len(paused), sum(row[2] for row in paused))
 
 
-def _held_by(audit_id: int) -> str:
-    """Return why the keys of a requeue are blocked, for whoever finds them so when the command was killed."""
+def _paused_by(audit_id: int) -> str:
+    """Return why a requeue has blocked its keys, for an operator who finds them after the command was killed."""
     return f"held by requeue {audit_id} until all its rows are here; if that has ended, retry"
 
 

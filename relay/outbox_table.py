@@ -1,16 +1,17 @@
-"""Every statement that names the outbox, as whole statements: what the loop asks, and what operators ask.
+"""The relay's statements on the outbox: claim, settle, park, block, the low-water mark, and the counts of the backlog.
 
-Functions that take a connection join the caller's transaction, except where they say otherwise.
+A function joins the transaction of the connection that it is given. It sets no deadline: its caller does
+(`database.deadline`, which also translates psycopg's errors). Ids are of the column `outbox.id`; sizes are in bytes.
 """
 
 from collections.abc import Iterable, Sequence
-from typing import LiteralString
+from typing import LiteralString, NamedTuple
 
 from relay.database import Connection, DatabaseLost, refuse_read_only
 from relay.message import Message, Route
 
 SHARDS = 64
-CLOSE = 8  # a walk over so many rows costs no more than one search
+CLOSE = 8  # reading so many rows of the index in sequence costs no more than one search
 
 SESSION: LiteralString = """
     -- A stopped relay keeps its connection, and so its locks: let the server end it. The first setting does not help
@@ -66,7 +67,7 @@ TAKE_SHARDS: LiteralString = """
     )
     SELECT shard FROM shards
     WHERE pg_try_advisory_xact_lock('outbox'::regclass::oid::integer, shard)
-    LIMIT %(most)s
+    LIMIT %(limit)s
 """
 
 CLAIM: LiteralString = """
@@ -107,7 +108,7 @@ ROUTES_WAITING: LiteralString = """
             ORDER BY w.exchange, w.routing_key LIMIT 1
         ) AS following
     )
-    SELECT exchange, routing_key FROM routes LIMIT %(most)s
+    SELECT exchange, routing_key FROM routes LIMIT %(limit)s
 """
 
 PARKED_DUE: LiteralString = """
@@ -150,7 +151,7 @@ SETTLE: LiteralString = """
 """
 
 SETTLE_CLOSE: LiteralString = """
-    -- The same for ids that lie close together: one walk over the index instead of a search for each id. With `+ 0` the
+    -- The same for ids that lie close together: one scan of the index instead of a search for each id. With `+ 0` the
     -- list is no condition of the index, but a filter that is looked up by its hash.
     UPDATE outbox SET state = %(state)s, settled_at = clock_timestamp()
     WHERE id >= %(low)s AND id <= %(high)s AND id + 0 = ANY (%(ids)s::bigint[]) AND state IN ('pending', 'parked')
@@ -180,11 +181,11 @@ BLOCK: LiteralString = """
     WHERE w.key = refused.key
 """
 
-UNLIST: LiteralString = """
+REMOVE: LiteralString = """
     DELETE FROM outbox_parked WHERE id = ANY (%(ids)s)
 """
 
-LEAVE: LiteralString = """
+STOP_WAITING: LiteralString = """
     -- Keys with nothing parked any more wait no longer.
     DELETE FROM outbox_waiting w
     WHERE w.key = ANY (%(keys)s) AND NOT EXISTS (SELECT FROM outbox_parked p WHERE p.key = w.key)
@@ -200,7 +201,7 @@ NEXT_HEAD: LiteralString = """
 """
 
 WRITERS: LiteralString = """
-    -- Everyone who may have drawn an id and not committed it; ourselves we know.
+    -- Every transaction that may have drawn an id and not committed it, except our own.
     SELECT DISTINCT virtualtransaction
     FROM pg_locks
     WHERE locktype = 'relation' AND mode = 'RowExclusiveLock' AND granted
@@ -220,7 +221,7 @@ SAVE_MARK: LiteralString = """
 SENTINEL: LiteralString = "SELECT exchange FROM outbox_witness WHERE queue = %(queue)s"
 
 REPLACE_SENTINEL: LiteralString = """
-    -- Only the one that was seen: of two relays that replace it at once, one is told no.
+    -- Only the one that was seen: of two relays that replace it at once, one updates no row.
     INSERT INTO outbox_witness AS w (queue, exchange) VALUES (%(queue)s, %(exchange)s)
     ON CONFLICT (queue) DO UPDATE SET exchange = excluded.exchange WHERE w.exchange = %(seen)s
 """
@@ -229,12 +230,12 @@ COUNT_PENDING: LiteralString = """
     -- Bounded: what lies beyond the limit is estimated from the ids.
     SELECT count(*), max(id), (extract(epoch FROM clock_timestamp()) - extract(epoch FROM min(created_at)))::float8
     FROM (SELECT id, created_at FROM outbox WHERE state = 'pending' AND id > %(above)s AND id <= %(upto)s
-          ORDER BY id LIMIT %(most)s) AS pending
+          ORDER BY id LIMIT %(limit)s) AS pending
 """
 
 COUNT_WAITING: LiteralString = """
-    SELECT (SELECT count(*) FROM (SELECT FROM outbox_parked LIMIT %(most)s) AS p),
-           (SELECT count(*) FROM (SELECT FROM outbox_waiting WHERE blocked LIMIT %(most)s) AS b),
+    SELECT (SELECT count(*) FROM (SELECT FROM outbox_parked LIMIT %(limit)s) AS p),
+           (SELECT count(*) FROM (SELECT FROM outbox_waiting WHERE blocked LIMIT %(limit)s) AS b),
            (SELECT id FROM outbox_parked ORDER BY id LIMIT 1)
 """
 
@@ -245,12 +246,51 @@ AGE_OF: LiteralString = """
 """
 
 
-async def read_mark(conn: Connection) -> tuple[int, int, int]:
-    """Return the persisted mark, the sequence's cache and its last value."""
+class SavedMark(NamedTuple):
+    """The persisted low-water mark, and the sequence that it belongs to."""
+
+    mark: int  # every row up to this id is settled or parked
+    sequence_cache: int  # ids that a session draws at once: has to be 1
+    last_id: int  # the last one drawn, 0 if none was
+
+
+class Present(NamedTuple):
+    """Which sessions share the shards at the moment."""
+
+    relays: int
+    claimers: int  # of all relays
+
+
+class Look(NamedTuple):
+    """A look at the outbox before a claim."""
+
+    last_id: int  # the last one drawn, 0 if none was
+    any_waiting: bool  # whether any key waits that is not blocked
+    database_time: float  # seconds since the epoch, by the database's clock
+
+
+class PendingCount(NamedTuple):
+    """The pending rows that were counted."""
+
+    rows: int
+    last_id: int | None  # of the last row counted
+    oldest_seconds: float | None  # age of the oldest row counted
+
+
+class WaitingCount(NamedTuple):
+    """The parked rows and the blocked keys."""
+
+    parked_rows: int
+    blocked_keys: int
+    oldest_parked_id: int | None
+
+
+async def read_mark(conn: Connection) -> SavedMark:
+    """Return the persisted mark and the state of the outbox's sequence."""
     cursor = await conn.execute(READ_MARK)
     row = await cursor.fetchone()
     assert row is not None, "outbox_mark has one row: a constraint and the migration say so"
-    return row[0], row[1], row[2]
+    return SavedMark(*row)
 
 
 async def be_present(conn: Connection, first: bool) -> None:
@@ -258,32 +298,39 @@ async def be_present(conn: Connection, first: bool) -> None:
     await conn.execute(BE_PRESENT, {"seat": 1001 if first else 1002})
 
 
-async def count_present(conn: Connection) -> tuple[int, int]:
-    """Return how many relays share the shards, and how many claimers they have."""
+async def count_present(conn: Connection) -> Present:
+    """Return how many relays share the shards, and how many claimers they have together."""
     row = await (await conn.execute(COUNT_PRESENT)).fetchone()
     assert row is not None
-    return row[0], row[1]
+    return Present(*row)
 
 
-async def look(conn: Connection) -> tuple[int, bool, float]:
-    """Return the last id drawn, whether any key waits that is not blocked, and the database's clock.
+async def look(conn: Connection) -> Look:
+    """Return the last id drawn, whether any key waits, and the database's time.
 
-    Raises DatabaseLost on a server that was demoted: an idle relay writes nothing, and would not notice.
+    Raises DatabaseLost on a server that was demoted: an idle relay writes nothing, and would not notice otherwise.
     """
     row = await (await conn.execute(LOOK)).fetchone()
     assert row is not None
-    refuse_read_only(row[3])
-    return row[0], row[1], row[2]
+    last_id, any_waiting, database_time, is_read_only = row
+    refuse_read_only(is_read_only)
+    return Look(last_id, any_waiting, database_time)
 
 
-async def take_shards(conn: Connection, first: int, most: int) -> list[int]:
-    """Lock up to `most` shards that nobody holds, beginning at `first`, until the transaction ends."""
-    cursor = await conn.execute(TAKE_SHARDS, {"first": first, "most": most})
+async def take_shards(conn: Connection, first: int, limit: int) -> list[int]:
+    """Lock up to `limit` shards that no other session holds, until the transaction ends; return them.
+
+    `first` (0 to 63) is the shard to begin with.
+    """
+    cursor = await conn.execute(TAKE_SHARDS, {"first": first, "limit": limit})
     return [row[0] for row in await cursor.fetchall()]
 
 
 async def claim(conn: Connection, shards: list[int], above: int, upto: int, rows: int, size: int) -> list[Message]:
-    """Claim pending rows of these shards, in order of ids: at most `rows`, and `size` bytes or one row."""
+    """Claim pending rows of these shards with ids above `above` and up to `upto`, in order of their ids.
+
+    Return at most `rows` messages whose bodies have at most `size` bytes together, or one message.
+    """
     cursor = conn.cursor(binary=True)
     await cursor.execute(
         CLAIM, {"shards": shards, "above": above, "upto": upto, "rows": rows, "bytes": size}, prepare=True
@@ -291,17 +338,23 @@ async def claim(conn: Connection, shards: list[int], above: int, upto: int, rows
     return [Message(*row) for row in await cursor.fetchall()]
 
 
-async def routes_waiting(conn: Connection, behind: Route | None, most: int) -> list[Route]:
-    """Return routes that waiting keys are to be tried on, in order of their names, all or those behind one."""
+async def routes_waiting(conn: Connection, behind: Route | None, limit: int) -> list[Route]:
+    """Return up to `limit` routes that waiting keys are to be tried on, in order of their names.
+
+    With `behind`, only routes that follow it.
+    """
     exchange, routing_key = (None, None) if behind is None else (behind.exchange, behind.routing_key)
-    cursor = await conn.execute(ROUTES_WAITING, {"exchange": exchange, "routing_key": routing_key, "most": most})
+    cursor = await conn.execute(ROUTES_WAITING, {"exchange": exchange, "routing_key": routing_key, "limit": limit})
     return [Route(exchange, routing_key) for exchange, routing_key in await cursor.fetchall()]
 
 
 async def claim_parked(
     conn: Connection, shards: list[int], allowance: dict[Route, int], rows: int, size: int
 ) -> list[Message]:
-    """Claim parked rows in order, of as many keys of each route as are allowed."""
+    """Claim parked rows in order of their ids, of at most as many keys of each route as `allowance` says.
+
+    Return at most `rows` messages whose bodies have at most `size` bytes together, or one message.
+    """
     cursor = await conn.execute(
         PARKED_DUE,
         {
@@ -322,10 +375,10 @@ async def claim_parked(
 
 
 async def settle(conn: Connection, state: LiteralString, ids: list[int]) -> None:
-    """Mark these claimed rows, all of them.
+    """Set the state of these claimed rows, and their time.
 
-    Raises DatabaseLost if one is missing: its partition is being detached, although it was requeued meanwhile. The
-    claim is then made again, once the keeper has put the partition back.
+    Raises DatabaseLost if a row is missing: its partition is being detached, although it was requeued meanwhile. The
+    relay then claims again, after the keeper has attached the partition.
     """
     low, high = min(ids), max(ids)
     statement = SETTLE_CLOSE if high - low < CLOSE * len(ids) else SETTLE
@@ -335,41 +388,41 @@ async def settle(conn: Connection, state: LiteralString, ids: list[int]) -> None
 
 
 async def park(conn: Connection, ids: list[int], reason: str) -> None:
-    """Take pending rows out of the poll's index; keys that did not wait yet wait from now on."""
+    """Park these pending rows: they leave the poll's index, and their keys wait; `reason` is for keys that begin to."""
     await conn.execute(PARK, {"ids": ids, "low": min(ids), "high": max(ids), "reason": reason})
 
 
 async def block(conn: Connection, reasons: dict[str, str]) -> None:
-    """Block waiting keys until an operator decides."""
+    """Block these waiting keys (key: reason) until an operator decides."""
     await conn.execute(BLOCK, {"keys": list(reasons), "reasons": list(reasons.values())})
 
 
-async def unlist(conn: Connection, messages: Iterable[Message]) -> None:
-    """Parked rows have been settled: strike them off, and let their keys go on or wait no longer."""
+async def remove_parked(conn: Connection, messages: Iterable[Message]) -> None:
+    """Remove settled messages from the parked rows; their keys wait for their next row, or no longer."""
     settled = list(messages)
-    await unlist_rows(conn, ids_of(settled), sorted({message.key for message in settled}))
+    await remove_parked_rows(conn, ids_of(settled), sorted({message.key for message in settled}))
 
 
-async def unlist_rows(conn: Connection, ids: list[int], keys: list[str]) -> None:
-    """Strike settled rows of these keys off the list of those that wait."""
-    await conn.execute(UNLIST, {"ids": ids})
-    await conn.execute(LEAVE, {"keys": keys})
+async def remove_parked_rows(conn: Connection, ids: list[int], keys: list[str]) -> None:
+    """Remove these settled rows from the parked rows; `keys` are the keys of the rows."""
+    await conn.execute(REMOVE, {"ids": ids})
+    await conn.execute(STOP_WAITING, {"keys": keys})
     await conn.execute(NEXT_HEAD, {"keys": keys})
 
 
 async def writers(conn: Connection) -> list[str]:
-    """Return the transactions that hold a writer's lock on the outbox, other than our own."""
+    """Return the transactions, except our own, that hold a writer's lock on the outbox, as pg_locks names them."""
     return [row[0] for row in await (await conn.execute(WRITERS)).fetchall()]
 
 
 async def lowest_pending(conn: Connection, above: int, upto: int) -> int | None:
-    """Return the lowest pending id in the range, as of now."""
+    """Return the lowest pending id above `above` and up to `upto`, None if there is none."""
     row = await (await conn.execute(LOWEST_PENDING, {"above": above, "upto": upto})).fetchone()
     return None if row is None else row[0]
 
 
 async def save_mark(conn: Connection, mark: int) -> None:
-    """Persist the mark; it never goes back."""
+    """Persist the mark, unless a higher one is persisted already."""
     await conn.execute(SAVE_MARK, {"mark": mark})
 
 
@@ -384,26 +437,26 @@ async def replace_sentinel(conn: Connection, queue: str, seen: str | None, excha
     return (await conn.execute(REPLACE_SENTINEL, {"queue": queue, "seen": seen, "exchange": exchange})).rowcount == 1
 
 
-async def count_pending(conn: Connection, above: int, upto: int, most: int) -> tuple[int, int | None, float | None]:
-    """Count up to `most` pending rows; return the count, the last one's id and the oldest one's age."""
-    row = await (await conn.execute(COUNT_PENDING, {"above": above, "upto": upto, "most": most})).fetchone()
+async def count_pending(conn: Connection, above: int, upto: int, limit: int) -> PendingCount:
+    """Count pending rows with ids above `above` and up to `upto`, at most `limit` of them."""
+    row = await (await conn.execute(COUNT_PENDING, {"above": above, "upto": upto, "limit": limit})).fetchone()
     assert row is not None
-    return row[0], row[1], row[2]
+    return PendingCount(*row)
 
 
-async def count_waiting(conn: Connection, most: int) -> tuple[int, int, int | None]:
-    """Return how many rows are parked and how many keys are blocked, each up to `most`, and the oldest parked id."""
-    row = await (await conn.execute(COUNT_WAITING, {"most": most})).fetchone()
+async def count_waiting(conn: Connection, limit: int) -> WaitingCount:
+    """Count parked rows and blocked keys, at most `limit` of each."""
+    row = await (await conn.execute(COUNT_WAITING, {"limit": limit})).fetchone()
     assert row is not None
-    return row[0], row[1], row[2]
+    return WaitingCount(*row)
 
 
 async def age_of(conn: Connection, row_id: int) -> float | None:
-    """Return the age of a row in seconds, by the database's clock."""
+    """Return the age of a row in seconds, by the database's clock; None if there is no such row."""
     row = await (await conn.execute(AGE_OF, {"id": row_id})).fetchone()
     return None if row is None else row[0]
 
 
 def ids_of(messages: Sequence[Message]) -> list[int]:
-    """Return the ids of messages."""
+    """Return the ids of these messages."""
     return [message.id for message in messages]

@@ -72,15 +72,16 @@ async def _listen(conn: Connection, state: RelayState, wake: asyncio.Event) -> N
 
 async def _count(conn: Connection, state: RelayState) -> None:
     await ask_for_writes(conn)
-    mark, _, last_value = await outbox_table.read_mark(conn)
-    above = max(state.mark, mark) if mark <= last_value else 0
-    pending, counted_to, oldest = await outbox_table.count_pending(conn, above, last_value, COUNTED)
-    if pending == COUNTED and counted_to is not None:
-        pending += last_value - counted_to
-    parked, blocked, oldest_parked = await outbox_table.count_waiting(conn, COUNTED * 5)
-    if oldest_parked is not None:
-        oldest = max(oldest or 0.0, await outbox_table.age_of(conn, oldest_parked) or 0.0)
-    state.backlog = pending + parked
-    state.parked_rows = parked
-    state.blocked_keys = blocked
+    saved = await outbox_table.read_mark(conn)
+    above = max(state.mark, saved.mark) if saved.mark <= saved.last_id else 0
+    pending = await outbox_table.count_pending(conn, above, saved.last_id, COUNTED)
+    pending_rows, oldest = pending.rows, pending.oldest_seconds
+    if pending_rows == COUNTED and pending.last_id is not None:
+        pending_rows += saved.last_id - pending.last_id
+    waiting = await outbox_table.count_waiting(conn, COUNTED * 5)
+    if waiting.oldest_parked_id is not None:
+        oldest = max(oldest or 0.0, await outbox_table.age_of(conn, waiting.oldest_parked_id) or 0.0)
+    state.backlog = pending_rows + waiting.parked_rows
+    state.parked_rows = waiting.parked_rows
+    state.blocked_keys = waiting.blocked_keys
     state.oldest_pending_seconds = max(0.0, oldest or 0.0)

@@ -19,7 +19,7 @@ async def test_no_more_shards_are_locked_than_taken(conn: AsyncConnection, datab
     """
     own = await connect(database_url, "test", SESSION)
     async with own.transaction():
-        taken = await take_shards(own, first=60, most=10)
+        taken = await take_shards(own, first=60, limit=10)
         locked = await (
             await conn.execute(
                 "SELECT objid::integer FROM pg_locks WHERE locktype = 'advisory' AND pid = %s ORDER BY objid",

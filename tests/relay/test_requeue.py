@@ -55,18 +55,18 @@ async def test_a_requeue_goes_before_what_is_newer(
     async with broker(topology) as channel:
         await channel.queue_purge("orders.work")
     steps = 0
-    hold = outbox_repairs.hold
+    park_sent = outbox_repairs.park_sent
 
-    async def hold_and_append(*args: Any) -> int:
+    async def append_and_park(*args: Any) -> int:
         nonlocal steps
         steps += 1
         if steps == 2:
             relay.start()
             await append(conn, "key-0", b"6")
             await becomes("parked", lambda: state_of(conn, 7), 20)
-        return await hold(*args)
+        return await park_sent(*args)
 
-    monkeypatch.setattr(outbox_repairs, "hold", hold_and_append)
+    monkeypatch.setattr(outbox_repairs, "park_sent", append_and_park)
     monkeypatch.setattr(operate, "CHUNK", 2)
     monkeypatch.setenv("DATABASE_URL", database_url)
     assert await asyncio.to_thread(operate.operate, operate.parse(["requeue", "--since", "1h"])) == 0
@@ -78,17 +78,17 @@ async def test_a_requeue_goes_before_what_is_newer(
     assert recorder.bodies() == [b"0", b"1", b"2", b"3", b"4", b"5", b"6"]
 
 
-async def test_a_requeue_comes_to_the_refused_row_again(
+async def test_a_requeue_comes_to_the_rejected_row_again(
     conn: AsyncConnection, database_url: str, topology: str, start_relay: StartRelay
 ) -> None:
     """
-    What was sent of a key before its refused row is sent again, and the key is blocked by that row again, not another.
+    What was sent of a key before its rejected row is sent again, and the key is blocked by that row again, not another.
     """
     start_relay()
     await append(conn, "key", b"0")
-    refused = await append(conn, "key", headers='{"x": ' + "[" * 1000 + "]" * 1000 + "}")
+    rejected = await append(conn, "key", headers='{"x": ' + "[" * 1000 + "]" * 1000 + "}")
     await becomes({"sent": 1, "parked": 1}, lambda: states(conn), 20)
-    await eventually(lambda: _blocked_by(conn, refused))
+    await eventually(lambda: _blocked_by(conn, rejected))
     async with broker(topology) as channel:
         await channel.queue_purge("orders.work")
 
@@ -96,7 +96,7 @@ async def test_a_requeue_comes_to_the_refused_row_again(
     async with recording(topology) as recorder:
         await eventually(lambda: len(recorder.messages) == 1)
     await becomes({"sent": 1, "parked": 1}, lambda: states(conn), 20)
-    await eventually(lambda: _blocked_by(conn, refused))
+    await eventually(lambda: _blocked_by(conn, rejected))
 
 
 async def _blocked_by(conn: AsyncConnection, row_id: int) -> bool:
@@ -116,10 +116,10 @@ async def test_a_killed_requeue_is_taken_up_by_retry(
     await append(conn)
     await becomes({"sent": 1}, lambda: states(conn), 20)
     async with await AsyncConnection.connect(database_url, autocommit=True) as own:
-        choice = outbox_repairs.Choice(since=datetime.datetime.now(datetime.UTC) - datetime.timedelta(hours=1))
-        audit_id = await outbox_repairs.open_requeue(own, choice, "test")
-        ids, shards = await outbox_repairs.sent_rows(own, choice, 0, 1, 10)
-        await outbox_repairs.hold(own, audit_id, ids, shards)
+        chosen = outbox_repairs.RequeueFilter(since=datetime.datetime.now(datetime.UTC) - datetime.timedelta(hours=1))
+        audit_id = await outbox_repairs.open_requeue(own, chosen, "test")
+        found = await outbox_repairs.sent_rows(own, chosen, outbox_repairs.IdRange(0, 1), 10)
+        await outbox_repairs.park_sent(own, audit_id, found)
     await becomes(1, lambda: relay.says("blocked_keys"))
     assert "held by requeue" in (await asyncio.to_thread(operator, database_url, "blocked"))[1]
 
