@@ -1,14 +1,15 @@
-"""The work itself: an async function of the order, chosen by ORDERS_HANDLER.
+"""Handlers: the async function that works an order, named by the setting ORDERS_HANDLER. Public API.
 
-    async def handle(order): ...          finished in batches
-    async def handle(order, conn): ...    a transaction of its own, in which the order is finished too
+    async def handle(order): ...          the worker finishes the order, batched with others
+    async def handle(order, conn): ...    the handler's own transaction also finishes the order
 
-`conn` is an open psycopg transaction: what a handler writes there is committed together with the order's end, exactly
-once. Everything outside of this database may be asked for again after a crash, so give it `order.idempotency_key`,
-which stays the same through retries, crashes and redrives.
+`order` is an `orders.model.order.Order`. `conn` is a psycopg connection with an open transaction: its rows are
+committed together with the end of the order, exactly once. A call to any other system may be repeated after a crash, so
+pass `order.idempotency_key`, which stays the same through retries, crashes and redrives.
 
-A handler that returns has done its work. One that raises `Refuse` fails the order for good; one that raises `Retry`,
-or anything else, or that takes longer than WORK_TIMEOUT, is run again later, WORK_MAX_ATTEMPTS times at most.
+A handler that returns has succeeded: the order is `done`. If it raises `Refuse`, the order is `failed` for good. If it
+raises `Retry` or any other error, or takes longer than WORK_TIMEOUT, it runs again later, WORK_MAX_ATTEMPTS times at
+most; then the order is `failed`.
 """
 
 import asyncio
@@ -25,16 +26,29 @@ from orders.model.errors import OrdersError, StartupError
 from orders.model.order import Order
 from orders.runtime.settings import SettingsError, WaitSettings
 
+__all__ = [
+    "Handler",
+    "PlainHandler",
+    "Refuse",
+    "Retry",
+    "TransactionalHandler",
+    "do_nothing",
+    "wait_a_little",
+]
+
 PlainHandler = Callable[[Order], Awaitable[object]]
 TransactionalHandler = Callable[[Order, AsyncConnection], Awaitable[object]]
 Handler = PlainHandler | TransactionalHandler
 
-LONGEST_AFTER_SECONDS = 30 * 86400.0  # a time that the database can add to now, and that somebody may still wait for
+LONGEST_AFTER_SECONDS = 30 * 86400.0  # a time that PostgreSQL can add to now
 
 
 @functools.cache
 def _wait() -> WaitSettings:
     return WaitSettings.read()
+
+
+# The docstrings of the two are also their messages, for a handler that gives no reason.
 
 
 class Retry(OrdersError):
@@ -43,7 +57,7 @@ class Retry(OrdersError):
     def __init__(self, reason: str = "", *, after: float | None = None) -> None:
         """`after`: seconds until the next attempt, 30 days at most; without it they double from attempt to attempt.
 
-        Whatever is no number of seconds is refused here, where it is the handler's own failure.
+        Raises TypeError or ValueError if `after` is no finite number: a failure of the handler, like any other error.
         """
         super().__init__(reason)
         if after is not None:
@@ -60,21 +74,21 @@ class Refuse(OrdersError):
 
 
 async def wait_a_little(order: Order) -> None:
-    """Stand in for real work: wait a random time between WORK_MIN_SECONDS and WORK_MAX_SECONDS."""
+    """Wait a random time between WORK_MIN_SECONDS and WORK_MAX_SECONDS, in place of real work."""
     await asyncio.sleep(random.uniform(_wait().work_min_seconds, _wait().work_max_seconds))
 
 
 async def do_nothing(order: Order) -> None:
-    """Finish at once: for measuring everything but the work."""
+    """Return at once, to measure everything but the work."""
 
 
 def load(name: str) -> Handler:
-    """Return the function that `module:function` names; raise StartupError if it is none of ours to run."""
+    """Import the handler that `module:function` names; raise StartupError if it is not there, or is no handler."""
     module_name, _, function_name = name.partition(":")
     try:
         handler = getattr(importlib.import_module(module_name), function_name)
         if handler is wait_a_little:
-            _wait()  # a wrong setting of it stops the process here, not the first order
+            _wait()  # a wrong setting stops the process at start
     except (ImportError, AttributeError) as error:
         raise StartupError(f"ORDERS_HANDLER is wrong: {error}") from None
     except SettingsError as error:
@@ -87,5 +101,5 @@ def load(name: str) -> Handler:
 
 
 def wants_connection(handler: Handler) -> bool:
-    """Whether a handler takes a transaction of its own."""
+    """Whether a handler takes a connection."""
     return len(inspect.signature(handler).parameters) == 2

@@ -1,11 +1,13 @@
-"""A consumer of our events, for other services: a queue of its own, and each event's effect once.
+"""Subscribers: consume the events in another service, and apply each event once. Public API.
 
     async def send_mail(event: Envelope, conn: AsyncConnection) -> None: ...
 
     subscriber.main(Subscription("mailer", ("order.done",), send_mail))
 
-What the handler writes with `conn` is committed together with the event's id, or not at all; the ack follows. Events of
-one order may come again and, after a failure, out of order: `event.data.version` tells which is newer.
+Each subscription has a queue of its own. The rows that the handler writes with `conn` are committed together with the
+event's id, or not at all; then the message is acked. Events of one order may come again and, after a failure, out of
+order: the higher `event.data.version` is newer. If the handler raises `orders.handlers.Refuse`, the message goes to the
+subscription's dead-letter queue; after any other error, it is handled again.
 """
 
 import asyncio
@@ -33,6 +35,8 @@ from orders.runtime.settings import SubscriberSettings
 
 log = logging.getLogger(__name__)
 
+__all__ = ["EventHandler", "Prepare", "Subscription", "main"]
+
 KEEP_SECONDS = 3600.0
 CALL_SECONDS = 10.0
 
@@ -41,16 +45,20 @@ Prepare = Callable[[AsyncConnection], Awaitable[object]]
 
 
 class Subscription(msgspec.Struct, frozen=True):
-    """Who listens to what. The name is that of its queue, and of its rows in the inbox: it never changes."""
+    """Which events a consumer wants, and what handles them."""
 
+    #: The name of its queue, of its dead-letter queue `<name>.dead` and of its rows in the inbox. Never change it.
     name: str
+    #: Event types, such as `order.done`; AMQP patterns, such as `order.*`, work too.
     event_types: tuple[str, ...]
+    #: Called with each event and a connection with an open transaction.
     handle: EventHandler
-    prepare: Prepare | None = None  # run once at start: a table of one's own
+    #: Called once at start, for example to create a table; None: nothing to prepare.
+    prepare: Prepare | None = None
 
 
 async def declare(connection: AbstractConnection, subscription: Subscription) -> None:
-    """Declare the subscription's queue, its dead letters and its bindings; harmless to repeat."""
+    """Declare the subscription's queue, its dead-letter queue and its bindings. Harmless to repeat."""
     arguments: FieldTable = {
         "x-queue-type": "quorum",
         "x-delivery-limit": 1000,
@@ -68,7 +76,7 @@ async def declare(connection: AbstractConnection, subscription: Subscription) ->
 
 
 class Subscriber:
-    """Handles the deliveries of one subscription, some at a time, each in a transaction of its own."""
+    """Handles the deliveries of one subscription: SUBSCRIBER_AT_ONCE concurrently, each in its own transaction."""
 
     def __init__(self, settings: SubscriberSettings, subscription: Subscription) -> None:
         self.settings = settings
@@ -77,25 +85,25 @@ class Subscriber:
         self._deliveries: asyncio.Queue[Delivery] = asyncio.Queue()
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Handle events until `stop` is set; what is in hand then is finished, or goes back to the queue."""
+        """Handle events until `stop` is set, then finish those in hand within SUBSCRIBER_GRACE, or requeue them."""
         settings = self.settings
         await postgres.require_database(settings.database_url, inbox.COLUMNS_ARE_THERE)
         await self._declare(stop)
         consumer = Consumer(
             settings.amqp_url, self.subscription.name, 2 * settings.subscriber_at_once, self._deliveries.put_nowait
         )
-        lanes = [
-            asyncio.create_task(self._lane(stop), name=f"{self.subscription.name}-{number}")
+        handling = [
+            asyncio.create_task(self._handle_deliveries(stop), name=f"{self.subscription.name}-{number}")
             for number in range(settings.subscriber_at_once)
         ]
-        tasks = [*lanes, asyncio.create_task(self._keep(), name="inbox-keep")]
+        tasks = [*handling, asyncio.create_task(self._keep(), name="inbox-keep")]
         consuming = asyncio.create_task(consumer.run(), name="consumer")
         try:
             stopping = asyncio.create_task(stop.wait(), name="stop")
             await asyncio.wait([stopping, consuming, *tasks], return_when=asyncio.FIRST_COMPLETED)
             stopping.cancel()
             consumer.stop()
-            await asyncio.wait(lanes, timeout=settings.subscriber_grace)
+            await asyncio.wait(handling, timeout=settings.subscriber_grace)
         finally:
             consumer.stop()
             for task in tasks:
@@ -133,8 +141,8 @@ class Subscriber:
                 await postgres.close(conn)
             await asyncio.sleep(KEEP_SECONDS)
 
-    async def _lane(self, stop: asyncio.Event) -> None:
-        """Own a connection, and handle one delivery after the other on it."""
+    async def _handle_deliveries(self, stop: asyncio.Event) -> None:
+        """Handle one delivery after the other, on one connection."""
         conn: AsyncConnection | None = None
         try:
             while not stop.is_set():
@@ -158,7 +166,7 @@ class Subscriber:
                         self.refused += 1
                         delivery.reject()
                         break
-                    except Exception as error:  # whatever a handler raises: again, for an event must not get lost
+                    except Exception as error:  # any error of a handler: handle it again, since no event may get lost
                         log.warning(
                             "%s: again: %s: %s", self.subscription.name, type(error).__name__, first_line(error)
                         )

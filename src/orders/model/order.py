@@ -1,6 +1,7 @@
-"""What an order is, and what a valid one looks like.
+"""The order: `Order`, which a handler gets and the API returns, and `NewOrder`, which a client sends.
 
-A value that gets through here fits its column: nothing that PostgreSQL would refuse is let in.
+`Order`, `Line` and `Status` are public API.
+A valid `NewOrder` fits its columns: these types reject every value that PostgreSQL would reject.
 """
 
 from datetime import datetime
@@ -13,11 +14,13 @@ from msgspec import Meta
 from orders.model.currencies import Currency
 from orders.model.errors import InvalidOrder
 
+__all__ = ["Line", "Order", "Status"]
+
 Status = Literal["placed", "processing", "done", "failed", "cancelled"]
 TERMINAL: frozenset[Status] = frozenset({"done", "failed", "cancelled"})
 
 # No control characters and no line or paragraph separators. The lookahead is for Python, whose `$` also matches before
-# a final newline; in the JSON Schema of the OpenAPI document it says nothing new.
+# a final newline; in the JSON Schema of the OpenAPI document it changes nothing.
 _PRINTABLE = r"^[^\u0000-\u001f\u007f-\u009f\u2028\u2029]*$(?!\n)"
 _LARGEST_BIGINT = 2**63 - 1
 
@@ -28,11 +31,15 @@ Amount = Annotated[int, Meta(ge=0, le=_LARGEST_BIGINT)]
 
 
 class Line(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    """A line of an order: `quantity` pieces at `unit_price_minor` each, in minor units of the order's currency."""
+    """A line of an order, as the client sent it."""
 
+    #: The client's name of the article, 1 to 64 characters.
     sku: Name
+    #: Pieces, 1 to 2**31 - 1.
     quantity: Quantity
+    #: The price of one piece in minor units of the order's currency (cents for EUR), at least 0.
     unit_price_minor: Amount
+    #: Up to 200 characters; None if the client gave none.
     description: Text | None = None
 
 
@@ -40,7 +47,7 @@ Lines = Annotated[list[Line], Meta(min_length=1, max_length=1000)]
 
 
 class NewOrder(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """An order as a client asks for it."""
+    """An order as a client sends it."""
 
     customer_id: Name
     currency: Currency
@@ -56,23 +63,45 @@ class NewOrder(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Order(msgspec.Struct, frozen=True, kw_only=True):
-    """An order as it is answered and handed to a handler; the tutorial's have neither customer nor lines."""
+    """An order, as a handler gets it and the API returns it.
 
+    An order that was placed by the tutorial's route `POST /order/place` has no customer, currency, lines, total and
+    reference. Every other order has all of them but the reference, which is optional.
+    """
+
+    #: A UUIDv7, made by the api that took the order. It never changes.
     order_id: UUID
+    #: placed -> processing -> done | failed; placed -> cancelled; failed -> placed by a redrive. A handler always gets
+    #: `processing`.
     status: Status
+    #: 1 when the order is placed, higher by one for each change of its status.
     version: int
+    #: The client's name of its customer, 1 to 64 characters; None for an order of the tutorial's route.
     customer_id: str | None
+    #: ISO 4217 code; None for an order of the tutorial's route.
     currency: str | None
-    lines: msgspec.Raw  # as they were stored: JSON, or null
+    #: The lines as JSON text, an array of objects with the fields of `Line`:
+    #: `msgspec.json.decode(order.lines, type=list[Line])`. The text is `null` for an order of the tutorial's route.
+    lines: msgspec.Raw
+    #: The sum of quantity x unit price over all lines, in minor units of the currency (cents for EUR), computed when
+    #: the order was placed; None for an order of the tutorial's route.
     total_minor: int | None
+    #: The client's own reference, up to 200 characters; None if it gave none.
     reference: str | None
+    #: How often a worker has claimed the order, this claim included: crashes and retries count, redrives do not reset
+    #: it. 0 before the first claim.
     attempts: int
+    #: Why the order failed, up to 500 characters: the handler's reason, or ours. None unless the status is `failed`.
     failure_reason: str | None
+    #: When the order was placed, in UTC, by the clock of the api.
     created_at: datetime
+    #: When the order was last placed, claimed, postponed, ended or redriven, in UTC: by the database's clock, but for
+    #: a placement and a cancellation, which have the api's.
     updated_at: datetime
+    #: When the order became done or failed, by the database's clock, or cancelled, by the api's; in UTC. None before.
     finished_at: datetime | None
 
     @property
     def idempotency_key(self) -> str:
-        """What to tell others who must do something for this order once: the same in every attempt and redrive."""
+        """The key for calls that other systems must act on once: the same in each attempt and redrive."""
         return str(self.order_id)
