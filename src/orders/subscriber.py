@@ -154,7 +154,7 @@ class Subscriber:
                     getting.cancel()
                     return
                 delivery = getting.result()
-                for pause in backoff(first=0.1, most=30):
+                for pause in backoff(first=0.1, longest=30):
                     if delivery.lost or stop.is_set():
                         break  # it comes again
                     try:

@@ -1,4 +1,4 @@
-"""How each process starts and stops: log lines, one line if it cannot start, and signals that only set a flag."""
+"""Start and stop a process: log lines, one line if it cannot start, and signals that only set a flag."""
 
 import asyncio
 import gc
@@ -23,7 +23,7 @@ REQUEST_ID: ContextVar[str | None] = ContextVar("request_id", default=None)  # o
 def run(program: str, main: Callable[[], Coroutine[Any, Any, None]], log_level: str) -> None:
     """Run a process's main coroutine; end with one line and code 1 if it cannot start."""
     lines = logging.StreamHandler(sys.stdout)
-    lines.setFormatter(Lines("%(asctime)s %(levelname)s %(name)s%(request)s: %(message)s"))
+    lines.setFormatter(LogFormatter("%(asctime)s %(levelname)s %(name)s%(request)s: %(message)s"))
     logging.basicConfig(level=log_level, handlers=[lines], force=True)
     logging.Formatter.converter = time.gmtime
     logging.getLogger("uvicorn").setLevel("WARNING")
@@ -36,21 +36,21 @@ def run(program: str, main: Callable[[], Coroutine[Any, Any, None]], log_level: 
         sys.exit(1)
 
 
-class Lines(logging.Formatter):
-    """A log line, which names the request that it is about."""
+class LogFormatter(logging.Formatter):
+    """Formats log lines; each names the request during which it was written."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """Format a record; outside of a request there is none to name."""
+        """Return the line of a record; outside of a request it names none."""
         request_id = REQUEST_ID.get()
         record.request = f" [{request_id}]" if request_id else ""
         return super().format(record)
 
 
 def spare_the_collector() -> None:
-    """Have the garbage collector pass over what is here to stay, and come more seldom.
+    """Let the garbage collector skip all objects that exist now, and run less often.
 
-    Nearly all objects of a request go without it. With its own thresholds it looks at what a hundred requests have in
-    hand several times for each of them.
+    Reference counts free nearly all objects of a request. With the default thresholds the collector would traverse the
+    objects of a hundred open requests several times during each of them.
     """
     gc.collect()
     gc.freeze()
@@ -58,13 +58,13 @@ def spare_the_collector() -> None:
 
 
 def take_all_descriptors() -> None:
-    """Open as many connections as the system lets us: its soft limit is often 1,024, and each stream holds one."""
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    """Raise the limit of file descriptors to the hard limit: the soft one is often 1,024, and each stream holds one."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def on_stop_signals(stop: Any) -> None:
-    """Call `stop()` at SIGTERM and SIGINT: a handler only sets a flag."""
+    """Call `stop()`, which only sets a flag, at SIGTERM and SIGINT. Needs a running loop."""
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop)

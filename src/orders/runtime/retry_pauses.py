@@ -1,4 +1,4 @@
-"""The pauses between tries, one after the other."""
+"""The pauses between the tries of one connection or call, in order."""
 
 from collections.abc import Iterator
 from itertools import count
@@ -7,6 +7,6 @@ from orders.runtime.backoff import backoff_seconds
 from orders.runtime.timeouts import FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS
 
 
-def backoff(first: float = FIRST_PAUSE_SECONDS, most: float = LONGEST_PAUSE_SECONDS) -> Iterator[float]:
-    """Yield pauses in seconds: doubled from `first` up to `most`, each with up to half of it taken off at random."""
-    return (backoff_seconds(tries, first, most) for tries in count(1))
+def backoff(first: float = FIRST_PAUSE_SECONDS, longest: float = LONGEST_PAUSE_SECONDS) -> Iterator[float]:
+    """Yield pauses in seconds: doubled from `first` up to `longest`, each with up to half of it taken off at random."""
+    return (backoff_seconds(tries, first, longest) for tries in count(1))

@@ -138,7 +138,7 @@ class CrashIsolation:
 
     async def _start(self) -> asyncio.subprocess.Process:
         """Start a child and wait until it has loaded the handler; retry for ever, since no order is at fault here."""
-        for pause in backoff(first=0.2, most=5):
+        for pause in backoff(first=0.2, longest=5):
             try:
                 child = await asyncio.create_subprocess_exec(
                     sys.executable, "-m", "orders.work.isolation_child",

@@ -2,7 +2,7 @@ import logging
 
 import pytest
 
-from orders.runtime.process import REQUEST_ID, Lines
+from orders.runtime.process import REQUEST_ID, LogFormatter
 from tests.orders.conftest import NEW, Api
 
 JSON = {"Content-Type": "application/json"}
@@ -51,7 +51,7 @@ def test_log_lines_name_the_request() -> None:
     """
     A line written for a request names it; others do not pretend to.
     """
-    lines = Lines("%(name)s%(request)s: %(message)s")
+    lines = LogFormatter("%(name)s%(request)s: %(message)s")
     record = logging.makeLogRecord({"name": "orders", "msg": "hello"})
     assert lines.format(record) == "orders: hello"
     token = REQUEST_ID.set("r-1")
