@@ -66,3 +66,25 @@ async def test_database_with_settings_of_its_own(servers: Servers, template: str
             assert done.returncode == 0, done.stderr
         with psycopg.connect(url, client_encoding="UTF8") as conn:
             assert conn.execute("SELECT customer_id, reference FROM orders").fetchall() == [("Müller", "Straße 😀")]
+
+
+async def test_schema_of_the_url(servers: Servers, tmp_path: Path) -> None:
+    """
+    With a schema named by the URL's `options` every program finds its tables there, and `public` stays empty.
+    """
+    with places.database(servers) as url, places.vhost(servers) as vhost:
+        with psycopg.connect(url, autocommit=True) as conn:
+            conn.execute("CREATE SCHEMA shop")
+        there = f"{url}?options=-c%20search_path%3Dshop"
+        with System(there, vhost, tmp_path, Counts(apis=1), with_nginx=False) as system:
+            async with shoppers.client(system.base_url) as http:
+                where = (await http.post("/orders", json=ORDER)).headers["Location"]
+
+                async def is_done() -> bool:
+                    return bool((await http.get(where)).json()["status"] == "done")
+
+                await eventually(is_done, 20)
+        with psycopg.connect(url) as conn:
+            assert conn.execute("SELECT status FROM shop.orders").fetchall() == [("done",)]
+            left = conn.execute("SELECT count(*) FROM pg_class WHERE relnamespace = 'public'::regnamespace").fetchone()
+        assert left == (0,)
