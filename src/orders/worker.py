@@ -96,9 +96,9 @@ async def serve(settings: WorkerSettings, handler: Handler) -> None:
         DueRetries(url, notifier.soon) as retries,
         DeadLetterMover(settings.amqp_url, batches.store) as dead_letters,
     ):
-        at_once = settings.work_connections if runner.wants_connection else None
+        max_running = settings.work_connections if runner.wants_connection else None
         in_hand = OrdersInHand(
-            batches, runner, crash_isolation, max_failures=settings.work_max_attempts, at_once=at_once
+            batches, runner, crash_isolation, max_failures=settings.work_max_attempts, max_running=max_running
         )
         consumer = Consumer(settings.amqp_url, WORK_QUEUE, settings.worker_concurrency, in_hand.take)
         health = create_health(WorkerHealth(in_hand, consumer, worker_lock, batches, retries, dead_letters))

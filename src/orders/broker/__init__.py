@@ -1,0 +1,8 @@
+"""RabbitMQ: connections, topology, and consuming.
+
+rabbitmq       a connection that notices when the broker is gone
+topology       exchanges, queues and bindings: declared by `orders topology`, verified by the processes
+consumer       consumes a queue, and acks in batches
+frame_filter   takes deliveries from the byte stream, before aiormq makes objects of them
+amqp_bytes     reads the few AMQP frames that are taken there
+"""

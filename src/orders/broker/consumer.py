@@ -1,4 +1,4 @@
-"""Deliveries in, acks out; comes back by itself whenever the broker, the channel or the queue does."""
+"""Consume a queue: deliveries in, acks out. The consumer reconnects after a loss of broker, channel or queue."""
 
 import asyncio
 import contextlib
@@ -20,41 +20,41 @@ from orders.runtime.retry_pauses import backoff
 log = logging.getLogger(__name__)
 
 CALL_SECONDS = 5.0
-MAX_BODY_BYTES = 1 << 20  # bytes; of a larger one we keep only the beginning, for nobody is going to work it
+MAX_BODY_BYTES = 1 << 20  # of a larger body only the first KEPT_BYTES are kept: no event is as large
 KEPT_BYTES = 64 << 10
 
 
 class PendingAcks:
-    """Which deliveries of a channel are done with, and how to say so in few words.
+    """The deliveries of a channel that are to be acked or rejected, as few frames.
 
-    Everything up to a tag is acked at once; what lies beyond one that is still in hand is acked singly, so an order
-    that hangs holds nobody's ack.
+    One frame acks all deliveries up to a tag. Deliveries behind one that is still in hand are acked singly, so an order
+    that hangs delays no other ack.
     """
 
     def __init__(self) -> None:
-        self._low = 0  # every delivery up to this tag is answered
-        self._ahead: set[int] = set()  # those beyond it that are
+        self._low = 0  # every delivery up to this tag is acked or rejected
+        self._ahead: set[int] = set()  # deliveries beyond it that are acked or rejected, too
         self._acks: list[int] = []
         self._rejects: list[int] = []
 
     def ack(self, tag: int) -> None:
-        """Note that this delivery is done with."""
+        """Add an ack of the delivery with this tag."""
         self._acks.append(tag)
 
     def reject(self, tag: int) -> None:
-        """Note that this delivery is for the dead letters."""
+        """Add a reject, which sends the message to the dead letters."""
         self._rejects.append(tag)
 
     def take_frames(self) -> list[Frame]:
-        """Return what there is to say since the last time."""
+        """Return the frames to send, and forget them."""
         acks, rejects = self._acks, self._rejects
         self._acks, self._rejects = [], []
         self._ahead.update(acks, rejects)
         while self._low + 1 in self._ahead:
             self._low += 1
             self._ahead.remove(self._low)
-        # A range takes along all that is unanswered below its end, so rejects go before it; and its end has to be
-        # unanswered itself, or the broker closes the channel over an unknown tag.
+        # An ack of a range includes all unanswered deliveries below its end, so rejects go first. Its end must be
+        # unanswered itself, or the broker closes the channel because of an unknown tag.
         frames: list[Frame] = [Basic.Reject(tag, requeue=False) for tag in rejects]
         if below := [tag for tag in acks if tag <= self._low]:
             frames.append(Basic.Ack(max(below), multiple=True))
@@ -63,11 +63,10 @@ class PendingAcks:
 
 
 class ConsumingChannel(Channel):
-    """A channel that hands deliveries over as they arrive, and answers them in batches.
+    """A channel that hands deliveries over as they arrive, and sends their acks in batches.
 
-    It leans on what aiormq does not promise: `write_queue`, `connection.channels`, and that it reads from a protocol
-    in front of which a frame filter can stand.
-    tests/orders/broker/test_consumer.py fails when an upgrade moves one of them.
+    It depends on internals of aiormq: `write_queue`, `connection.channels`, and a protocol in front of which a frame
+    filter can stand. tests/orders/broker/test_consumer.py fails if an upgrade changes one of them.
     """
 
     def __init__(
@@ -75,7 +74,7 @@ class ConsumingChannel(Channel):
     ) -> None:
         super().__init__(connection, number, publisher_confirms=False, frame_buffer=0)
         self.pending_acks = PendingAcks()
-        self.wake = wake  # set when there is something to answer
+        self.wake = wake  # set when there is an ack to send
         self._take = take
         self._method: bytes | None = None  # of the delivery that is being read
         self._header = b""
@@ -83,7 +82,7 @@ class ConsumingChannel(Channel):
         self._size = self._left = 0
 
     def take_frame(self, kind: int, payload: bytes) -> bool:
-        """Take a frame if it is part of a delivery; of what is too large to be one of ours, keep the beginning."""
+        """Take a frame and return True if it is part of a delivery; keep only the beginning of a large body."""
         if kind == METHOD:
             self._method = payload if payload.startswith(amqp_bytes.DELIVER) else None
             return self._method is not None
@@ -110,13 +109,13 @@ class ConsumingChannel(Channel):
         return True
 
     async def send_acks(self) -> None:
-        """Tell the broker what is done with by now."""
+        """Send the pending acks and rejects."""
         if (frames := self.pending_acks.take_frames()) and not self.is_closed:
             await self.write_queue.put(ChannelFrame.marshall(self.number, frames))
 
 
 class Delivery:
-    """A message in hand. It stays ours until it is acked or rejected, or its channel is gone."""
+    """A message in hand, until it is acked or rejected, or its channel is lost."""
 
     __slots__ = ("_channel", "_header", "_tag", "body", "redelivered", "size")
 
@@ -127,34 +126,31 @@ class Delivery:
         self._tag = tag
         self._header = header
         self.body = body
-        self.size = size  # of the whole body, also where `body` is only its beginning
+        self.size = size  # bytes of the whole body; `body` may be only its beginning
         self.redelivered = redelivered
 
     def header(self, name: str) -> str | None:
-        """Return a header if it is a string; headers are not to be trusted."""
+        """Return a header of the message; None if it is absent or no string."""
         return amqp_bytes.read_string(self._header, name.encode())
 
     def ack(self) -> None:
-        """Tell the broker, very soon, that the message is done with.
-
-        An answer that gets lost with its channel only means that the message is delivered again.
-        """
+        """Ack the message, at the next turn of the consumer. If the ack is lost, the message is delivered again."""
         self._channel.pending_acks.ack(self._tag)
         self._channel.wake.set()
 
     def reject(self) -> None:
-        """Hand the message to the dead letters."""
+        """Reject the message, at the next turn of the consumer: the broker moves it to the dead letters."""
         self._channel.pending_acks.reject(self._tag)
         self._channel.wake.set()
 
     @property
     def lost(self) -> bool:
-        """Whether its channel is gone: then the broker delivers it again, to us or to another."""
+        """Whether the channel is lost: then the broker delivers the message again, to us or to another consumer."""
         return bool(self._channel.is_closed)
 
 
 class Consumer:
-    """Consumes one queue with a bounded prefetch; `take` gets each delivery and must return at once."""
+    """Consumes one queue, `prefetch` messages in hand at most. `take` gets each delivery and must return at once."""
 
     def __init__(self, urls: str, queue: str, prefetch: int, take: Callable[[Delivery], None]) -> None:
         self.urls = urls
@@ -167,19 +163,19 @@ class Consumer:
         self._finished = asyncio.Event()
 
     def stop(self) -> None:
-        """Take no more deliveries; those in hand may still be acked until `finish`."""
+        """Stop consuming; deliveries in hand may be acked until `finish`."""
         self._stop.set()
         self._wake.set()
 
     def finish(self) -> None:
-        """Close the connection: what is still in hand goes back to the queue."""
+        """Close the connection: messages that are still in hand return to the queue."""
         self._finished.set()
         self._wake.set()
 
     async def run(self) -> None:
-        """Consume until stopped and finished, over as many connections as it takes."""
+        """Consume until `stop` and `finish` are called; reconnect after every error of the broker."""
         pauses = backoff()
-        told = ""
+        last_logged = ""
         while not self._stop.is_set():
             why = ""
             try:
@@ -195,15 +191,15 @@ class Consumer:
                 why = "the broker's heartbeat has failed"
             finally:
                 self.connected = False
-            if why and why != told:  # once for each trouble, not for each try
+            if why and why != last_logged:  # once for each cause, not for each attempt
                 log.warning("no consumer of %s: %s", self.queue, why)
-            told = why
+            last_logged = why
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(next(pauses)):
                     await self._stop.wait()
 
     async def _consume(self, connection: AbstractConnection, wire: FilteredTransport) -> None:
-        """Consume on one connection until it, its channel or the queue is gone, or we are told to stop."""
+        """Consume on one connection until it, its channel or the queue is lost, or until `stop` and `finish`."""
         lost = asyncio.Event()
 
         def lose(_why: object) -> None:
@@ -212,7 +208,7 @@ class Consumer:
 
         async with asyncio.timeout(CALL_SECONDS):
             channel = await _open(connection, wire, self.take, self._wake)
-            # The broker cancels a consumer whose queue was deleted, or (4.3) who holds a delivery for too long.
+            # The broker cancels a consumer whose queue is deleted or, from 4.3 on, which holds a delivery for too long.
             channel.on_consumer_cancel_callbacks.add(lose)
             await channel.basic_qos(prefetch_count=self.prefetch)
             consuming = await channel.basic_consume(self.queue, _never_called)
@@ -231,7 +227,7 @@ class Consumer:
             log.warning("the consumer of %s was cancelled, or its connection is lost", self.queue)
 
     async def _send_acks_until(self, channel: ConsumingChannel, *ends: asyncio.Event) -> None:
-        """Send the answers as they come until one of the events is there; then the last ones."""
+        """Send acks as they come until one of the events is set; then send the last ones."""
         ended = False
         while not ended:
             if not any(end.is_set() for end in ends):

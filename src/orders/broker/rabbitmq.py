@@ -13,7 +13,7 @@ from yarl import URL
 from orders.model.errors import OrdersError
 
 CONNECT_SECONDS = 5.0  # aiormq has no limit of its own
-HEARTBEAT_SECONDS = 3  # aiormq gives a silent broker up after three of these and a little
+HEARTBEAT_SECONDS = 3  # aiormq drops the connection after a silence of three heartbeats
 
 
 class BrokerUnavailable(OrdersError):
@@ -21,12 +21,13 @@ class BrokerUnavailable(OrdersError):
 
 
 @contextlib.asynccontextmanager
-async def connect(urls: str, name: str, wire: TransportFactory | None = None) -> AsyncIterator[AbstractConnection]:
-    """Connect to the first of the comma-separated `urls` that answers; raise BrokerUnavailable if none does.
+async def connect(urls: str, name: str, transport: TransportFactory | None = None) -> AsyncIterator[AbstractConnection]:
+    """Connect to the first of the comma-separated `urls` that answers, and close the connection at the end.
 
-    `wire` opens what is below, if aiormq's own is not to.
+    `name` is shown in RabbitMQ's list of connections; `transport` opens the socket, None for aiormq's own. Raises
+    BrokerUnavailable if no URL answers within CONNECT_SECONDS.
     """
-    connection = await _connect(urls, name, wire)
+    connection = await _connect(urls, name, transport)
     try:
         yield connection
     finally:
@@ -35,22 +36,22 @@ async def connect(urls: str, name: str, wire: TransportFactory | None = None) ->
                 await connection.close()
 
 
-async def _connect(urls: str, name: str, wire: TransportFactory | None) -> AbstractConnection:
+async def _connect(urls: str, name: str, transport: TransportFactory | None) -> AbstractConnection:
     reasons = []
-    for each in urls.split(","):
+    for text in urls.split(","):
         try:
-            url = URL(each.strip()).update_query(heartbeat=HEARTBEAT_SECONDS, name=name)
-        except ValueError as error:  # its words name no more of the URL than the port
+            url = URL(text.strip()).update_query(heartbeat=HEARTBEAT_SECONDS, name=name)
+        except ValueError as error:  # the error names only the port, no password
             reasons.append(f"no URL: {error}")
             continue
         try:
             async with asyncio.timeout(CONNECT_SECONDS):
-                return await aiormq.connect(url, transport_factory=wire)
+                return await aiormq.connect(url, transport_factory=transport)
         except TimeoutError:
             reasons.append(f"{url.host}:{url.port}: no answer in {CONNECT_SECONDS:.0f} s")
         except StopAsyncIteration:
-            # aiormq's word for a peer that takes the connection and closes it, as a port of Docker's does while the
-            # container behind it is down. Let through, it would end the process as a RuntimeError.
+            # aiormq raises it if the peer accepts the connection and closes it, as Docker's proxy does for a container
+            # that is down. Unhandled, it would become a RuntimeError and end the process.
             reasons.append(f"{url.host}:{url.port}: the connection was closed at once")
         except (AMQPError, OSError, EOFError, ValueError) as error:
             reasons.append(f"{url.host}:{url.port}: {str(error) or type(error).__name__}")

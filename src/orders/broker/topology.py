@@ -1,7 +1,7 @@
-"""What has to exist in RabbitMQ: declared by `orders topology`, verified by every process that uses it.
+"""The exchanges, queues and bindings: declared by `orders topology`, verified by each process that uses them.
 
-An event of an order to be worked goes to one quorum queue; what cannot be worked goes from there to the dead letters,
-at least once. The delivery limit is only a backstop: it counts a crash against every message that was in hand.
+Events that ask for work go to one quorum queue. Messages that cannot be worked go from there to the dead-letter queue,
+at least once. The delivery limit is only a backstop, since a crash counts against every message that was in hand.
 """
 
 import asyncio
@@ -34,12 +34,12 @@ MEND = "run `orders topology`"
 
 
 async def declare(connection: AbstractConnection) -> None:
-    """Declare exchanges, queues and bindings; harmless to repeat. Raises StartupError where another shape is there."""
+    """Declare exchanges, queues and bindings; harmless to repeat. Raises StartupError if one has another shape."""
     try:
         channel = await connection.channel()
         await channel.exchange_declare(EXCHANGE, exchange_type="topic", durable=True)
         await channel.exchange_declare(DEAD_EXCHANGE, exchange_type="fanout", durable=True)
-        # The work queue first: RabbitMQ 3.10, killed right after a declaration, may not bring back what came last.
+        # The work queue first: RabbitMQ 3.10, killed right after a declaration, may lose the last one.
         for queue, arguments in QUEUES.items():
             await channel.queue_declare(queue, durable=True, arguments=arguments)
         await channel.queue_bind(DEAD_QUEUE, DEAD_EXCHANGE)
@@ -53,7 +53,7 @@ async def declare(connection: AbstractConnection) -> None:
 
 
 async def verify(connection: AbstractConnection) -> None:
-    """Raise StartupError if a queue that the worker leans on is missing."""
+    """Raise StartupError if a queue of the worker is missing."""
     channel = await connection.channel()
     for queue in QUEUES:
         try:
@@ -64,7 +64,7 @@ async def verify(connection: AbstractConnection) -> None:
 
 
 async def wait_and(what: str, urls: str, seconds: float) -> None:
-    """Wait up to `seconds` for the broker, then `declare` or `verify`; raise StartupError with one line otherwise."""
+    """Wait up to `seconds` for the broker, then `declare` or `verify`; raise StartupError if it does not answer."""
     loop = asyncio.get_running_loop()
     end = loop.time() + seconds
     for pause in backoff():

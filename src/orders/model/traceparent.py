@@ -1,4 +1,4 @@
-"""The W3C trace context that an order carries from its request through every event about it.
+"""The W3C trace context: an order's request starts or continues it, and each event about the order carries it.
 
 https://www.w3.org/TR/trace-context/#traceparent-header
 """
@@ -11,7 +11,7 @@ _VALID = re.compile(r"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}
 
 
 def continue_trace(received: str | None) -> str:
-    """Return what was received if it is valid, else the start of a new, unsampled trace."""
+    """Return the received `traceparent` if it is valid; otherwise start a new trace, which is not sampled."""
     if received is not None and _VALID(received):
         return received
     new = random_bytes(24).hex()

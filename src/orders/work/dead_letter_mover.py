@@ -18,6 +18,7 @@ class DeadLetterMover:
     """Owns the consumer of the dead-letter queue and the messages in hand."""
 
     def __init__(self, amqp_url: str, store: Callable[[DeadLetter], Awaitable[None]]) -> None:
+        """`store` returns once the dead letter is committed. `stored` counts the letters since the start."""
         self.store = store
         self.consumer = Consumer(amqp_url, DEAD_QUEUE, PREFETCH, self._take)
         self.stored = 0

@@ -1,4 +1,7 @@
-"""What is done with one delivery: claim the order, run its handler, finish or postpone it, ack."""
+"""Work a delivery: claim its order, run the handler, write the end or the retry, then ack.
+
+The ack always follows the commit, so a worker that dies at any moment causes a repeat, never a loss.
+"""
 
 import asyncio
 import contextlib
@@ -25,8 +28,8 @@ from orders.work.runner import Job, Outcome, Run
 
 log = logging.getLogger(__name__)
 
-HELD_SECONDS = 1.0  # until we look again whether an order that another worker has is still being worked
-LAST_WORDS_SECONDS = 0.5  # for handlers that are cut off when the worker stops
+HELD_SECONDS = 1.0  # until the next claim of an order that another worker holds
+LAST_WORDS_SECONDS = 0.5  # for cancelled handlers to end, when the worker stops
 
 SECONDS = [0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60]
 IN_HAND = Gauge("orders_worker_in_hand", "Orders in hand")
@@ -70,33 +73,37 @@ class OrdersInHand:
     """Owns the orders in hand, each in a task of its own."""
 
     def __init__(
-        self, batches: WorkBatches, run: Run, run_isolated: Run, *, max_failures: int, at_once: int | None = None
+        self, batches: WorkBatches, run: Run, run_isolated: Run, *, max_failures: int, max_running: int | None = None
     ) -> None:
-        """`at_once`: how many handlers may run side by side, where each needs a connection; None: all."""
+        """Take deliveries from now on; `take` gets each one.
+
+        `run` runs a handler, `run_isolated` one that may end its process. `max_failures`: WORK_MAX_ATTEMPTS.
+        `max_running`: how many handlers may run concurrently; None: all orders in hand.
+        """
         self.batches = batches
         self.run = run
         self.run_isolated = run_isolated
         self.max_failures = max_failures
         self.counters = WorkerCounters()
         self.crashed = asyncio.Event()
-        self._room = asyncio.Semaphore(at_once) if at_once else contextlib.nullcontext()
+        self._may_run = asyncio.Semaphore(max_running) if max_running else contextlib.nullcontext()
         self._draining = False
         self._tasks: dict[UUID, asyncio.Task[None]] = {}
-        self._repeats: dict[UUID, list[Delivery]] = {}  # deliveries of an order that is in hand already
+        self._repeats: dict[UUID, list[Delivery]] = {}  # order id -> further deliveries of an order in hand
         self._claimed: set[UUID] = set()
         self._poison: dict[UUID, str] = {}  # event id -> reason: a lost reject brings the event again
         self._crash: BaseException | None = None
 
     @property
     def in_hand(self) -> int:
-        """How many orders are in hand."""
+        """The number of orders in hand."""
         return len(self._tasks)
 
     def take(self, delivery: Delivery) -> None:
-        """Work a delivery in the background.
+        """Work a delivery in a task of its own; return at once.
 
-        One that still comes while we drain is left alone: it goes back to the queue with its channel. A handler that
-        was started for it would be cut off, perhaps after its effect.
+        A delivery that comes during `drain` is ignored, and returns to the queue with its channel: a handler that
+        started now would be cut off, perhaps after its effect.
         """
         if self._draining:
             return
@@ -115,9 +122,9 @@ class OrdersInHand:
         self._start(message, delivery)
 
     async def drain(self, seconds: float, sever: Callable[[], None]) -> Sequence[UUID]:
-        """Finish what is in hand, for so long; then let go of the rest, and return the orders that there were.
+        """Finish the orders in hand within `seconds`, then cancel the rest; return the ids that were in hand at first.
 
-        An order that is still waiting for its claim is let go of at once. `sever` ends the transactions of handlers.
+        Orders that wait for their claim are cancelled at once. `sever` ends the transactions of handlers.
         """
         self._draining = True
         in_hand = list(self._tasks)
@@ -135,15 +142,16 @@ class OrdersInHand:
         return in_hand
 
     def raise_crash(self) -> None:
-        """Raise what ended an order's task, if anything but its own end did."""
+        """Raise the first unexpected error of an order's task, if there was one."""
         if self._crash is not None:
             raise self._crash
 
     def _start(self, message: WorkMessage, delivery: Delivery) -> None:
         order_id = message.order_id
         if order_id in self._tasks:
-            # Those of a lost channel have come again, or will: a broker that flaps must not pile them up here.
-            self._repeats[order_id] = [each for each in self._repeats.get(order_id, ()) if not each.lost] + [delivery]
+            # The broker delivers again what belongs to a lost channel: dropped here, it cannot pile up.
+            repeats = self._repeats.get(order_id, ())
+            self._repeats[order_id] = [repeat for repeat in repeats if not repeat.lost] + [delivery]
             return
         task = asyncio.create_task(self._work(message, delivery), name="order")
         self._tasks[order_id] = task
@@ -155,7 +163,7 @@ class OrdersInHand:
             IN_HAND.set(len(self._tasks))
             if not task.cancelled():
                 error = task.exception()
-            else:  # nobody but `drain` does that; left alone, the order would stay in our hands for ever
+            else:  # only `drain` may cancel; otherwise the order would stay in hand for ever
                 error = None if self._draining else RuntimeError(f"order {order_id} was cancelled by its own handler")
             if error is not None:
                 self._crash = self._crash or error
@@ -163,7 +171,7 @@ class OrdersInHand:
                 return
             for repeat in self._repeats.pop(order_id, ()):
                 if not repeat.lost:
-                    self.take(repeat)  # and most often find it settled
+                    self.take(repeat)  # mostly, the order has ended
 
         task.add_done_callback(end)
 
@@ -181,15 +189,15 @@ class OrdersInHand:
         delivery.reject()
 
     async def _work_order(self, message: WorkMessage, delivery: Delivery) -> Rejection | None:
-        """Bring an order to its end or to its retry, and return once that is committed or nothing is left to do.
+        """Work an order until its end or its retry is committed, or nothing is left to do.
 
-        Returns why the message goes to the dead letters, if it does.
+        Returns None to ack the message, or why it goes to the dead letters.
         """
         traceparent = continue_trace(delivery.header("traceparent"))
         suspect = False
         pauses = backoff()
         while True:
-            async with self._room:
+            async with self._may_run:
                 claim = await self.batches.claim(message)
                 if isinstance(claim, Claimed):
                     self._claimed.add(message.order_id)
@@ -223,7 +231,7 @@ class OrdersInHand:
         return outcome
 
     async def _act(self, step: Decision, job: Job, message: WorkMessage, delivery: Delivery) -> None:
-        """Write and count what was decided; return once that is committed."""
+        """Carry out a decision: write it, and return once that is committed."""
         match step:
             case decision.EndOrder(reason, kind):
                 self._count_end(await self.batches.finish(finish_of(job.claimed, job.traceparent, reason, kind)))
@@ -244,7 +252,7 @@ class OrdersInHand:
 
     def _count_end(self, finished: Finished | None) -> None:
         if finished is None:
-            return  # by an earlier run, or by another worker who claimed it since
+            return  # an earlier run wrote the end, or another claim owns the order now
         if finished.status == "done":
             self.counters.done += 1
         else:

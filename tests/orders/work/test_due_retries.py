@@ -5,7 +5,7 @@ from psycopg import AsyncConnection
 
 from orders.database.postpone_orders import Postpone, postpone_orders
 from orders.model.traceparent import continue_trace
-from orders.work.due_retries import ALL_SECONDS, RECENT_SECONDS, SWEEP_SECONDS, DueRetries, window
+from orders.work.due_retries import ALL_SECONDS, RECENT_SECONDS, SWEEP_SECONDS, DueRetries, window_seconds
 from tests.eventually import eventually
 from tests.orders.work_samples import claim, place, rows, work_message
 
@@ -25,7 +25,7 @@ def test_how_far_back_a_look_goes(since_sweep: float, seconds: float) -> None:
     """
     The first look goes back to the beginning, then one every half a minute; between them a minute is enough.
     """
-    assert window(since_sweep) == seconds
+    assert window_seconds(since_sweep) == seconds
     assert RECENT_SECONDS > SWEEP_SECONDS
 
 

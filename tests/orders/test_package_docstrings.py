@@ -1,0 +1,24 @@
+"""A package's docstring is its map."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+from dev.sandbox.process import ROOT
+
+PACKAGES = sorted(path.parent for path in (ROOT / "src" / "orders").glob("*/__init__.py") if path.read_text())
+
+
+@pytest.mark.parametrize("package", PACKAGES, ids=lambda package: package.name)
+def test_lists_its_modules(package: Path) -> None:
+    """
+    The docstring of a package lists each of its modules, one line each, and no others.
+    """
+    docstring = ast.get_docstring(ast.parse((package / "__init__.py").read_text())) or ""
+    listed = re.findall(r"^(\w+)  +\S", docstring, re.MULTILINE)
+    modules = {path.stem for path in package.glob("*.py")} | {
+        path.parent.name for path in package.glob("*/__init__.py")
+    }
+    assert sorted(listed) == sorted(modules - {"__init__"})
