@@ -15,7 +15,7 @@ import msgspec
 from psycopg import AsyncConnection
 from psycopg.rows import class_row, dict_row
 
-from orders.database import orders_table
+from orders.database import orders_table, outbox_table
 from orders.model import events, work_message
 from orders.model.events import Event, data_of
 from orders.model.order import TERMINAL, Order
@@ -28,15 +28,16 @@ Kind = Literal["refused", "exhausted", "deadly", "malformed", "oversized", "unkn
 UNDELIVERABLE = "the broker gave it up: it was delivered too often, and never answered"
 MAX_STORED_BYTES = 64 << 10  # of a message's body
 
+COLUMNS: LiteralString = "fingerprint, order_id, event_id, kind, reason"
 
-COLUMNS_ARE_THERE: LiteralString = """
-    SELECT id, fingerprint, order_id, event_id, kind, reason, state, arrivals, size, body, died_at, settled_at
+COLUMNS_ARE_THERE: LiteralString = f"""
+    SELECT {COLUMNS}, id, state, arrivals, size, body, died_at, settled_at
     FROM dead_letters LIMIT 0
 """
 
 # The fingerprint is the event's id, or the hash of a body that is no event of ours: a repeated move adds no second row.
-INSERT: LiteralString = """
-    INSERT INTO dead_letters (fingerprint, order_id, event_id, kind, reason, size, body)
+INSERT: LiteralString = f"""
+    INSERT INTO dead_letters ({COLUMNS}, size, body)
     VALUES (%b, %b::uuid, %b::uuid, %b, %b, %b, %b)
     ON CONFLICT (fingerprint) DO UPDATE SET arrivals = dead_letters.arrivals + 1
 """
@@ -45,13 +46,12 @@ COUNT_ARRIVAL: LiteralString = """
     UPDATE dead_letters SET arrivals = arrivals + 1 WHERE fingerprint = uuid_send(%b::uuid) RETURNING id
 """
 
-LOCK_ORDER: LiteralString = """
-    SELECT order_id, status, version, customer_id, currency, lines::text, total_minor, reference, attempts,
-           failure_reason, created_at, updated_at, finished_at, event_id
-    FROM orders WHERE order_id = %b FOR UPDATE
+LOCK_ORDER: LiteralString = f"""
+    SELECT {orders_table.COLUMNS}, o.event_id
+    FROM orders o WHERE o.order_id = %b FOR UPDATE
 """
 
-FAIL_ORDER: LiteralString = """
+FAIL_ORDER: LiteralString = f"""
     WITH failed AS (
         UPDATE orders
         SET status = 'failed', version = version + 1, worker = NULL, failure_reason = %b,
@@ -59,10 +59,11 @@ FAIL_ORDER: LiteralString = """
         WHERE order_id = %b
     ), no_more AS (
         DELETE FROM retries WHERE order_id = %b
+    ), event AS (
+        SELECT %b::uuid AS event_id, %b::uuid AS order_id, 'orders' AS exchange, 'order.failed' AS routing_key,
+               false AS required, %b::bytea AS body, %b::text AS traceparent
     )
-    INSERT INTO outbox (event_id, key, exchange, routing_key, required, content_type, headers, body)
-    VALUES (%b, %b::uuid::text, 'orders', 'order.failed', false, 'application/cloudevents+json',
-            jsonb_build_object('traceparent', %b::text), %b)
+    {outbox_table.APPEND}
 """
 
 MARK_POISON: LiteralString = "INSERT INTO verdicts (event_id, reason) VALUES (%b, %b) ON CONFLICT DO NOTHING"
@@ -98,13 +99,15 @@ AUDIT: LiteralString = """
     SELECT at, actor, command, reason, event_id FROM dead_letter_audit WHERE letter_id = %s ORDER BY id
 """
 
-DISCARD: LiteralString = """
+AUDIT_COLUMNS: LiteralString = "actor, command, letter_id, order_id, reason"
+
+DISCARD: LiteralString = f"""
     WITH discarded AS (
         UPDATE dead_letters SET state = 'discarded', settled_at = clock_timestamp()
         WHERE state = 'dead' AND (id::text = %(id)s OR order_id::text = %(id)s)
         RETURNING id, order_id
     )
-    INSERT INTO dead_letter_audit (actor, command, letter_id, order_id, reason)
+    INSERT INTO dead_letter_audit ({AUDIT_COLUMNS})
     SELECT %(actor)s, 'discard', id, order_id, %(reason)s FROM discarded
     RETURNING letter_id
 """
@@ -188,7 +191,7 @@ async def _store_letter(conn: AsyncConnection, letter: DeadLetter) -> None:
     elif row[-1] not in {None, message.event_id}:  # None: the order is older than the column, and waits for any event
         await _insert(conn, letter, "forged", "its order waits for another event")
     else:
-        await _store_and_fail(conn, letter, message, orders_table.order_of(row[:-1]))
+        await _store_and_fail(conn, letter, message, orders_table.order_of(row))
 
 
 async def _store_and_fail(conn: AsyncConnection, letter: DeadLetter, message: WorkMessage, order: Order) -> None:
@@ -199,7 +202,7 @@ async def _store_and_fail(conn: AsyncConnection, letter: DeadLetter, message: Wo
     await _insert(conn, letter, kind, reason, message)
     if order.status not in TERMINAL:
         event = _failed(order, reason)
-        row = [reason, order.order_id, order.order_id, event.event_id, order.order_id, event.traceparent, event.body]
+        row = [reason, order.order_id, order.order_id, event.event_id, order.order_id, event.body, event.traceparent]
         await conn.execute(FAIL_ORDER, row, prepare=True)
 
 

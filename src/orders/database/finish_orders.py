@@ -7,7 +7,7 @@ from uuid import UUID
 import msgspec
 from psycopg import AsyncConnection
 
-from orders.database import outbox_table, pg_arrays
+from orders.database import dead_letters_table, outbox_table, pg_arrays
 from orders.database.claim_orders import Claimed
 from orders.database.pg_arrays import PgArray
 from orders.model import events
@@ -43,7 +43,7 @@ FINISH: LiteralString = f"""
     ), appended AS (
         {outbox_table.APPEND}
     ), died AS (
-        INSERT INTO dead_letters (fingerprint, order_id, event_id, kind, reason)
+        INSERT INTO dead_letters ({dead_letters_table.COLUMNS})
         SELECT uuid_send(cause), order_id, cause, kind, failure_reason FROM finished WHERE status = 'failed'
         ON CONFLICT DO NOTHING
     )

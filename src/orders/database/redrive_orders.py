@@ -7,7 +7,7 @@ from uuid import UUID
 import msgspec
 from psycopg import AsyncConnection
 
-from orders.database import orders_table, outbox_table
+from orders.database import dead_letters_table, orders_table, outbox_table
 from orders.model import events
 from orders.model.events import data_of
 from orders.model.order import Order
@@ -46,8 +46,8 @@ REDRIVE: LiteralString = f"""
         FROM redriven JOIN asked USING (order_id)
         WHERE d.id = asked.letter_id
     ), audited AS (
-        INSERT INTO dead_letter_audit (actor, command, letter_id, order_id, event_id, reason)
-        SELECT %b, 'redrive', letter_id, order_id, event_id, %b
+        INSERT INTO dead_letter_audit ({dead_letters_table.AUDIT_COLUMNS}, event_id)
+        SELECT %b, 'redrive', letter_id, order_id, %b, event_id
         FROM redriven JOIN asked USING (order_id)
     )
     SELECT letter_id FROM redriven JOIN asked USING (order_id)
