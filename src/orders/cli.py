@@ -1,4 +1,4 @@
-"""The command `orders`."""
+"""The command `orders`: puts together the commands of orders.tools."""
 
 import asyncio
 import logging
@@ -19,16 +19,17 @@ from orders.tools.replay.command import replay
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="orders")
 def main() -> None:
-    """Take orders, and see each of them through to its end."""
-    logging.getLogger("aiormq").setLevel("CRITICAL")  # it logs what we handle
+    """Use the order service as a client, and operate it."""
+    logging.getLogger("aiormq").setLevel("CRITICAL")  # it logs the errors that we handle
 
 
 @main.command()
-@click.option("--wait", default=30.0, show_default=True, help="Seconds to wait for RabbitMQ.")
+@click.option("--wait", default=30.0, show_default=True, help="Seconds to wait until RabbitMQ answers.")
 def topology(wait: float) -> None:
-    """Declare in RabbitMQ what the service needs: exchanges, queues, bindings.
+    """Declare RabbitMQ's exchanges, queues and bindings.
 
-    Reads AMQP_URL. Harmless to repeat; what is there in another shape is named, and left as it is.
+    Reads AMQP_URL. Running it again changes nothing. If one of them exists with other properties, the command leaves it
+    unchanged, names it and ends with exit code 1.
     """
     settings = TopologySettings.read_or_exit("orders topology")
     try:

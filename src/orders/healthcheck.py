@@ -1,4 +1,4 @@
-"""Ask a health endpoint once: `python -m orders.healthcheck URL`, for containers, whose image has no curl."""
+"""Request a health endpoint once: `python -m orders.healthcheck URL`. The container image has no curl."""
 
 import http.client
 import sys
@@ -8,7 +8,7 @@ MAX_BYTES = 1 << 16
 
 
 def main() -> None:
-    """Exit 0 if the URL answers 200 within 3 s, else say what it answered and exit 1."""
+    """Print the answer of the URL; exit 0 if its status is 200, else 1, also if it does not answer within 3 s."""
     url = urlsplit(sys.argv[1])
     connection = http.client.HTTPConnection(url.netloc, timeout=3)
     try:

@@ -1,4 +1,4 @@
-"""Commands for whoever runs the service, on its database: `orders clients …`, `orders purge`."""
+"""Commands of an operator, on the database: `orders clients …`, `orders purge`."""
 
 import re
 from datetime import timedelta
@@ -21,24 +21,30 @@ AGE = Parsed("age", partial(parse_span, units="dwy"))
 
 @click.group()
 def clients() -> None:
-    """API keys: who may see and cancel which orders. Reads DATABASE_URL."""
+    """Manage the API keys of clients.
+
+    A key gives a client access to its own orders, and to no other client's. Reads DATABASE_URL.
+    """
 
 
 @clients.command()
 @click.argument("name")
 def add(name: str) -> None:
-    """Make an API key for the client NAME, and show it this once; a client may have several."""
+    """Create an API key for the client NAME and print it.
+
+    The database keeps only a hash of the key, so this is the only time it is shown. A client may have several keys.
+    """
     if not re.fullmatch(r"[\w.@:-]{1,64}", name):
-        fail("orders clients add", "NAME has 1 to 64 letters, digits, or any of . _ - @ :", 2)
+        fail("orders clients add", "NAME must be 1 to 64 letters, digits or characters of . _ - @ :", 2)
     token, key_id, key = new_key(name)
     run_on_database("orders clients add", lambda conn: api_keys_table.add(conn, key_id, key))
     click.echo(token)
-    click.echo(f"the key of client {name}, id {key_id.key_id}: it is not stored and will not be shown again", err=True)
+    click.echo(f"the key of client {name}, id {key_id.key_id}: it is not stored and cannot be shown again", err=True)
 
 
 @clients.command(name="list")
 def list_() -> None:
-    """List all API keys, revoked ones too."""
+    """List all API keys, including revoked ones."""
     table = Table("client", "key id", "made", "revoked")
     for key in run_on_database("orders clients list", api_keys_table.list_all):
         revoked = key.revoked_at.isoformat(timespec="seconds") if key.revoked_at else ""
@@ -48,9 +54,12 @@ def list_() -> None:
 
 @clients.command()
 @click.argument("name")
-@click.option("--key", "key_id", help="Only the key with this id; without it, all of the client's.")
+@click.option("--key", "key_id", help="Revoke only the key with this id.", show_default="all keys of the client")
 def revoke(name: str, key_id: str | None) -> None:
-    """Revoke the API keys of the client NAME: they are refused about a second later."""
+    """Revoke the API keys of the client NAME.
+
+    The service rejects them from about one second later on.
+    """
     revoked = run_on_database("orders clients revoke", lambda conn: api_keys_table.revoke(conn, name, key_id))
     if not revoked:
         fail("orders clients revoke", f"client {name} has no such valid key")
@@ -58,13 +67,14 @@ def revoke(name: str, key_id: str | None) -> None:
 
 
 @click.command()
-@click.option("--older-than", required=True, type=AGE, help="Since the order reached its end: 90d, 12w, 2y.")
-@click.option("--anonymise", is_flag=True, help="Keep the orders, but not whose they are: no customer, no reference.")
+@click.option("--older-than", required=True, type=AGE, help="Minimum time since the order ended: 90d, 12w, 2y.")
+@click.option("--anonymise", is_flag=True, help="Keep the orders, but remove their customer and reference.")
 def purge(older_than: timedelta, *, anonymise: bool) -> None:
-    """Forget orders that are done, failed or cancelled, and idempotency keys of that age.
+    """Erase or anonymise orders that ended long ago.
 
-    In batches of 1,000, at any time, beside the running service. Reads DATABASE_URL.
-    Events about an order are kept by the outbox for as long as the relay's own retention says.
+    An order has ended when it is done, failed or cancelled. The command also erases idempotency keys of that age. It
+    works in batches of 1,000 and may run beside the live service. Events about an order stay in the outbox until the
+    relay's retention removes them. Reads DATABASE_URL.
     """
 
     async def act(conn: AsyncConnection) -> int:

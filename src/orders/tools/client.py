@@ -20,13 +20,13 @@ from orders.tools.command_line import Parsed, fail
 from orders.tools.run_env import read_run_env
 
 COLOURS = {"placed": "cyan", "processing": "yellow", "done": "green", "failed": "red", "cancelled": "magenta"}
-RETRY_SECONDS = 30.0  # for which a placement is tried again, with its key
+RETRY_SECONDS = 30.0  # how long a placement is sent again, with its key
 
 Order = dict[str, Any]
 
 
 class OrdersClient:
-    """Where the service is, and how its answers are shown."""
+    """An HTTP client of the service, which prints orders for a user or as JSON."""
 
     def __init__(self, base_url: str, api_key: str, *, as_json: bool) -> None:
         headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
@@ -35,14 +35,14 @@ class OrdersClient:
         self.console = Console()
 
     def ask(self, method: str, path: str, **given: Any) -> httpx.Response:
-        """Send a request; end with one line if it fails."""
+        """Return the answer to a request; end the process with one line if the service fails or refuses it."""
         with self.explained():
             answer = self.http.request(method, path, **given)
         self.expect(answer)
         return answer
 
     def expect(self, answer: httpx.Response) -> None:
-        """End with one line, the problem's own, if the answer is not a good one."""
+        """End the process with the problem's title and detail in one line unless the answer is a 2xx."""
         if answer.is_success:
             return
         answer.read()
@@ -55,7 +55,7 @@ class OrdersClient:
 
     @contextmanager
     def explained(self) -> Iterator[None]:
-        """End with one line if nobody answers."""
+        """End the process with one line if the service does not answer."""
         try:
             yield
         except httpx.TransportError as error:
@@ -93,7 +93,7 @@ def _card(order: Order) -> Table:
 
 
 def base_url_of(given: str | None, settings: ClientSettings) -> str:
-    """Return where the service is: as given, else BASE_URL, else what `make up` wrote here."""
+    """Return the service's URL: the given one, else BASE_URL, else the one that `make up` wrote in this folder."""
     url = given or settings.base_url or read_run_env().get("BASE_URL")
     if not url:
         fail("orders", "where is the service? Give --to URL, or set BASE_URL, or start one here with `make up`", 2)
@@ -101,10 +101,10 @@ def base_url_of(given: str | None, settings: ClientSettings) -> str:
 
 
 def calls_api(function: Callable[..., None]) -> Callable[..., None]:
-    """Give a command the options that all of them have, and an OrdersClient as its first argument."""
+    """Add the options that all client commands share, and pass an OrdersClient as the first argument."""
 
-    @click.option("--to", help="Base URL of the service; else BASE_URL, else that of `make up` in this folder.")
-    @click.option("--json", "as_json", is_flag=True, help="Print JSON, one document a line.")
+    @click.option("--to", help="Base URL of the service.", show_default="BASE_URL, else that of `make up` here")
+    @click.option("--json", "as_json", is_flag=True, help="Print JSON, one document per line.")
     def command(to: str | None, *, as_json: bool, **given: Any) -> None:
         settings = ClientSettings.read_or_exit("orders")
         function(OrdersClient(base_url_of(to, settings), settings.orders_api_key, as_json=as_json), **given)
@@ -127,14 +127,19 @@ LINE = Parsed("SKU:QUANTITY:PRICE", _line)
 
 
 @click.command()
-@click.option("--customer", "customer_id", default="guest", show_default=True)
-@click.option("--currency", default="GBP", show_default=True)
-@click.option("--reference")
+@click.option("--customer", "customer_id", default="guest", show_default=True, help="Id of the customer.")
+@click.option("--currency", default="GBP", show_default=True, help="Currency code of ISO 4217.")
+@click.option("--reference", help="A text of your own, up to 200 characters.")
 @click.option(
-    "--line", "lines", multiple=True, type=LINE, metavar="SKU:QUANTITY:PRICE", help="Price in minor units; repeatable."
+    "--line",
+    "lines",
+    multiple=True,
+    type=LINE,
+    metavar="SKU:QUANTITY:PRICE",
+    help="A line of the order, price in minor units; repeatable.",
 )
-@click.option("--file", "file", type=click.File(), help="The whole order as JSON instead; - is stdin.")
-@click.option("--key", help="Idempotency-Key; without it a random one, so that a retry is harmless in any case.")
+@click.option("--file", "file", type=click.File(), help="Read the order as JSON from this file instead; - is stdin.")
+@click.option("--key", help="Idempotency-Key of the request.", show_default="a random one")
 @calls_api
 def place(
     client: OrdersClient,
@@ -145,7 +150,11 @@ def place(
     file: Any,
     key: str | None,
 ) -> None:
-    """Place an order. ORDERS_API_KEY says who you are."""
+    """Place an order and print it.
+
+    Sends ORDERS_API_KEY as the API key if it is set. While the service does not answer, sends the same request again,
+    with the same Idempotency-Key, for up to 30 s.
+    """
     if file is not None:
         body = file.read()
     else:
@@ -176,7 +185,7 @@ def place(
 @click.argument("order_id")
 @calls_api
 def get(client: OrdersClient, order_id: str) -> None:
-    """Show an order."""
+    """Print an order."""
     client.show(client.ask("GET", f"/orders/{order_id}").json())
 
 
@@ -184,15 +193,15 @@ def get(client: OrdersClient, order_id: str) -> None:
 @click.argument("order_id")
 @calls_api
 def cancel(client: OrdersClient, order_id: str) -> None:
-    """Cancel an order that nobody works yet."""
+    """Cancel an order that no worker has started, and print it."""
     client.show(client.ask("POST", f"/orders/{order_id}/cancel").json())
 
 
 @click.command(name="list")
-@click.option("--status", type=click.Choice(sorted(COLOURS)))
-@click.option("--customer", "customer_id")
-@click.option("--reference")
-@click.option("--limit", default=50, show_default=True, help="How many at most; 0: all.")
+@click.option("--status", type=click.Choice(sorted(COLOURS)), help="Only orders with this status.")
+@click.option("--customer", "customer_id", help="Only orders of this customer.")
+@click.option("--reference", help="Only orders with this reference.")
+@click.option("--limit", default=50, show_default=True, help="Maximum number of orders; 0 lists all.")
 @calls_api
 def list_(client: OrdersClient, limit: int, **filters: str | None) -> None:
     """List orders, newest first."""
@@ -221,7 +230,10 @@ def list_(client: OrdersClient, limit: int, **filters: str | None) -> None:
 @click.argument("order_id")
 @calls_api
 def watch(client: OrdersClient, order_id: str) -> None:
-    """Follow an order to its end; exits 0 only if that is `done`."""
+    """Print each change of an order until it ends.
+
+    Exit code 0: it ended as `done`. 1: it ended in another way, or the service refused the request.
+    """
     seen = ""
     while True:
         try:
@@ -239,7 +251,7 @@ def watch(client: OrdersClient, order_id: str) -> None:
                             sys.exit(0 if now["status"] == "done" else 1)
         except httpx.TransportError:
             pass
-        time.sleep(0.5)  # the stream was cut: take it up again where it was
+        time.sleep(0.5)  # the stream was cut: continue after the last event
 
 
 def _print_status(client: OrdersClient, now: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""`orders dead`: see what failed, bring it back, or settle it for good; each change leaves an audit row."""
+"""`orders dead`: list, redrive and discard dead letters; each change adds an audit row."""
 
 import asyncio
 import json
@@ -22,20 +22,28 @@ from orders.tools.database_command import actor, run_on_database, within
 
 T = TypeVar("T")
 
-CHUNK = 500
-CHUNK_SECONDS = 0.1  # with a rate: how much of it goes at once
+RATE = click.FloatRange(min=0, min_open=True)
+CHUNK = 500  # dead letters
+CHUNK_SECONDS = 0.1  # with --rate, a chunk has the orders of so much time
 
 
 @click.group()
 def dead() -> None:
-    """See the orders and messages that failed, bring them back, or discard them. Reads DATABASE_URL."""
+    """List, redrive or discard dead letters.
+
+    A dead letter is an order that failed, or a message that no worker can use. Each change adds an audit row. Reads
+    DATABASE_URL.
+    """
 
 
 @dead.command("list")
-@click.option("--reason", metavar="TEXT", help="Only reasons that contain this text.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object for each reason.")
+@click.option("--reason", metavar="TEXT", help="Only reasons that contain TEXT, in any case.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object per reason.")
 def list_(reason: str | None, as_json: bool) -> None:
-    """List the dead letters by reason: how many there are, and how many have an order that can be brought back."""
+    """Count the dead letters by reason.
+
+    The column `redrivable` counts those whose order can be redriven.
+    """
     groups = _on_database(lambda conn: dead_letters_table.groups(conn, reason))
     if as_json:
         for group in groups:
@@ -54,7 +62,10 @@ def list_(reason: str | None, as_json: bool) -> None:
 @dead.command()
 @click.argument("letter", metavar="ID")
 def show(letter: str) -> None:
-    """Show a dead letter, by its own id or its order's, and what was done about it, as JSON."""
+    """Print a dead letter and its audit rows as JSON.
+
+    ID is the id of the dead letter or of its order.
+    """
     found = _on_database(lambda conn: dead_letters_table.show(conn, letter))
     if found is None:
         fail("orders dead show", f"there is no dead letter {letter}")
@@ -62,18 +73,22 @@ def show(letter: str) -> None:
 
 
 @dead.command()
-@click.option("--id", "ids", metavar="ID", multiple=True, help="This letter, or this order's; may be repeated.")
-@click.option("--reason", metavar="TEXT", help="All whose reason contains this text.")
-@click.option("--all", "everything", is_flag=True, help="All there are.")
-@click.option("--rate", type=click.FloatRange(min=0, min_open=True), help="Orders a second; without it, at once.")
-@click.option("--dry-run", is_flag=True, help="Only say what would be done.")
-@click.option("--why", default="", help="For the audit.")
+@click.option("--id", "ids", metavar="ID", multiple=True, help="Id of a dead letter or of its order; repeatable.")
+@click.option("--reason", metavar="TEXT", help="All dead letters whose reason contains TEXT, in any case.")
+@click.option("--all", "everything", is_flag=True, help="All dead letters.")
+@click.option("--rate", type=RATE, help="Maximum number of orders per second.", show_default="no limit")
+@click.option("--dry-run", is_flag=True, help="Change nothing; only count.")
+@click.option("--why", default="", help="The reason, for the audit.")
 def redrive(
     ids: Sequence[str], reason: str | None, everything: bool, rate: float | None, dry_run: bool, why: str
 ) -> None:
-    """Bring failed orders back: each goes its whole way again, once, however often it is asked for."""
+    """Place failed orders again.
+
+    Choose them by --id, --reason or --all. A redriven order is worked from the start. Running the command twice
+    redrives an order once.
+    """
     if sum([bool(ids), reason is not None, everything]) != 1:
-        raise click.UsageError("say which: one of --id, --reason and --all")
+        raise click.UsageError("choose dead letters by one of --id, --reason and --all")
     choice = Choice(ids=list(ids) or None, reason=reason)
     who = None if dry_run else Redrive(actor(), why)
     redriven, left = _on_database(lambda conn: _redrive(conn, choice, who, rate), is_one_call=False)
@@ -86,9 +101,12 @@ def redrive(
 
 @dead.command()
 @click.argument("letter", metavar="ID")
-@click.option("--reason", required=True, help="Why, for the audit.")
+@click.option("--reason", required=True, help="The reason, for the audit.")
 def discard(letter: str, reason: str) -> None:
-    """Settle a dead letter for good, by its own id or its order's; the order stays as it is."""
+    """Settle a dead letter without a redrive.
+
+    ID is the id of the dead letter or of its order. The order stays as it is.
+    """
     if not reason.strip():
         raise click.UsageError("--reason is empty")
     discarded = _on_database(lambda conn: dead_letters_table.discard(conn, letter, actor(), reason))
@@ -98,14 +116,17 @@ def discard(letter: str, reason: str) -> None:
 
 
 def _on_database(act: Callable[[AsyncConnection], Awaitable[T]], *, is_one_call: bool = True) -> T:
-    after_error = "; what was done is committed, so ask again"
+    after_error = "; all changes so far are committed: run the command again"
     return run_on_database("orders dead", act, is_one_call=is_one_call, after_error=after_error)
 
 
 async def _redrive(
     conn: AsyncConnection, choice: Choice, redrive: Redrive | None, rate: float | None
 ) -> tuple[int, int]:
-    """Redrive what is chosen, in chunks; return how many were, and how many belong to no failed order."""
+    """Redrive the chosen dead letters in chunks; return how many, and how many have no failed order.
+
+    `rate` is the maximum number of orders per second. Without `redrive`, change nothing and only count.
+    """
     chunk = CHUNK if rate is None else max(1, min(CHUNK, round(rate * CHUNK_SECONDS)))
     started = time.monotonic()
     redriven = left = above = 0
@@ -134,7 +155,7 @@ async def _redrive_chunk(conn: AsyncConnection, redrive: Redrive, letter_ids: Se
 
 
 def _plain(value: Any) -> Any:
-    """Return a value as JSON can tell it."""
+    """Return a value of a row as JSON can represent it."""
     match value:
         case dict():
             return {name: _plain(item) for name, item in value.items()}

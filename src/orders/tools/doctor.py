@@ -1,7 +1,7 @@
-"""`orders doctor`: look at every part of the system at once, and say of each what is wrong and how to mend it.
+"""`orders doctor`: check every part of the system, and say what is wrong and how to fix it.
 
-It reads only, asks everybody at the same time, and waits for nobody longer than some seconds. What it finds of single
-orders is left to `orders reconcile`.
+It only reads, checks all parts at the same time, and gives each of them some seconds to answer. It does not look at
+single orders: `orders reconcile` does.
 """
 
 import asyncio
@@ -36,8 +36,8 @@ from orders.tools.command_line import fail
 from orders.tools.run_env import read_run_env
 
 PATIENCE_SECONDS = 5.0
-OLD_SECONDS = 10.0  # an event that is unsent for so long hangs
-MEANWHILE = "orders are taken meanwhile, and nothing is lost"
+OLD_SECONDS = 10.0  # an event that stays unsent for longer is a fault
+MEANWHILE = "the service still takes orders, and nothing is lost"
 
 COLUMNS = (
     orders_table.COLUMNS_ARE_THERE, idempotency_keys_table.COLUMNS_ARE_THERE, api_keys_table.COLUMNS_ARE_THERE,
@@ -50,22 +50,22 @@ UNINTELLIGIBLE = (msgspec.MsgspecError, UnicodeDecodeError)
 
 
 class PartReport(msgspec.Struct, frozen=True):
-    """What was looked at, what it says of itself, and everything that is wrong with it, each with how to mend it."""
+    """One part of the system: its kind, its address, what it reports, and each fault with the way to fix it."""
 
     what: str
     where: str
     says: str = ""
-    wrong: list[str] = []  # none: it is well
+    wrong: list[str] = []  # empty: no fault
 
 
 class ApiHealth(msgspec.Struct, frozen=True):
-    """What an api tells of itself."""
+    """What we read of an api's `/health`."""
 
     database: str
 
 
 class RelayStatus(msgspec.Struct, frozen=True):
-    """What a relay tells of itself."""
+    """What we read of a relay's `/status`."""
 
     broker: str
     database: str
@@ -75,13 +75,13 @@ class RelayStatus(msgspec.Struct, frozen=True):
     oldest_pending_seconds: float
 
     def says(self) -> str:
-        """Return what is worth a look."""
-        return f"{self.backlog} events to carry, the oldest {self.oldest_pending_seconds:.1f} s old"
+        """Summarise a healthy state in one line."""
+        return f"{self.backlog} unsent events, the oldest {self.oldest_pending_seconds:.1f} s old"
 
     def complaints(self) -> Iterator[str]:
-        """Say what is wrong, and what to do about it."""
+        """Yield each fault, with the way to fix it."""
         if self.broker == "blocked":
-            yield f"RabbitMQ has a memory or disk alarm: give it room; {MEANWHILE}"
+            yield f"RabbitMQ has a memory or disk alarm: free memory or disk space; {MEANWHILE}"
         elif self.broker != "connected":
             yield f"no connection to RabbitMQ: start it; {MEANWHILE}"
         if self.database != "connected":
@@ -89,13 +89,13 @@ class RelayStatus(msgspec.Struct, frozen=True):
         for route, reason in self.closed_routes.items():
             yield f"{route} does not take messages: {reason}"
         if self.blocked_keys:
-            yield f"{self.blocked_keys} keys wait for you: `relay blocked`, then `relay retry` or `relay skip`"
+            yield f"{self.blocked_keys} keys are blocked: see `relay blocked`, then `relay retry` or `relay skip`"
         if self.oldest_pending_seconds > OLD_SECONDS:
             yield f"the oldest unsent event is {self.oldest_pending_seconds:.0f} s old"
 
 
 class WorkerStatus(msgspec.Struct, frozen=True):
-    """What a worker tells of itself."""
+    """What we read of a worker's `/status`."""
 
     broker: str
     database: str
@@ -103,11 +103,11 @@ class WorkerStatus(msgspec.Struct, frozen=True):
     waiting_for_retry: int
 
     def says(self) -> str:
-        """Return what is worth a look."""
+        """Summarise a healthy state in one line."""
         return f"{self.in_hand} orders in hand; {self.waiting_for_retry} wait for a retry"
 
     def complaints(self) -> Iterator[str]:
-        """Say what is wrong, and what to do about it."""
+        """Yield each fault, with the way to fix it."""
         if self.broker != "connected":
             yield f"no connection to RabbitMQ, or its queue is missing: start it, or {topology.MEND}"
         if self.database != "connected":
@@ -115,7 +115,7 @@ class WorkerStatus(msgspec.Struct, frozen=True):
 
 
 async def examine(settings: DoctorSettings) -> list[PartReport]:
-    """Look at everything that the settings name."""
+    """Check every part that the settings name, all at the same time."""
     looks: list[Awaitable[PartReport]] = []
     if settings.database_url:
         looks.append(look_at_database(settings.database_url))
@@ -136,7 +136,7 @@ def split(urls: str) -> list[str]:
 
 
 async def look_at_database(url: str) -> PartReport:
-    """Whether it takes writes, and has every column that we lean on."""
+    """Check that PostgreSQL takes writes and has every column that the service uses."""
     conn: psycopg.AsyncConnection | None = None
     try:
         conn = await postgres.connect(url, "orders-doctor")
@@ -148,14 +148,14 @@ async def look_at_database(url: str) -> PartReport:
     except psycopg.Error as error:
         reason = first_line(error)
         return PartReport(
-            "PostgreSQL", "DATABASE_URL", wrong=[f"no connection ({reason}): start it, or mend DATABASE_URL"]
+            "PostgreSQL", "DATABASE_URL", wrong=[f"no connection ({reason}): start it, or correct DATABASE_URL"]
         )
     finally:
         await postgres.close(conn)
 
 
 async def look_at_broker(urls: str) -> PartReport:
-    """Whether it answers, and the queues are there."""
+    """Check that RabbitMQ answers and has the queues."""
     try:
         async with rabbitmq.connect(urls, "orders-doctor") as connection, asyncio.timeout(PATIENCE_SECONDS):
             await topology.verify(connection)
@@ -169,25 +169,25 @@ async def look_at_broker(urls: str) -> PartReport:
         return PartReport("RabbitMQ", "AMQP_URL", wrong=[str(error)])
     except (OrdersError, AMQPError, OSError, TimeoutError) as error:
         reason = str(error) or type(error).__name__
-        return PartReport("RabbitMQ", "AMQP_URL", wrong=[f"no connection ({reason}): start it, or mend AMQP_URL"])
+        return PartReport("RabbitMQ", "AMQP_URL", wrong=[f"no connection ({reason}): start it, or correct AMQP_URL"])
 
 
 async def look_at_front(client: httpx.AsyncClient, url: str) -> PartReport:
-    """Whether a client's request gets through nginx to an api, and from there to the database."""
+    """Check that a request passes nginx, reaches an api, and the api reaches the database."""
     try:
         answer = await client.get(f"{url}/health")
         health = msgspec.json.decode(answer.content, type=ApiHealth) if answer.status_code == 200 else None
     except UNREACHABLE as error:
-        return PartReport("front", url, wrong=[f"no answer ({type(error).__name__}): start nginx, or mend BASE_URL"])
+        return PartReport("front", url, wrong=[f"no answer ({type(error).__name__}): start nginx, or correct BASE_URL"])
     except UNINTELLIGIBLE:
-        return PartReport("front", url, wrong=["what answers there are not the orders: mend BASE_URL"])
+        return PartReport("front", url, wrong=["another program answers there: correct BASE_URL"])
     if health is None:
-        return PartReport("front", url, wrong=[f"it answers {answer.status_code}: no api behind it does"])
+        return PartReport("front", url, wrong=[f"it answers {answer.status_code}: no api behind it answers"])
     return PartReport("front", url, wrong=[] if health.database == "healthy" else ["its api has no database"])
 
 
 async def look_at_api(client: httpx.AsyncClient, url: str) -> PartReport:
-    """Whether it is ready."""
+    """Check that an api is ready."""
     try:
         ready = await client.get(f"{url}/health/ready")
     except UNREACHABLE as error:
@@ -200,30 +200,30 @@ async def look_at_api(client: httpx.AsyncClient, url: str) -> PartReport:
 async def look_at_status(
     client: httpx.AsyncClient, what: str, type_: type[RelayStatus | WorkerStatus], url: str
 ) -> PartReport:
-    """What its status tells."""
+    """Check a relay or a worker by its `/status`."""
     try:
         answer = await client.get(f"{url}/status")
         status = msgspec.json.decode(answer.content, type=type_)
     except UNREACHABLE as error:
         return PartReport(what, url, wrong=[silence(error)])
     except UNINTELLIGIBLE:
-        return PartReport(what, url, wrong=[f"what answers there is no {what}: mend {what.upper()}_URLS"])
+        return PartReport(what, url, wrong=[f"another program answers there, no {what}: correct {what.upper()}_URLS"])
     return PartReport(what, url, status.says(), list(status.complaints()))
 
 
 def silence(error: Exception) -> str:
-    """Say that a process does not answer, and what to do about it."""
+    """Describe a process that does not answer, and the way to fix it."""
     return f"no answer ({type(error).__name__}): start it, and see its log"
 
 
 def settings_from(environ: Mapping[str, str]) -> Mapping[str, str]:
-    """Return the environment if it names anything to look at, else what `make up` wrote in this folder."""
+    """Return the environment if it names a part of the system, else what `make up` wrote in this folder."""
     names = [field.name.upper() for field in msgspec.structs.fields(DoctorSettings)]
     return environ if any(environ.get(name) for name in names) else read_run_env()
 
 
 def show(reports: list[PartReport], console: Console) -> None:
-    """Print a line for each, and below it what is wrong."""
+    """Print a row for each part: its faults, or what it reports."""
     table = Table("", "what", Column("where", overflow="fold"), Column("says", overflow="fold"), box=None)
     for report in reports:
         mark = "[red]✗[/]" if report.wrong else "[green]✓[/]"
@@ -235,11 +235,13 @@ def show(reports: list[PartReport], console: Console) -> None:
 @click.command()
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def doctor(*, as_json: bool) -> None:
-    """Look at every part of the system, and say what is wrong and how to mend it.
+    """Check every part of the system, and say how to fix faults.
 
-    Reads DATABASE_URL, AMQP_URL, BASE_URL, API_URLS, RELAY_URLS and WORKER_URLS (comma-separated) from the environment,
-    whichever are set, or else the .run/env of `make up` in this folder. Changes nothing. Exits 0 if all is well, 1 if
-    something is not, 2 if there is nothing to look at.
+    Checks what DATABASE_URL, AMQP_URL, BASE_URL, API_URLS, RELAY_URLS and WORKER_URLS name; the last three may have
+    several addresses, separated by commas. If none of them is set, it reads .run/env, which `make up` writes in this
+    folder. It changes nothing.
+
+    Exit code 0: no fault. 1: a fault. 2: no address is known.
     """
     settings = DoctorSettings.read_or_exit("orders doctor", settings_from(os.environ))
     reports = uvloop.run(examine(settings))

@@ -1,4 +1,4 @@
-"""Where a system is that `make up` started in this folder: what it wrote into `.run/env`."""
+"""Read `.run/env`, in which `make up` writes the addresses of the system that it started in this folder."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ RUN_ENV = Path(".run/env")
 
 
 def read_run_env(run_env: Path = RUN_ENV) -> dict[str, str]:
-    """Return the `NAME=value` lines of the file, or nothing where there is none."""
+    """Return the `NAME=value` lines of the file as a dictionary; an empty one if there is no file."""
     try:
         lines = run_env.read_text().splitlines()
     except OSError:

@@ -23,7 +23,7 @@ from orders.tools.time_ago import parse_moment
 
 
 def table_of(report: ReconcileReport) -> Table:
-    """Lay a report out for people."""
+    """Lay out the faults of a report."""
     table = Table(title=f"{report.orders} orders, {report.rows} outbox rows", title_justify="left")
     for name in ("what", "order", "why"):
         table.add_column(name, overflow="fold")
@@ -34,7 +34,7 @@ def table_of(report: ReconcileReport) -> Table:
 
 @contextlib.asynccontextmanager
 async def progress_lines(console: Console) -> AsyncIterator[Callable[[str], None]]:
-    """A line that changes on a terminal, and one every few seconds elsewhere."""
+    """Yield a function that shows a line: in place on a terminal, at most every five seconds elsewhere."""
     if console.is_terminal:
         with console.status("") as status:
             yield lambda text: status.update(text)
@@ -59,18 +59,20 @@ MOMENT = Parsed("time", parse_moment)
 
 
 @click.command()
-@click.option("--since", type=MOMENT, help="Orders placed from here on: 2026-11-23T18:00:00Z, or 15m, 2h, 1d ago.")
-@click.option("--until", type=MOMENT, help="Orders placed before then; else all there are.")
+@click.option("--since", type=MOMENT, help="Only orders placed since then: 2026-11-23T18:00:00Z, or 15m, 2h, 1d ago.")
+@click.option("--until", type=MOMENT, help="Only orders placed before then.")
 @click.option(
     "--grace",
     type=click.FloatRange(min=0),
     default=15.0,
     show_default=True,
-    help="Seconds that an order may be under way before it counts as late.",
+    help="Seconds after which an order under way counts as late.",
 )
-@click.option("--broker", "with_broker", is_flag=True, help="Ask RabbitMQ too what still waits there (AMQP_URL).")
-@click.option("--repair", is_flag=True, help="Send again, in order, what the broker lost (implies --broker).")
-@click.option("--limit", type=click.IntRange(min=0), default=1000, show_default=True, help="Findings to name at most.")
+@click.option("--broker", "with_broker", is_flag=True, help="Also count what waits in the work queue (AMQP_URL).")
+@click.option("--repair", is_flag=True, help="Send lost messages again, in order (implies --broker).")
+@click.option(
+    "--limit", type=click.IntRange(min=0), default=1000, show_default=True, help="Maximum number of faults listed."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def reconcile(
     since: datetime | None,
@@ -81,15 +83,17 @@ def reconcile(
     limit: int,
     as_json: bool,
 ) -> None:
-    """Report every order that is lost, stuck, doubled or out of order.
+    """Report orders that are lost, stuck, doubled or misordered.
 
-    Compares orders and outbox (DATABASE_URL), and the broker where options. Reads only, in short statements that a live
-    system does not notice; exits 0 only if nothing is wrong, 1 if something is, 3 if it could not find out.
+    Compares the orders with the outbox (DATABASE_URL), and on request with the work queue. Short statements read the
+    tables, so the command may run beside a live system. Only --repair writes.
+
+    Exit code 0: no fault. 1: faults. 2: wrong usage. 3: the database or the broker did not answer.
     """
     settings = ReconcileSettings.read_or_exit("orders reconcile")
     with_broker = with_broker or repair
     if with_broker and not settings.amqp_url:
-        fail("orders reconcile", "AMQP_URL is not set: it says where to find RabbitMQ", 2)
+        fail("orders reconcile", "AMQP_URL is not set: --broker and --repair need it", 2)
     options = ReconcileOptions(
         span=Span(since, until), grace=grace, limit=limit, with_broker=with_broker, repair=repair
     )
@@ -105,7 +109,7 @@ def reconcile(
 
 
 def show(report: ReconcileReport) -> None:
-    """Print a report for people."""
+    """Print a report as text."""
     console = Console(soft_wrap=not sys.stdout.isatty())
     if report.findings:
         console.print(table_of(report))

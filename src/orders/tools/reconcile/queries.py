@@ -1,7 +1,10 @@
-"""What `orders reconcile` reads of the database: short statements over bounded ranges."""
+"""Every statement of `orders reconcile` on PostgreSQL. They only read, each a bounded range.
+
+Times are seconds since 1970, by the server's clock.
+"""
 
 from collections.abc import Sequence
-from typing import Any, LiteralString
+from typing import Any, LiteralString, NamedTuple
 from uuid import UUID
 
 import msgspec
@@ -19,7 +22,7 @@ THESE_ORDERS: LiteralString = """
     FROM orders WHERE order_id = ANY(%b)
 """
 
-# Bounded by ids, not by a LIMIT: however few of the rows are of these keys, a page is a page.
+# Bounded by ids instead of a LIMIT: a page costs the same however few of its rows have these keys.
 ROWS: LiteralString = """
     SELECT key, id, exchange, routing_key, state, extract(epoch FROM created_at)::float8,
            extract(epoch FROM settled_at)::float8, xmin::text::bigint, substring(body FROM 1 FOR 4096)
@@ -36,7 +39,7 @@ THESE_ROWS: LiteralString = """
 
 WAITING: LiteralString = "SELECT key, blocked, reason FROM outbox_waiting WHERE key = ANY(%b)"
 
-# Whoever works an order holds the advisory lock of its worker number.
+# The worker of an order holds the advisory lock of its worker number.
 WORKERS: LiteralString = """
     SELECT objid::bigint FROM pg_locks
     WHERE locktype = 'advisory' AND classid = 'orders'::regclass::oid AND objsubid = 2 AND granted
@@ -53,7 +56,7 @@ REQUEUES: LiteralString = """
     SELECT extract(epoch FROM at)::float8 FROM outbox_audit WHERE command = 'requeue' ORDER BY id
 """
 
-# The lowest id that a partition can hold: above 1, older partitions have been dropped.
+# The lowest id that a partition can hold. If it is above 1, older partitions have been dropped.
 LOWEST_ID: LiteralString = """
     SELECT coalesce(min(substring(pg_get_expr(c.relpartbound, c.oid) FROM 'FROM [(]''([0-9]+)''[)]')::bigint), 1)
     FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid
@@ -68,7 +71,7 @@ TIME_AT: LiteralString = """
 
 CLOCK: LiteralString = "SELECT extract(epoch FROM clock_timestamp())::float8"
 
-# Said after connecting: a session that begins read-only is not let in where writes are asked for.
+# Set after connecting: `target_session_attrs=read-write` rejects a session that begins read-only.
 READ_ONLY: LiteralString = "SET default_transaction_read_only = on"
 
 
@@ -84,7 +87,7 @@ _open = msgspec.json.Decoder(_Envelope).decode
 
 
 class OrderRow(msgspec.Struct, frozen=True):
-    """An order's row as it was read; whether its worker lives is asked later, and only of the doubtful."""
+    """An order's row. Only suspects are asked for the state of their worker, later."""
 
     order_id: UUID
     status: str
@@ -93,17 +96,31 @@ class OrderRow(msgspec.Struct, frozen=True):
     worker: int | None
 
 
-Row = tuple[str, EventSeen]  # the key, and the row
+class OutboxRow(NamedTuple):
+    """An outbox row with its key."""
+
+    key: str
+    event: EventSeen
+
+
+class IdRange(NamedTuple):
+    """Outbox ids greater than `above`, up to and including `last`."""
+
+    above: int
+    last: int
 
 
 async def orders(conn: AsyncConnection, above: UUID, below: UUID, limit: int) -> list[OrderRow]:
-    """Return the next orders by id."""
+    """Return at most `limit` orders with ids between the bounds, both excluded, in the order of their ids."""
     cursor = await conn.execute(ORDERS, [above, below, limit], prepare=True)
     return [OrderRow(*row) for row in await cursor.fetchall()]
 
 
 async def these_orders(conn: AsyncConnection, order_ids: Sequence[UUID]) -> dict[UUID, OrderSeen]:
-    """Return these orders as they are now, with the life of their workers and their retries."""
+    """Return these orders as they are now, with the state of their workers and when their retries are due.
+
+    An order that is gone is missing from the result.
+    """
     workers = {row[0] for row in await (await conn.execute(WORKERS)).fetchall()}
     found = [OrderRow(*row) for row in await (await conn.execute(THESE_ORDERS, [list(order_ids)])).fetchall()]
     due: dict[UUID, float] = {}
@@ -112,7 +129,7 @@ async def these_orders(conn: AsyncConnection, order_ids: Sequence[UUID]) -> dict
     return {
         row.order_id: OrderSeen(
             order_id=row.order_id,
-            status=row.status,  # type: ignore[arg-type]  # a constraint holds it to these
+            status=row.status,  # type: ignore[arg-type]  # a constraint allows these alone
             version=row.version,
             updated=row.updated,
             is_worked=row.worker in workers,
@@ -122,14 +139,14 @@ async def these_orders(conn: AsyncConnection, order_ids: Sequence[UUID]) -> dict
     }
 
 
-async def rows(conn: AsyncConnection, above: int, upto: int, first_key: str, below_key: str) -> list[Row]:
-    """Return the outbox rows of these ids whose keys lie in the range."""
+async def rows(conn: AsyncConnection, above: int, upto: int, first_key: str, below_key: str) -> list[OutboxRow]:
+    """Return the outbox rows with ids in (above, upto] and keys in [first_key, below_key)."""
     cursor = await conn.execute(ROWS, [above, upto, first_key, below_key], prepare=True)
     return [_row(row) for row in await cursor.fetchall()]
 
 
-async def these_rows(conn: AsyncConnection, ids: Sequence[int]) -> list[Row]:
-    """Return these outbox rows as they are now, with why their keys wait."""
+async def these_rows(conn: AsyncConnection, ids: Sequence[int]) -> list[OutboxRow]:
+    """Return these outbox rows as they are now, each with the reason why its key waits, if it does."""
     if not ids:
         return []
     found = await (await conn.execute(THESE_ROWS, [list(ids), min(ids), max(ids)])).fetchall()
@@ -139,20 +156,20 @@ async def these_rows(conn: AsyncConnection, ids: Sequence[int]) -> list[Row]:
 
 
 async def requeues(conn: AsyncConnection) -> tuple[float, ...]:
-    """Return when operators had rows sent again."""
+    """Return the times at which operators requeued rows."""
     return tuple(row[0] for row in await (await conn.execute(REQUEUES)).fetchall())
 
 
 async def clock(conn: AsyncConnection) -> float:
-    """Return the server's time."""
+    """Return the server's time now."""
     return float(await _value(conn, CLOCK))
 
 
-async def first_and_last_id(conn: AsyncConnection, since: float | None) -> tuple[int, int]:
-    """Return ids between which all rows since then lie, found by halving: nothing is indexed by time."""
+async def ids_since(conn: AsyncConnection, since: float | None) -> IdRange:
+    """Return the ids of all rows created since then, by a binary search: no index has the time. None: of all rows."""
     low, last = int(await _value(conn, LOWEST_ID)) - 1, int(await _value(conn, LAST_ID))
     if since is None:
-        return low, last
+        return IdRange(low, last)
     high, above = last, low
     while high - low > 1:
         middle = (low + high) // 2
@@ -161,11 +178,11 @@ async def first_and_last_id(conn: AsyncConnection, since: float | None) -> tuple
             high = middle
         else:
             low = above = middle
-    return above, last
+    return IdRange(above, last)
 
 
 async def coverage_start(conn: AsyncConnection) -> float:
-    """Return since when the outbox has every row; 0 while no partition of it was ever dropped."""
+    """Return the time since which the outbox still has every row; 0 if no partition was ever dropped."""
     lowest = int(await _value(conn, LOWEST_ID))
     if lowest == 1:
         return 0.0
@@ -174,17 +191,17 @@ async def coverage_start(conn: AsyncConnection) -> float:
 
 
 async def read_only(conn: AsyncConnection) -> None:
-    """Let the session write nothing from now on."""
+    """Forbid this session to write."""
     await conn.execute(READ_ONLY)
 
 
-def _row(row: tuple[object, ...], blocked: object = False, waits: object = "") -> Row:
+def _row(row: tuple[object, ...], blocked: object = False, waits: object = "") -> OutboxRow:
     key, row_id, exchange, routing_key, state, created, settled, transaction, body = row
     try:
         version: int | None = _open(body).data.version  # type: ignore[arg-type]
     except msgspec.DecodeError:
         version = None
-    return str(key), EventSeen(
+    seen = EventSeen(
         row_id=row_id,  # type: ignore[arg-type]
         type=str(routing_key) if exchange else AGAIN,
         version=version,
@@ -195,6 +212,7 @@ def _row(row: tuple[object, ...], blocked: object = False, waits: object = "") -
         blocked=bool(blocked),
         waits=str(waits),
     )
+    return OutboxRow(str(key), seen)
 
 
 async def _value(conn: AsyncConnection, statement: LiteralString) -> Any:

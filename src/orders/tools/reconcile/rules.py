@@ -1,4 +1,4 @@
-"""What is wrong with an order, as far as its row and its outbox rows tell: decided here, from values alone."""
+"""Decide what is wrong with an order, from its row and its outbox rows alone. No I/O."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -13,13 +13,13 @@ from orders.model.order import TERMINAL, Status
 
 FaultKind = Literal["lost", "stuck", "doubled", "out_of_order"]
 Cause = Literal[
-    "order_missing",  # events of an order that is not there
-    "event_missing",  # an order, or its end, that the outbox never heard of
-    "undelivered",  # sent, and no worker ever had it
-    "skipped",  # an operator gave its message up
-    "unsent",  # the outbox still has it
-    "blocked",  # refused by the broker: an operator decides
-    "unworked",  # claimed by a worker that is gone, and no message brings it back
+    "order_missing",  # events of an order that does not exist
+    "event_missing",  # the outbox has no event of the order, or of its end
+    "undelivered",  # sent, and never claimed by a worker
+    "skipped",  # an operator skipped its message
+    "unsent",  # its event is still pending
+    "blocked",  # its event is rejected by the broker: an operator decides
+    "unworked",  # its worker is gone, and no message is left for another
     "event_twice",
     "ended_twice",
     "versions_descend",  # in the outbox itself
@@ -28,34 +28,34 @@ Cause = Literal[
 ]
 
 PLACED = "order.placed"
-REQUIRED = frozenset({PLACED, "order.redriven"})  # the messages that have an order worked
+REQUIRED = frozenset({PLACED, "order.redriven"})  # the messages that ask a worker for the work
 ENDS = frozenset({"order.done", "order.failed", "order.cancelled"})
 ONCE = frozenset({PLACED, "order.done", "order.cancelled"})  # `failed` and `redriven` may come again
 AGAIN = "again"  # not an event: a message that was sent once more, straight to the work queue
 SETTLED = frozenset({"sent", "unrouted", "skipped"})
 
-# How much later than an order's id its first event may be drawn: what a request waits for the database, and clocks.
+# How much later than an order's id its first event may be written: the wait for the database, and clock differences.
 CLOCKS_SECONDS = 60.0
 
 
 class OrderSeen(msgspec.Struct, frozen=True, kw_only=True):
-    """An order's row. Times are seconds since 1970; `updated` of an order that has ended is when it did."""
+    """An order's row. Times are seconds since 1970; `updated` is the time of the end, if the order has ended."""
 
     order_id: UUID
     status: Status
     version: int
     updated: float
     is_worked: bool = False  # its worker is alive
-    retry_due: float | None = None  # it waits for its retry until then
+    retry_due: float | None = None  # when its retry is due, if it waits for one
 
     @property
     def placed(self) -> float:
-        """When its id was made, since a UUIDv7 begins with its milliseconds; of an api whose clock was fast, before."""
+        """The time in its id, a UUIDv7; not later than `updated`, whatever the clock of the api said."""
         return min(seconds_of(self.order_id), self.updated)
 
 
 class EventSeen(msgspec.Struct, frozen=True, kw_only=True):
-    """An outbox row of an order. `transaction` wrote its present state; `waits` says why its key does, if it does."""
+    """An outbox row of an order. `transaction` wrote its state; `waits` is the reason why its key waits, or empty."""
 
     row_id: int
     type: str
@@ -69,18 +69,18 @@ class EventSeen(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class OutboxCoverage(msgspec.Struct, frozen=True):
-    """How far back the outbox goes, and when operators had rows sent again."""
+    """Since when the outbox has every row, and when operators requeued rows; seconds since 1970."""
 
     since: float
     requeues: tuple[float, ...] = ()
 
     def explains(self, after: float, before: float) -> bool:
-        """Say whether rows were sent again in this time: a repeat of an earlier event may follow a later one."""
+        """Return whether rows were requeued between two times: then an earlier event may follow a later one."""
         return any(after <= requeued_at <= before for requeued_at in self.requeues)
 
 
 class Fault(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """Something wrong with one order. `row_id` is the outbox row whose message would mend it."""
+    """A fault of one order. Sending the message of the outbox row `row_id` again would repair it."""
 
     kind: FaultKind
     cause: Cause
@@ -88,15 +88,15 @@ class Fault(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     reason: str
     row_id: int | None = None
     version: int = 0
-    since: float | None = None  # true since then, and perhaps merely young; None: wrong at any age
+    since: float | None = None  # true since then, and a fault only if that is long ago; None: a fault at any age
 
 
 def find_faults(
     order_id: UUID, order: OrderSeen | None, rows: Sequence[EventSeen], coverage: OutboxCoverage
 ) -> list[Fault]:
-    """Return what is wrong with an order, by its row and its outbox rows in the order of their ids."""
+    """Return the faults of an order, from its row (None: it has none) and its outbox rows in the order of their ids."""
     if order is None and rows[-1].type in ENDS:
-        return []  # it came to its end and was erased since (`orders purge`); its events are the relay's to forget
+        return []  # it ended and was erased by `orders purge`; the relay's retention removes its events
     if order is None:
         names = ", ".join(f"row {row.row_id} {row.type}" for row in rows[:3])
         return [
@@ -173,7 +173,7 @@ def _descends(earlier: EventSeen, later: EventSeen) -> bool:
 
 
 def _overtakes(earlier: EventSeen, later: EventSeen, coverage: OutboxCoverage) -> bool:
-    """Rows settled by one transaction say nothing: their times are of its statements, not of the broker's answers."""
+    """Return whether `later` was settled first. Times that one transaction wrote are its own, not the broker's."""
     if later.settled is None or (earlier.transaction == later.transaction and earlier.settled is not None):
         return False
     until = float("inf") if earlier.settled is None else earlier.settled

@@ -1,4 +1,4 @@
-"""One run of `orders reconcile`: copy, compare, look again at what looks wrong, repair where asked to.
+"""One run of `orders reconcile`: copy, compare, read suspects again, and repair if asked to.
 
 Two passes copy orders and outbox rows of a range of time to a scratch database, a page at a time. Whatever looks wrong
 there is read again until the answer is certain: an order under way has moved on meanwhile, and a young fault has grown
@@ -35,26 +35,26 @@ from orders.tools.reconcile.scratch import ScratchDatabase
 
 T = TypeVar("T")
 
-PAGE = 5000  # orders, or outbox ids, of one statement
+PAGE = 5000  # orders or outbox ids per statement
 STATEMENT_SECONDS = 8.0
-PATIENCE_SECONDS = 60.0  # with a database that does not answer
-# An outbox row may be committed so long after its id was drawn: the second look begins so much earlier than the first.
+PATIENCE_SECONDS = 60.0  # how long to try while the database does not answer
+# The longest time between drawing an outbox id and committing its row. The second pass starts so much before the first.
 COMMIT_SECONDS = 60.0
 ROUND_SECONDS = 1.0
 REPAIR_ROWS = 200
 
-# What a message to the work queue mends.
-MENDABLE: frozenset[Cause] = frozenset({"undelivered", "skipped", "unworked"})
-# What may still be waiting in the work queue, as far as the tables can tell.
+# Faults that a message to the work queue repairs.
+REPAIRABLE: frozenset[Cause] = frozenset({"undelivered", "skipped", "unworked"})
+# Faults of orders whose message may still wait in the work queue: the tables cannot tell.
 PERHAPS_WAITING: frozenset[Cause] = frozenset({"undelivered", "unworked"})
 
 
 class QueueMissing(OrdersError):
-    """The queue orders.work is not there: run `orders topology`."""
+    """The queue orders.work does not exist: run `orders topology`."""
 
 
 class Span(msgspec.Struct, frozen=True):
-    """The orders in question: those whose ids lie between these, and so were placed between these times."""
+    """The orders to compare: those placed between two times, which their ids (UUIDv7) tell. None: no bound."""
 
     since: datetime | None
     until: datetime | None
@@ -69,25 +69,25 @@ class Span(msgspec.Struct, frozen=True):
 
 
 class ReconcileReport(msgspec.Struct, kw_only=True):
-    """What was found. `findings` holds the first of them, `counts` says how many there are."""
+    """The result, as `--json` prints it. `findings` holds the first faults, `counts` counts all of them by kind."""
 
     ok: bool = True
     since: datetime | None
     until: datetime | None
-    orders: int = 0
-    rows: int = 0
+    orders: int = 0  # compared
+    rows: int = 0  # of the outbox, compared
     counts: dict[FaultKind, int] = msgspec.field(
         default_factory=lambda: dict.fromkeys(("lost", "stuck", "doubled", "out_of_order"), 0)
     )
-    waiting: int = 0  # orders whose message is still in the queue, as far as can be told
-    queue_ready: int | None = None  # messages in the work queue, where the broker was options
-    repaired: int = 0
+    waiting: int = 0  # orders that lack a message, while the queue holds enough for all of them
+    queue_ready: int | None = None  # messages ready in the work queue; None without --broker
+    repaired: int = 0  # messages sent again
     seconds: float = 0.0
     findings: list[Fault] = msgspec.field(default_factory=list)
 
 
 class ReconcileOptions(msgspec.Struct, frozen=True, kw_only=True):
-    """What the command was options for."""
+    """The options of the command; `grace` is in seconds."""
 
     span: Span
     grace: float
@@ -97,7 +97,7 @@ class ReconcileOptions(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Reconciliation:
-    """One run of it. `progress` is told what is being done."""
+    """One run. It calls `progress` with a line for the user, often."""
 
     def __init__(self, settings: ReconcileSettings, options: ReconcileOptions, progress: Callable[[str], None]) -> None:
         self.settings = settings
@@ -105,11 +105,14 @@ class Reconciliation:
         self.progress = progress
         self.report = ReconcileReport(since=options.span.since, until=options.span.until)
         self._conn: AsyncConnection | None = None
-        self._began = 0.0  # by the server's clock
+        self._began = 0.0  # seconds since 1970, by the server's clock
         self._coverage = OutboxCoverage(0.0)
 
     async def run(self) -> ReconcileReport:
-        """Look, look again, repair if options to, and return what was found."""
+        """Compare, repair if the options say so, and return the report.
+
+        Raises Unavailable if the database, QueueMissing, BrokerUnavailable or AMQPError if the broker does not answer.
+        """
         started = time.monotonic()
         try:
             with ScratchDatabase() as scratch:
@@ -140,7 +143,7 @@ class Reconciliation:
             self.progress(f"{self.report.orders} orders read")
 
     async def _copy_rows(self, scratch: ScratchDatabase, since: float | None) -> None:
-        above, last = await self._ask(partial(queries.first_and_last_id, since=since and since - 60))
+        above, last = await self._ask(partial(queries.ids_since, since=since and since - 60))
         first_key, below_key = str(self.options.span.first), str(self.options.span.below)
         first = above
         while above < last:
@@ -148,7 +151,7 @@ class Reconciliation:
             page = await self._ask(
                 partial(queries.rows, above=above, upto=upto, first_key=first_key, below_key=below_key)
             )
-            scratch.add_rows((key, row) for key, row in page if _is_an_order(key))
+            scratch.add_rows(row for row in page if _is_an_order(row.key))
             above = upto
             self.report.rows += len(page)
             self.progress(f"outbox rows read to {above - first} of {last - first}")
@@ -159,10 +162,10 @@ class Reconciliation:
                 yield order_id, found
 
     async def _look_again(self, scratch: ScratchDatabase) -> None:
-        """Ask about each suspect until it is well, or wrong for good; those that are wrong stay suspects.
+        """Read the suspects again until each is faultless or certainly faulty; the faulty ones stay suspects.
 
-        The orders are read before the rows: what an order's row tells was committed with its event, and so is in a
-        look at the outbox that begins afterwards.
+        Orders are read before outbox rows: an order's row and its event are one commit, so a later look at the outbox
+        has the event.
         """
         read = self.report.rows
         while True:
@@ -186,11 +189,11 @@ class Reconciliation:
             scratch.suspect(still_wrong())
             if not young:
                 return
-            self.progress(f"{young} orders are under way: waiting until they are through, or late")
+            self.progress(f"{young} orders are under way: waiting until they end or are late")
             await asyncio.sleep(ROUND_SECONDS)
 
     async def _may_wait_in_the_queue(self, scratch: ScratchDatabase) -> bool:
-        """Say whether the queue has messages enough for all the orders that lack one."""
+        """Return whether the queue has enough messages for all the orders that lack one."""
         self.report.queue_ready = await queue_depth(self.settings.amqp_url)
         lacking = sum(
             fault.cause in PERHAPS_WAITING for _, found in self._faulty(scratch, of_suspects=True) for fault in found
@@ -209,16 +212,16 @@ class Reconciliation:
                     self.report.findings.append(fault)
 
     async def _repair(self, scratch: ScratchDatabase) -> None:
-        """Send again what only lacks a message. One that still waits is sent twice, which harms nobody."""
-        mendable = (
+        """Send the messages of orders that lack nothing else. A message that still waits then comes twice: no harm."""
+        repairable = (
             fault
             for _, found in self._faulty(scratch, of_suspects=True)
             for fault in found
-            if {other.cause for other in found} <= MENDABLE
+            if {other.cause for other in found} <= REPAIRABLE
         )
         conn = await postgres.connect(self.settings.database_url, "orders-reconcile-repair")
         try:
-            while chunk := list(islice(mendable, REPAIR_ROWS)):
+            while chunk := list(islice(repairable, REPAIR_ROWS)):
                 lost = [LostMessage(f.order_id, f.version, f.row_id) for f in chunk if f.row_id is not None]
                 reason = f"orders reconcile --repair: {', '.join(sorted({fault.cause for fault in chunk}))}"
                 with postgres.deadline(conn, STATEMENT_SECONDS):
@@ -230,7 +233,10 @@ class Reconciliation:
             await postgres.close(conn)
 
     async def _ask(self, question: Callable[[AsyncConnection], Awaitable[T]]) -> T:
-        """Ask the database, over as many connections as it takes; raise Unavailable when it takes too long."""
+        """Return the answer of the database, on a new connection after each failure.
+
+        Raises Unavailable if there is none within PATIENCE_SECONDS.
+        """
         end = time.monotonic() + PATIENCE_SECONDS
         for pause in backoff():
             try:
@@ -250,7 +256,7 @@ class Reconciliation:
 
 
 async def queue_depth(amqp_url: str) -> int:
-    """Return how many messages wait in the work queue; raise QueueMissing if it is not there."""
+    """Return the number of messages ready in the work queue; raise QueueMissing if it does not exist."""
     async with rabbitmq.connect(amqp_url, "orders-reconcile") as connection, asyncio.timeout(10):
         channel = await connection.channel()
         try:

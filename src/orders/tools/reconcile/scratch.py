@@ -1,13 +1,16 @@
-"""Orders and their outbox rows side by side on disk, so that no range of time is too long for the memory."""
+"""A scratch database: copies of orders and outbox rows on disk, so that memory bounds no range of time.
+
+The two are joined here, never in the live database.
+"""
 
 import itertools
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
 from types import TracebackType
-from typing import Self
+from typing import NamedTuple, Self
 from uuid import UUID
 
-from orders.tools.reconcile.queries import OrderRow, Row
+from orders.tools.reconcile.queries import OrderRow, OutboxRow
 from orders.tools.reconcile.rules import EventSeen, OrderSeen
 
 SCHEMA = """
@@ -24,7 +27,7 @@ SCHEMA = """
     CREATE TABLE suspects (key TEXT PRIMARY KEY) WITHOUT ROWID;
 """
 
-# Every key that either table has, with what both have of it.
+# Every key of either table, with the rows of both.
 HISTORIES = """
     SELECT k.key, o.status, o.version, o.updated, o.is_worked, o.retry_due,
            e.id, e.type, e.version, e.state, e.created, e.settled, e.txn, e.blocked, e.waits
@@ -40,14 +43,20 @@ SUSPICIOUS_HISTORIES = """
     ORDER BY k.key, e.id
 """
 
-History = tuple[UUID, OrderSeen | None, list[EventSeen]]
+
+class OrderHistory(NamedTuple):
+    """An order, None if it has no row, with its outbox rows in the order of their ids."""
+
+    order_id: UUID
+    order: OrderSeen | None
+    rows: list[EventSeen]
 
 
 class ScratchDatabase:
-    """A private SQLite file that is gone when it is closed. Not to be shared between threads."""
+    """A private SQLite database, deleted when it is closed. One thread may use it."""
 
     def __init__(self) -> None:
-        # An empty name is a temporary file: it lies in memory until it grows, then on disk, and nobody can find it.
+        # An empty name makes a temporary database: in memory at first, in an unnamed file when it grows.
         self._db = sqlite3.connect("", isolation_level=None)
         self._db.executescript(SCHEMA)
 
@@ -60,7 +69,7 @@ class ScratchDatabase:
         self._db.close()
 
     def add_orders(self, rows: Iterable[OrderRow]) -> None:
-        """Keep orders of a first look; their workers count as gone until somebody looks."""
+        """Store orders of the first pass; their workers count as gone until the second one asks."""
         self._db.execute("BEGIN")
         self._db.executemany(
             "INSERT OR REPLACE INTO orders VALUES (?, ?, ?, ?, 0, NULL)",
@@ -68,8 +77,8 @@ class ScratchDatabase:
         )
         self._db.execute("COMMIT")
 
-    def add_rows(self, rows: Iterable[Row]) -> None:
-        """Keep outbox rows; a later look at a row replaces the earlier one."""
+    def add_rows(self, rows: Iterable[OutboxRow]) -> None:
+        """Store outbox rows; a row replaces the earlier copy with its id."""
         self._db.execute("BEGIN")
         self._db.executemany(
             "INSERT OR REPLACE INTO events VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
@@ -81,7 +90,7 @@ class ScratchDatabase:
         self._db.execute("COMMIT")
 
     def renew_orders(self, keys: Sequence[UUID], found: dict[UUID, OrderSeen]) -> None:
-        """Replace what is kept of these orders by what they are now."""
+        """Replace the copies of these orders by what was found of them now; delete those that are gone."""
         self._db.execute("BEGIN")
         self._db.executemany("DELETE FROM orders WHERE key = ?", ((str(key),) for key in keys))
         self._db.executemany(
@@ -94,14 +103,14 @@ class ScratchDatabase:
         self._db.execute("COMMIT")
 
     def rows_of_suspects(self) -> Iterator[list[int]]:
-        """Yield the ids of the suspects' outbox rows, some at a time."""
+        """Yield the ids of the suspects' outbox rows, at most 1,000 at a time."""
         cursor = self._db.cursor()
         cursor.execute("SELECT id FROM events WHERE key IN (SELECT key FROM suspects) ORDER BY id")
         while ids := [row[0] for row in cursor.fetchmany(1000)]:
             yield ids
 
     def suspect(self, keys: Iterable[UUID]) -> int:
-        """Have these orders looked at again, and no others; return how many. `keys` may come of a look at histories."""
+        """Make these orders the suspects, and no others; return how many. `keys` may be read from histories()."""
         self._db.execute("BEGIN")
         self._db.execute("CREATE TABLE following (key TEXT PRIMARY KEY) WITHOUT ROWID")
         cursor = self._db.executemany("INSERT OR IGNORE INTO following VALUES (?)", ((str(key),) for key in keys))
@@ -111,14 +120,14 @@ class ScratchDatabase:
         return cursor.rowcount
 
     def suspects(self) -> Iterator[list[UUID]]:
-        """Yield the orders to look at again, some at a time."""
+        """Yield the suspects, at most 500 at a time."""
         cursor = self._db.cursor()
         cursor.execute("SELECT key FROM suspects ORDER BY key")
         while keys := [UUID(row[0]) for row in cursor.fetchmany(500)]:
             yield keys
 
-    def histories(self, *, of_suspects: bool = False) -> Iterator[History]:
-        """Yield each order with its outbox rows in the order of their ids."""
+    def histories(self, *, of_suspects: bool = False) -> Iterator[OrderHistory]:
+        """Yield the history of every order, or of every suspect, in the order of their ids."""
         cursor = self._db.cursor()
         cursor.execute(SUSPICIOUS_HISTORIES if of_suspects else HISTORIES)
         for key, rows in itertools.groupby(cursor, key=lambda row: row[0]):
@@ -131,7 +140,7 @@ class ScratchDatabase:
                     order_id=order_id, status=status, version=version, updated=updated, is_worked=bool(is_worked),
                     retry_due=retry_due,
                 )  # fmt: skip
-            yield order_id, order, [_event(row) for row in (first, *others) if row[6] is not None]
+            yield OrderHistory(order_id, order, [_event(row) for row in (first, *others) if row[6] is not None])
 
 
 def _event(row: tuple[object, ...]) -> EventSeen:

@@ -1,8 +1,8 @@
 """Send the invoices of a file as orders, and follow each to its end.
 
-The file is read twice: once to its end, so that nothing of a malformed file is sent, and once while sending. The
-Idempotency-Key of an invoice is made of the file's content, so that whatever is sent twice, by a retry or by another
-run of the same command, is placed once.
+The file is read twice: first to its end, since nothing of a malformed file may be sent, then while sending. The
+Idempotency-Key of an invoice is made from the file's content: an invoice that is sent twice, by a retry or by another
+run of the command, is placed once.
 """
 
 import asyncio
@@ -26,21 +26,21 @@ from orders.model.order import TERMINAL, Status
 from orders.runtime.retry_pauses import backoff
 from orders.tools.replay.invoices import AcceptedInvoice, MalformedFile, RefusalReason, RefusedInvoice, Survey, read
 
-TRY_AGAIN = frozenset({429, 502, 503, 504})  # weather; the key makes a repeat harmless
+TRY_AGAIN = frozenset({429, 502, 503, 504})  # temporary failures; the key makes a repeat harmless
 MAX_RETRY_AFTER_SECONDS = 10.0
 REQUEST_SECONDS = 15.0  # nginx gives up after 10 s: its 504 comes first
 
-# Orders placed and not yet seen at their end. It bounds the memory that a system slower than its clients would cost
-# us; with fewer, a worker whose handlers wait for seconds would wait for us.
+# Orders placed and not yet seen to end. The bound limits our memory while the system is slower than its clients; a
+# lower one would leave a worker idle whose handlers wait for seconds.
 MAX_IN_FLIGHT = 5000
 FIRST_POLL_SECONDS = 0.05
 LONGEST_PAUSE_SECONDS = 2.0
 
-MAX_EXAMPLES = 10  # orders named in the report for each way of not being done
+MAX_EXAMPLES = 10  # orders that the report names for each way not to be done
 
 
 class Latencies:
-    """Counts on a scale of 2 % steps: percentiles to 1 %, in the same memory for any number of orders."""
+    """A histogram in steps of 2 %: percentiles to 1 %, in constant memory for any number of orders."""
 
     STEP = math.log(1.02)
     LEAST = 1e-6
@@ -50,12 +50,12 @@ class Latencies:
         self._counts: Counter[int] = Counter()
 
     def add(self, seconds: float) -> None:
-        """Count one order."""
+        """Count the latency of one order."""
         self.count += 1
         self._counts[round(math.log(max(seconds, self.LEAST)) / self.STEP)] += 1
 
     def percentile(self, share: float) -> float | None:
-        """Return the seconds within which this share of the orders was served, or None without any."""
+        """Return the latency in seconds that this share (0 to 1) of the orders did not exceed; None without orders."""
         rank = math.ceil(share * self.count)
         for step in sorted(self._counts):
             rank -= self._counts[step]
@@ -65,7 +65,7 @@ class Latencies:
 
 
 class Leg(msgspec.Struct, frozen=True):
-    """The latencies of one leg of the way."""
+    """The latencies of one part of the way of an order."""
 
     orders: int
     p50_ms: float | None
@@ -73,19 +73,19 @@ class Leg(msgspec.Struct, frozen=True):
 
     @classmethod
     def of(cls, latencies: Latencies) -> "Leg":
-        """Take its percentiles."""
+        """Return the percentiles of a histogram."""
         return cls(latencies.count, _milliseconds(latencies.percentile(0.5)), _milliseconds(latencies.percentile(0.99)))
 
 
 class RefusalCount(msgspec.Struct, frozen=True):
-    """How many invoices the rule refused for one reason, and the first of them."""
+    """How many invoices the rule refused for one reason, with the first of them as an example."""
 
     count: int
     example: str
 
 
 class NotDone(msgspec.Struct, frozen=True):
-    """An invoice that was to be placed, and what became of it instead of `done`."""
+    """An accepted invoice whose order is not done, and why."""
 
     invoice: str
     order_id: UUID | None
@@ -93,7 +93,7 @@ class NotDone(msgspec.Struct, frozen=True):
 
 
 class ReplayReport(msgspec.Struct, frozen=True, kw_only=True):
-    """What a replay did."""
+    """The result of a replay, as `--json` prints it."""
 
     file: str
     to: str
@@ -107,9 +107,9 @@ class ReplayReport(msgspec.Struct, frozen=True, kw_only=True):
     done: int
     failed: int
     cancelled: int
-    unfinished: int  # placed, and not seen at their end
-    lost: int  # placed, and then a look at it was answered with an error
-    rejected: int  # answered with an error that no retry mends
+    unfinished: int  # placed, and not seen to end
+    lost: int  # placed, and then answered with an error that no retry cures
+    rejected: int  # answered with an error that no retry cures
     unplaced: int  # never answered, or never sent
     not_done: list[NotDone]  # examples
     retries: int
@@ -120,12 +120,12 @@ class ReplayReport(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def complete(self) -> bool:
-        """Every invoice that the rule accepts is an order that is done."""
+        """Whether the order of every accepted invoice is done."""
         return self.done == self.accepted and self.gave_up is None
 
 
 class _OrderAnswer(msgspec.Struct, frozen=True):
-    """What we read of an order as it is answered."""
+    """What we read of the service's answer about an order."""
 
     order_id: UUID
     status: Status
@@ -143,15 +143,15 @@ _problem_answer = msgspec.json.Decoder(_ProblemAnswer)
 
 
 class ReplayLimits(msgspec.Struct, frozen=True, kw_only=True):
-    """How fast to send, and when to stop waiting; times are seconds."""
+    """How fast to send, and when to stop waiting."""
 
-    rate: float | None = None  # orders a second at most
-    concurrency: int = 16  # requests that wait for their answer at once
-    patience: float = 60.0  # without any progress
+    rate: float | None = None  # maximum orders per second
+    concurrency: int = 16  # requests in flight
+    patience: float = 60.0  # seconds without progress
 
 
 class Replay:
-    """One replay; what it has counted can be reported at any time, also after it broke off."""
+    """One replay and its counters, which report() reads at any time, also after an interruption."""
 
     def __init__(self, path: Path, survey: Survey, to: str, limits: ReplayLimits, run: str = "") -> None:
         self.path = path
@@ -165,31 +165,31 @@ class Replay:
         self.rejected = 0
         self.lost = 0
         self.retries = 0
-        self.trouble = ""  # the last answer that made us try again
+        self.trouble = ""  # the latest reason for a retry
         self.gave_up: str | None = None
         self._not_done: list[NotDone] = []
         self._following: dict[str, _OrderAnswer] = {}  # invoice -> the order as last seen
         self._accepting = Latencies()
         self._working = Latencies()
-        self._usual_seconds = FIRST_POLL_SECONDS  # from placed to its end, lately
+        self._usual_seconds = FIRST_POLL_SECONDS  # from placed to its end, a moving average
         self._started: float | None = None
         self._ended: float | None = None
 
     @property
     def key_prefix(self) -> str:
-        """What the Idempotency-Key of every order of this replay begins with."""
+        """The prefix of the Idempotency-Keys of this replay."""
         run = f"{self.run_name}-" if self.run_name else ""
         return f"replay-{run}{self.survey.fingerprint[:16]}-"
 
     @property
     def ended(self) -> int:
-        """How many orders have come to their end, done or not."""
+        """The number of orders that have ended, done or not."""
         return self.statuses.total()
 
     async def run(self) -> None:
-        """Send everything and follow it to its end; return early, with `gave_up`, if nothing moves any more.
+        """Send every accepted invoice and follow its order; give up, and set `gave_up`, if nothing moves any more.
 
-        Raises MalformedFile if the file has changed since it was surveyed, once all that was sent has come to its end.
+        Raises MalformedFile if the file has changed since it was surveyed, after the orders that were sent have ended.
         """
         self._started = time.monotonic()
         try:
@@ -203,7 +203,7 @@ class Replay:
             self._ended = time.monotonic()
 
     def report(self) -> ReplayReport:
-        """Say what has been done so far."""
+        """Return what has been done so far."""
         seconds = (self._ended or time.monotonic()) - self._started if self._started else 0.0
         unfinished = [
             NotDone(invoice, order.order_id, f"still {order.status}")
@@ -238,22 +238,22 @@ class Replay:
             gave_up=self.gave_up,
         )
 
-    # What a run tells us.
+    # Called by _Run.
 
     def order_placed(self, invoice: str, order: _OrderAnswer, seconds: float, *, before: bool) -> None:
-        """Count a 201, and keep the order in sight."""
+        """Count a 201, and remember the order as unfinished."""
         self.placed += 1
         self.placed_before += before
         self._accepting.add(seconds)
         self._following[invoice] = order
 
     def order_rejected(self, invoice: str, what: str) -> None:
-        """Count an answer that no retry mends."""
+        """Count an answer that no retry cures."""
         self.rejected += 1
         self._remember(NotDone(invoice, None, what))
 
     def order_seen(self, invoice: str, order: _OrderAnswer) -> bool:
-        """Take in how an order is now; return whether it has come to its end."""
+        """Record the present state of an order; return whether it has ended."""
         if order.status not in TERMINAL:
             self._following[invoice] = order
             return False
@@ -269,13 +269,13 @@ class Replay:
         return True
 
     def order_lost(self, invoice: str, what: str) -> None:
-        """Give up an order that cannot be looked at."""
+        """Count an order that the service cannot show."""
         order = self._following.pop(invoice)
         self.lost += 1
         self._remember(NotDone(invoice, order.order_id, what))
 
     def pauses(self) -> Iterator[float]:
-        """Yield how long to wait before each look at an order: as one usually takes, then half that, and slower."""
+        """Yield the seconds before each request for an order: first the usual time to its end, then half, then more."""
         usual = min(max(FIRST_POLL_SECONDS, self._usual_seconds), LONGEST_PAUSE_SECONDS)
         yield usual
         pause = max(FIRST_POLL_SECONDS, usual / 2)
@@ -289,18 +289,18 @@ class Replay:
 
 
 class _UnusableAnswer(Exception):
-    """The answer is none that a retry would mend; the message says what it was."""
+    """No retry would change this answer; the message says what it was."""
 
 
 class _Clients:
-    """HTTP clients of one connection each.
+    """HTTP clients with one connection each.
 
-    httpx looks at every connection of its pool for every request: one client with 24 of them took twice the CPU.
+    httpx checks every connection of its pool for each request: one client with 24 connections cost twice the CPU.
     """
 
     def __init__(self, url: str) -> None:
         self._url = url
-        # A proxy of the environment's is not for this machine itself.
+        # The environment's proxy is not for this machine.
         self._trust_env = not _is_loopback(url)
         self._tls = httpx.create_ssl_context(trust_env=self._trust_env)
         self._stack = contextlib.AsyncExitStack()
@@ -312,14 +312,14 @@ class _Clients:
         await self._stack.aclose()
 
     async def new(self) -> httpx.AsyncClient:
-        """Return another one, closed with all others."""
+        """Return a new client, closed with all others."""
         return await self._stack.enter_async_context(
             httpx.AsyncClient(base_url=self._url, timeout=REQUEST_SECONDS, verify=self._tls, trust_env=self._trust_env)
         )
 
 
 class _Run:
-    """The tasks of one replay; they live as long as `send_and_follow` runs."""
+    """The tasks of one replay. They run within `send_and_follow`."""
 
     def __init__(self, replay: Replay, clients: _Clients, deadline: asyncio.Timeout) -> None:
         self._replay = replay
@@ -333,7 +333,7 @@ class _Run:
         self._malformed: MalformedFile | None = None
 
     async def send_and_follow(self) -> None:
-        # As many as placements, or the looking would be slower than the placing.
+        # As many as clients that place orders, or following would be slower than placing.
         for _ in range(self._replay.limits.concurrency):
             self._polling.put_nowait(await self._clients.new())
         async with asyncio.TaskGroup() as tasks:
@@ -343,7 +343,7 @@ class _Run:
             raise self._malformed
 
     async def _send(self, tasks: asyncio.TaskGroup, client: httpx.AsyncClient) -> None:
-        """Place one invoice after another, and leave each order to a task that follows it."""
+        """Place one invoice after another, and start a task for each order that follows it."""
         while True:
             await self._in_flight.acquire()
             accepted = self._next()
@@ -360,16 +360,16 @@ class _Run:
     def _next(self) -> AcceptedInvoice | None:
         try:
             return next((invoice for invoice in self._invoices if isinstance(invoice, AcceptedInvoice)), None)
-        except MalformedFile as error:  # well-formed when it was surveyed: it has been changed since
+        except MalformedFile as error:  # the survey found none: the file has changed since
             self._malformed = error
             return None
 
     async def _keep_rate(self) -> None:
-        """Wait for our turn; a turn that came too late is not made up for, or a stall would end in a flood."""
+        """Wait for our turn. Turns missed during a stall are not made up for, or it would end in a flood."""
         if rate := self._replay.limits.rate:
             turn = max(self._next_start, self._loop.time())
             self._next_start = turn + 1 / rate
-            # A slow rate is no stall.
+            # A low rate is no stall.
             self._progress(turn)
             await asyncio.sleep(turn - self._loop.time())
 
@@ -392,9 +392,9 @@ class _Run:
         return order
 
     async def _follow(self, invoice: str, order: _OrderAnswer) -> None:
-        """Look at an order until it has come to its end.
+        """Request an order until it has ended.
 
-        Its times are the service's own, so that looking late costs no precision.
+        The latencies come from the service's timestamps, and do not depend on when we ask.
         """
         try:
             for pause in self._replay.pauses():
@@ -423,7 +423,7 @@ class _Run:
         headers: Mapping[str, str] | None = None,
         content: bytes | None = None,
     ) -> httpx.Response:
-        """Return the answer, asking again through outages for as long as the whole replay has patience."""
+        """Return the answer; retry through outages until the replay loses its patience."""
         for pause in backoff(0.1, 2.0):
             wait = pause
             try:
@@ -441,7 +441,7 @@ class _Run:
         raise AssertionError("a backoff never ends")
 
     def _progress(self, at: float | None = None) -> None:
-        """Something moved: the patience counts from now, or from a later moment that is known already."""
+        """Restart the patience, from now or from `at`, a later time of the loop's clock."""
         end = (at or self._loop.time()) + self._replay.limits.patience
         if not self._deadline.expired() and end > (self._deadline.when() or 0):
             self._deadline.reschedule(end)
@@ -464,7 +464,7 @@ def _summary(answer: httpx.Response) -> str:
 
 
 def _retry_after(answer: httpx.Response) -> float:
-    """Return the seconds asked for; a date, which HTTP allows as well, is not worth the parsing."""
+    """Return the seconds of Retry-After, at most 10; 0 for a date, which HTTP allows too and no part of ours sends."""
     given = answer.headers.get("retry-after", "")
     return min(float(given), MAX_RETRY_AFTER_SECONDS) if given.isascii() and given.isdigit() else 0.0
 

@@ -1,4 +1,4 @@
-"""`orders replay`: the invoices of a file, through the front door to their end, with progress and a report."""
+"""`orders replay`: its options, its progress, and its report on the screen."""
 
 import asyncio
 import contextlib
@@ -28,7 +28,7 @@ LINE_SECONDS = 2.0
 
 
 def default_url(environ: Mapping[str, str] = os.environ, run_env: Path = RUN_ENV) -> str:
-    """Return BASE_URL from the environment or of the system that `make up` started, else the port of compose."""
+    """Return BASE_URL from the environment, else of the system that `make up` started, else compose's address."""
     if environ.get("BASE_URL"):
         return environ["BASE_URL"]
     return read_run_env(run_env).get("BASE_URL", DEFAULT_URL)
@@ -36,7 +36,7 @@ def default_url(environ: Mapping[str, str] = os.environ, run_env: Path = RUN_ENV
 
 @contextlib.asynccontextmanager
 async def progress_shown(replay: Replay, console: Console) -> AsyncIterator[None]:
-    """While it is open, show how far the replay is: two bars on a terminal, elsewhere a line after each change."""
+    """While it is open, show the progress: two bars on a terminal, elsewhere a line after each change."""
     bars = Progress(
         TextColumn("{task.description:<7}"),
         BarColumn(bar_width=None),
@@ -78,7 +78,7 @@ async def progress_shown(replay: Replay, console: Console) -> AsyncIterator[None
 
 
 def table_of(report: ReplayReport) -> Table:
-    """Lay a report out for people."""
+    """Lay out a report as a table."""
     table = Table(title=f"{report.file} -> {report.to}", title_justify="left", show_header=False)
     table.add_column(no_wrap=True)
     table.add_column(justify="right")
@@ -95,10 +95,10 @@ def table_of(report: ReplayReport) -> Table:
     row("placed", report.placed, f"{report.placed_before:,} of them by an earlier run" if report.placed_before else "")
     row("done", report.done, f"{report.orders_per_second:,g} orders/s in {report.seconds:,g} s")
     for name, count, what in (
-        ("failed", report.failed, "the handler gave up"),
-        ("cancelled", report.cancelled, "by somebody else"),
-        ("unfinished", report.unfinished, "placed, and not at their end when we stopped waiting"),
-        ("lost", report.lost, "placed, but the service answers a look at them with an error"),
+        ("failed", report.failed, "by their handler"),
+        ("cancelled", report.cancelled, "by another client"),
+        ("unfinished", report.unfinished, "placed, but not ended when we stopped waiting"),
+        ("lost", report.lost, "placed, but then the service answered with an error"),
         ("rejected", report.rejected, "by the service"),
         ("not placed", report.unplaced, "not sent, or not answered"),
         ("retries", report.retries, "after no answer, 429, 502, 503 or 504"),
@@ -116,53 +116,60 @@ def table_of(report: ReplayReport) -> Table:
 
 
 async def run_shown(replay: Replay, console: Console) -> None:
-    """Run a replay with its progress on the console."""
+    """Run a replay, and show its progress on the console."""
     async with progress_shown(replay, console):
         await replay.run()
 
 
 @click.command("replay")
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
-@click.option("--to", metavar="URL", help="Where the orders go; else BASE_URL, .run/env, or http://127.0.0.1:8080.")
-@click.option("--rate", type=click.FloatRange(min=0, min_open=True), help="Orders a second at most.")
+@click.option(
+    "--to", metavar="URL", help="Base URL of the service.", show_default=f"BASE_URL, .run/env, else {DEFAULT_URL}"
+)
+@click.option(
+    "--rate",
+    type=click.FloatRange(min=0, min_open=True),
+    help="Maximum number of orders per second.",
+    show_default="no limit",
+)
 @click.option(
     "--concurrency",
     type=click.IntRange(1, 1000),
     default=ReplayLimits().concurrency,
     show_default=True,
-    help="Requests that wait for their answer at once.",
+    help="Number of requests in flight.",
 )
 @click.option(
     "--patience",
     type=click.FloatRange(min=0, min_open=True),
     default=ReplayLimits().patience,
     show_default=True,
-    help="Seconds without any progress after which to give up.",
+    help="Seconds without progress after which the command gives up.",
 )
 @click.option(
     "--run",
     "run_name",
     default="",
     metavar="NAME",
-    help="Another name makes new orders of a file that was replayed before.",
+    help="Name of the run: another name places the file's orders again.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Report as JSON.")
+@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 def replay(
     file: Path, to: str | None, rate: float | None, concurrency: int, patience: float, run_name: str, as_json: bool
 ) -> None:
-    """Place the invoices of FILE (CSV or CSV.gz) as orders, and follow each until it is done.
+    """Place the invoices of a CSV file and follow the orders.
 
-    An invoice is refused whole, and not sent, if it is a cancellation (C...) or a line has a quantity or price that is
-    not above zero. Each order has an Idempotency-Key made of the file's content and the invoice's number: the same
-    command again goes on where an interrupted one ended, and places nothing twice.
+    FILE is CSV, plain or gzip. An invoice is refused as a whole, and not sent, if it is a cancellation (C...), or if a
+    line has a quantity or a price that is not above zero. The Idempotency-Key of an order is made from the file's
+    content and the invoice's number: after an interruption, the same command continues, and places nothing twice.
 
-    Exit code 0: every order is done. 1: not every one. 2: the file or the call is wrong. 130: interrupted.
+    Exit code 0: every order is done. 1: some are not. 2: wrong file or usage. 130: interrupted.
     """
     url = to or default_url()
     if not url.startswith(("http://", "https://")) or not urlsplit(url).hostname:
         raise click.BadParameter(f"{url!r} is not an http:// or https:// URL", param_hint="--to")
     if not _RUN_NAME(run_name):
-        raise click.BadParameter("1 to 64 letters, digits and . _ -", param_hint="--run")
+        raise click.BadParameter("it must be 1 to 64 letters, digits or characters of . _ -", param_hint="--run")
     if not file.is_file():
         raise click.BadParameter("the file is read twice: a pipe does not do", param_hint="FILE")
 

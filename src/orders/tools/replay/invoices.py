@@ -1,8 +1,8 @@
 """Read orders from a CSV file of invoices, plain or gzip, in any size.
 
-The rule: an invoice is refused whole if it is a cancellation, or if any of its lines has a quantity or a price that is
-not above zero. The lines of one invoice stand together in the file: it is complete when the next one begins, so that
-one invoice at a time is all that is kept.
+The rule: an invoice is refused as a whole if it is a cancellation, or if any of its lines has a quantity or a price
+that is not above zero. The lines of one invoice stand together in the file, and it is complete when the next one
+begins, so memory holds one invoice at a time.
 """
 
 import csv
@@ -27,7 +27,7 @@ COLUMNS = ["InvoiceNo", "StockCode", "Description", "Quantity", "InvoiceDate", "
 CURRENCY: Currency = "GBP"
 MINOR_DIGITS = 2  # of that currency
 GUEST = "guest"
-MAX_LINES = 1000  # of one order; an invoice that has more is not kept in memory either
+MAX_LINES = 1000  # of one order; memory holds no more of a longer invoice
 MAX_LINE_BYTES = 1 << 20
 
 _GZIP_MAGIC = b"\x1f\x8b"
@@ -40,7 +40,7 @@ _NUMBER = re.compile(r"[\x21-\x7e]{1,64}").fullmatch
 
 
 class MalformedFile(Exception):
-    """The file is not what it should be, from this line on."""
+    """The file is malformed; `line` is the first bad line, counted from 1."""
 
     def __init__(self, line: int, what: str) -> None:
         super().__init__(f"line {line}: {what}")
@@ -48,7 +48,7 @@ class MalformedFile(Exception):
 
 
 class RefusalReason(Enum):
-    """Why an invoice is refused; where several hold, the first one here."""
+    """Why an invoice is refused: the first reason in this order that applies."""
 
     CANCELLATION = "it is a cancellation"
     QUANTITY = "a quantity is not above zero"
@@ -67,7 +67,7 @@ class AcceptedInvoice(msgspec.Struct, frozen=True):
 
 
 class RefusedInvoice(msgspec.Struct, frozen=True):
-    """An invoice that is not placed, and the first line that speaks against it."""
+    """An invoice that is not placed, and the first line with the reason."""
 
     number: str
     first_line: int
@@ -79,9 +79,9 @@ Invoice = AcceptedInvoice | RefusedInvoice
 
 
 class Survey(msgspec.Struct, frozen=True):
-    """What is in a file that was read to its end and is well-formed."""
+    """The counts of a well-formed file, which was read to its end."""
 
-    fingerprint: str  # of the text, compressed or not
+    fingerprint: str  # SHA-256 of the uncompressed text, in hexadecimal
     lines: int
     accepted: int
     refused: dict[RefusalReason, int]
@@ -89,12 +89,12 @@ class Survey(msgspec.Struct, frozen=True):
 
     @property
     def invoices(self) -> int:
-        """How many invoices there are, accepted or refused."""
+        """The number of invoices, accepted or refused."""
         return self.accepted + sum(self.refused.values())
 
 
 def survey(path: Path) -> Survey:
-    """Read the whole file and count; raise MalformedFile if anything is wrong with it, anywhere."""
+    """Read the whole file and count its invoices; raise MalformedFile if any of it is malformed."""
     digest = sha256()
     lines = accepted = 0
     refused: dict[RefusalReason, int] = {}
@@ -107,7 +107,7 @@ def survey(path: Path) -> Survey:
             lines += 1
             yield raw
 
-    # The numbers that came before go to a private temporary file: memory would grow with the number of invoices.
+    # The numbers seen so far are in a temporary database: memory would grow with the number of invoices.
     with path.open("rb") as file, closing(sqlite3.connect("")) as seen:
         seen.execute("CREATE TABLE seen (number TEXT PRIMARY KEY, line INTEGER) WITHOUT ROWID")
         for invoice in _invoices(_rows(_texts(counted(_raw_lines(file, path.name))))):
@@ -130,13 +130,13 @@ def survey(path: Path) -> Survey:
 
 
 def read(path: Path) -> Iterator[Invoice]:
-    """Yield the invoices in the order of the file; raise MalformedFile where it stops being one."""
+    """Yield the invoices in the order of the file; raise MalformedFile at the first malformed line."""
     with path.open("rb") as file:
         yield from _invoices(_rows(_texts(_raw_lines(file, path.name))))
 
 
 class _Row(msgspec.Struct, frozen=True):
-    """A line of an invoice, each field checked for its form."""
+    """A line of an invoice whose fields are well-formed."""
 
     number: str
     sku: str
@@ -147,7 +147,7 @@ class _Row(msgspec.Struct, frozen=True):
 
 
 def _raw_lines(file: IO[bytes], name: str) -> Iterator[bytes]:
-    """Yield the lines as bytes, unpacked where the content (not the name) says gzip."""
+    """Yield the lines as bytes, uncompressed if the content (not the name) is gzip."""
     packed = file.read(2) == _GZIP_MAGIC
     file.seek(0)
     if name.endswith(".gz") and not packed:
@@ -168,15 +168,15 @@ def _raw_lines(file: IO[bytes], name: str) -> Iterator[bytes]:
 def _texts(raw_lines: Iterable[bytes]) -> Iterator[str]:
     for number, raw in enumerate(raw_lines, 1):
         try:
-            # Spreadsheets put a byte order mark before the header.
+            # Spreadsheets write a byte order mark before the header.
             yield raw.decode("utf-8-sig" if number == 1 else "utf-8")
         except UnicodeDecodeError as error:
             raise MalformedFile(number, f"byte {error.start + 1} of the line is not UTF-8") from None
 
 
 def _rows(texts: Iterator[str]) -> Iterator[tuple[int, _Row]]:
-    """Yield each row after the header with the number of the line it begins on."""
-    # Strict: what the csv module would otherwise guess is an error, an unclosed quotation first of all.
+    """Yield each row after the header, with the number of its first line."""
+    # Strict: the csv module raises where it would otherwise guess, as at an unclosed quotation.
     reader = csv.reader(texts, strict=True)
     while True:
         line = reader.line_num + 1
@@ -213,7 +213,7 @@ def _shown(text: str) -> str:
 
 
 class _OpenInvoice:
-    """An invoice whose lines are still being read."""
+    """An invoice of which more lines may follow."""
 
     def __init__(self, number: str, first_line: int) -> None:
         self.number = number
@@ -225,7 +225,7 @@ class _OpenInvoice:
         )
 
     def add(self, line: int, row: _Row) -> None:
-        """Take a line in; one that speaks against the invoice is remembered, not kept."""
+        """Add a line; of one that is a reason to refuse, only its number is kept."""
         minor = row.price.scaleb(MINOR_DIGITS)
         if self._customer is None:
             self._customer = row.customer
@@ -250,7 +250,7 @@ class _OpenInvoice:
             )
 
     def close(self) -> Invoice:
-        """Decide, now that every line is there."""
+        """Accept or refuse the complete invoice."""
         for reason in RefusalReason:
             if reason in self._objections:
                 return RefusedInvoice(self.number, self.first_line, self._objections[reason], reason)
@@ -264,7 +264,7 @@ class _OpenInvoice:
 
 
 def _invoices(rows: Iterator[tuple[int, _Row]]) -> Iterator[Invoice]:
-    """Yield an invoice whenever the next one begins, and the last one at the end."""
+    """Yield each invoice when it is complete: when the next one begins, or at the end."""
     now: _OpenInvoice | None = None
     for line, row in rows:
         if now is None or now.number != row.number:
