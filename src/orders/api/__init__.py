@@ -1,0 +1,15 @@
+"""HTTP: an order enters the system here.
+
+routes          the routes and their handlers
+fast_path       the way of a placement past Litestar: headers, body, Idempotency-Key, answer
+services        the parts that handlers share, and their calls to the database
+middleware      ASGI wrappers: HEAD for every GET, a request id for every answer
+auth            API keys, kept in memory and confirmed every second
+problems        errors as RFC 9457 problem documents
+listing         lists of orders, a page at a time
+live            streams and waits for a change of status: one statement a tick for all of them
+preconditions   If-None-Match, ETag and Prefer
+back_pressure   503 for placements while the oldest unsent event is too old
+key_expiry      deletes idempotency keys whose retention is over
+openapi         the OpenAPI document and its page, with openapi.json and openapi.html
+"""

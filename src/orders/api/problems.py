@@ -1,4 +1,4 @@
-"""How errors are answered: RFC 9457 problem documents, each naming what is wrong and, where there is one, the field."""
+"""Answers to errors: RFC 9457 problem documents, which name the fault and, if there is one, the field."""
 
 import logging
 import re
@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 MEDIA_TYPE = "application/problem+json"
 
-# The one table from our errors to HTTP.
+# The only table from orders.model.errors to HTTP statuses.
 STATUS: dict[type[errors.OrdersError], int] = {
     errors.OrderNotFound: 404,
     errors.Unauthorized: 401,
@@ -37,7 +37,7 @@ PROBLEMS = Counter("orders_problems_total", "Requests answered with a problem, b
 
 
 class FieldProblem(msgspec.Struct, frozen=True):
-    """What is wrong with one field; `field` is its path in the body, as in `lines[0].quantity`."""
+    """The fault of one field; `field` is its path in the body, as in `lines[0].quantity`."""
 
     field: str
     detail: str
@@ -55,7 +55,10 @@ class Problem(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class BadRequest(Exception):
-    """A request that is answered with a problem, raised where it is found out."""
+    """A fault of a request that only HTTP knows; the answer is a problem with this status, detail and headers.
+
+    `field` names the field at fault. Keywords are header names with `_` for `-`.
+    """
 
     def __init__(self, status: int, detail: str, field: str | None = None, **headers: str) -> None:
         super().__init__(detail)
@@ -72,7 +75,7 @@ def answer(
     field: str | None = None,
     headers: Mapping[str, str] | None = None,
 ) -> Response[bytes]:
-    """Build the answer for a problem."""
+    """Return the problem document for a status, as a response; count it."""
     problem = Problem(
         type="about:blank",
         title=HTTPStatus(status).phrase,
@@ -91,19 +94,19 @@ def answer(
 
 
 def of_bad_request(request: Request[Any, Any, Any], error: BadRequest) -> Response[bytes]:
-    """Answer what a handler found wrong with a request."""
+    """Answer a fault that a handler found in a request."""
     return answer(request, error.status, error.detail, error.field, error.headers)
 
 
-def of_ours(request: Request[Any, Any, Any], error: errors.OrdersError) -> Response[bytes]:
-    """Answer one of our own errors, by the table."""
+def of_orders_error(request: Request[Any, Any, Any], error: errors.OrdersError) -> Response[bytes]:
+    """Answer an error of orders.model.errors, by the table STATUS."""
     if isinstance(error, errors.Refused):
         log.warning("%s %s is refused by the database: %s", request.method, request.url.path, error)
     return answer(request, STATUS[type(error)], str(error), getattr(error, "field", None))
 
 
 def of_litestar(request: Request[Any, Any, Any], error: HTTPException) -> Response[bytes]:
-    """Answer what Litestar itself refuses: unknown routes, wrong methods, bodies that are too large."""
+    """Answer a refusal by Litestar: an unknown route, a wrong method, a body that is too large."""
     if error.status_code >= 500:
         return of_bug(request, error)
     phrase = HTTPStatus(error.status_code).phrase
@@ -114,21 +117,22 @@ def of_litestar(request: Request[Any, Any, Any], error: HTTPException) -> Respon
 
 
 def of_bug(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]:
-    """Answer what nobody foresaw: the log has the details, the client has the request's id."""
+    """Answer an unexpected error: the log gets the details, the client gets the request's id."""
     log.error("%s %s failed", request.method, request.url.path, exc_info=error)
     return answer(request, 500, "Something is wrong on our side.")
 
 
+# Litestar's exception handlers, by the class of the error.
 HANDLERS: Any = {
     BadRequest: of_bad_request,
-    errors.OrdersError: of_ours,
+    errors.OrdersError: of_orders_error,
     HTTPException: of_litestar,
     Exception: of_bug,
 }
 
 
 def answer_to(request: Request[Any, Any, Any], error: Exception) -> ASGIApp:
-    """Answer an error by the table, ready to be sent."""
+    """Return the answer to an error, ready to be sent: that of the nearest class in HANDLERS."""
     handler = next(HANDLERS[kind] for kind in type(error).__mro__ if kind in HANDLERS)
     response: Response[bytes] = handler(request, error)
     return response.to_asgi_response(None, request)
@@ -139,14 +143,14 @@ _NAMED = re.compile(r"Object (?P<how>missing required|contains unknown) field `(
 
 
 def decode(decoder: msgspec.json.Decoder[Any], body: bytes) -> Any:
-    """Decode a JSON body; raise BadRequest, naming the field, whatever is wrong with it."""
+    """Return a JSON body decoded; raise BadRequest for every fault that it can have, with the field if there is one."""
     try:
         try:
             return decoder.decode(body)
         except msgspec.ValidationError as error:
             if "Expected `int`, got `float`" not in str(error):
                 raise
-            # For JSON Schema 2.0 is an integer, and some clients write their integers so; msgspec does not agree.
+            # JSON Schema takes 2.0 for an integer, and some clients write integers that way; msgspec refuses it.
             return msgspec.convert(_with_integers(msgspec.json.decode(body)), decoder.type)
     except msgspec.ValidationError as error:
         raise of_validation(error) from None
@@ -162,20 +166,20 @@ def decode(decoder: msgspec.json.Decoder[Any], body: bytes) -> Any:
 
 
 def _with_integers(value: Any) -> Any:
-    """Turn each float that is exactly an integer into it; beyond 2**53 nobody can tell which one was meant."""
+    """Return `value` with each integral float as an int; above 2**53 a float may stand for several integers."""
     match value:
         case float() if value.is_integer() and abs(value) <= 2**53:
             return int(value)
         case list():
-            return [_with_integers(each) for each in value]
+            return [_with_integers(item) for item in value]
         case dict():
-            return {name: _with_integers(each) for name, each in value.items()}
+            return {name: _with_integers(item) for name, item in value.items()}
         case _:
             return value
 
 
 def convert(type_: Any, values: Mapping[str, Any]) -> Any:
-    """Convert the parameters of a request; raise BadRequest, naming the one that is wrong."""
+    """Return the parameters of a request as a `type_`; raise BadRequest with the name of the first invalid one."""
     try:
         return msgspec.convert(values, type_, strict=False)
     except msgspec.ValidationError as error:
@@ -183,7 +187,7 @@ def convert(type_: Any, values: Mapping[str, Any]) -> Any:
 
 
 def of_validation(error: msgspec.ValidationError) -> BadRequest:
-    """Turn msgspec's message into a field and what is wrong with it."""
+    """Return msgspec's error as a BadRequest with the path of the field and its fault."""
     match = _AT(str(error))
     what, path = (match["what"], match["path"] or "$") if match else (str(error), "$")
     if named := _NAMED(what):

@@ -75,7 +75,7 @@ async def test_a_rare_status_below_many_others(
     answer = await api.client.get("/orders?status=cancelled&limit=1")
     assert ([rare], None) == ([order["order_id"] for order in answer.json()["orders"]], answer.json()["next"])
 
-    monkeypatch.setattr(listing, "WALK_SECONDS", 0)
+    monkeypatch.setattr(listing, "SCAN_SECONDS", 0)
     page = (await api.client.get("/orders?status=cancelled&limit=1")).json()
     assert page["orders"] == []
     assert page["next"] is not None
