@@ -53,31 +53,6 @@ async def test_metrics(api: Api) -> None:
     await eventually(both_writers)
 
 
-async def test_reads_are_bounded_by_their_size(start_api: StartApi, conn: AsyncConnection) -> None:
-    """
-    However many orders are asked for at once, few are read by one statement: each may be a megabyte.
-    """
-    api = await start_api(ORDERS_PATIENCE="10")
-    order = await api.place()
-
-    async def read(name: str) -> float:
-        text = (await api.client.get("/metrics")).text
-        return sum(float(line.split()[1]) for line in text.splitlines() if line.startswith(f"orders_batch_{name}"))
-
-    counted, bounded = 'rows_count{statement="read"}', 'rows_bucket{le="64.0",statement="read"}'
-    before = await read(counted) - await read(bounded)
-    async with conn.transaction():
-        await conn.execute("LOCK orders IN ACCESS EXCLUSIVE MODE")
-        asked = [asyncio.create_task(api.client.get(f"/orders/{order['order_id']}")) for _ in range(90)]
-
-        async def all_wait() -> bool:
-            return await read('waiting{statement="read"}') == 90
-
-        await eventually(all_wait)
-    assert {answer.status_code for answer in await asyncio.gather(*asked)} == {200}
-    assert await read(counted) - await read(bounded) == before
-
-
 async def test_a_connection_that_is_lost_comes_back(api: Api, conn: AsyncConnection) -> None:
     """
     After every connection was ended by the server, each kind of request is served again.
@@ -93,21 +68,3 @@ async def test_a_connection_that_is_lost_comes_back(api: Api, conn: AsyncConnect
     assert (await api.client.post(f"/orders/{order['order_id']}/cancel")).status_code == 200
     with psycopg.connect(conn.info.dsn + f" password={conn.info.password}") as other:
         assert other.execute("SELECT count(*) FROM orders").fetchone() == (2,)
-
-
-async def test_both_ways_to_a_placement(api: Api) -> None:
-    """
-    The straight way of a placement and Litestar's own, which another spelling of the path takes, answer alike.
-    """
-    for content, type_ in ((b"{}", "application/json"), (b"{", "application/json"), (b"x", "text/plain"),
-                           (b" " * ((1 << 20) + 1), "application/json")):  # fmt: skip
-        answers = [
-            await api.client.post(path, content=content, headers={"Content-Type": type_, "X-Request-ID": "same"})
-            for path in ("/orders", "/orders/")
-        ]
-        assert answers[0].status_code == answers[1].status_code >= 400
-        assert answers[0].content == answers[1].content
-        assert {**answers[0].headers, "date": ""} == {**answers[1].headers, "date": ""}
-    placed = [await api.client.post(path, json=NEW) for path in ("/orders", "/orders/")]
-    assert [each.status_code for each in placed] == [201, 201]
-    assert [list(each.headers) for each in placed] == [list(placed[0].headers)] * 2

@@ -1,8 +1,5 @@
-import logging
-
 import pytest
 
-from orders.runtime.process import REQUEST_ID, LogFormatter
 from tests.orders.conftest import NEW, Api
 
 JSON = {"Content-Type": "application/json"}
@@ -45,20 +42,6 @@ async def test_every_error_is_a_problem(
     assert problem["title"]
     assert problem["detail"]
     assert field == (problem["errors"][0]["field"] if "errors" in problem else None)
-
-
-def test_log_lines_name_the_request() -> None:
-    """
-    A line written for a request names it; others do not pretend to.
-    """
-    lines = LogFormatter("%(name)s%(request)s: %(message)s")
-    record = logging.makeLogRecord({"name": "orders", "msg": "hello"})
-    assert lines.format(record) == "orders: hello"
-    token = REQUEST_ID.set("r-1")
-    try:
-        assert lines.format(record) == "orders [r-1]: hello"
-    finally:
-        REQUEST_ID.reset(token)
 
 
 async def test_a_bug_is_a_problem_too(
