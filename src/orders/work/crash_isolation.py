@@ -81,7 +81,7 @@ class CrashIsolation:
             await self._end(child)
 
     async def __call__(self, job: Job) -> Outcome:
-        """Run the handler for a suspect; return `Died` if its child died `DEATHS_ALONE` times while it ran alone."""
+        """Run the handler for a suspect; return `ChildDied` if its child died DEATHS_ALONE times, alone."""
         isolated = _IsolatedJob(job)
         self._waiting.append(isolated)
         self._available.release()
