@@ -7,13 +7,15 @@ import sys
 import time
 
 from relay.backoff import backoff_seconds
+from relay.claim_session import SequenceCached
 from relay.database import DatabaseLost, SchemaMissing, connect, deadline
-from relay.forward import Forwarder, ParallelClaims, SequenceCached
+from relay.forward import Forwarder
 from relay.guard import Guard
 from relay.health import serve
 from relay.management import ManagementUnavailable
 from relay.operate import operate, parse
 from relay.outbox_table import SESSION, read_mark
+from relay.parallel_claims import ParallelClaims
 from relay.publisher import BrokerLost, Publisher
 from relay.settings import BadSetting, Settings
 from relay.severing import close

@@ -35,6 +35,7 @@ NAME_BYTES = 200  # of the queue's name in the name of its sentinel, which may h
 # A binding that was seen so recently is not looked up before a publish. The look-up after the publish cannot show that
 # a binding was away and put back, so without the first look-up the messages in between might have missed their queue.
 SEEN_SECONDS = 0.25
+COMPLETE_SECONDS = 0.3  # between two looks for a required queue that is missing
 
 
 class Guard:
@@ -49,6 +50,7 @@ class Guard:
         self._routes = frozenset(settings.routes)
         self._management_urls = settings.management_urls
         self._sentinels: dict[str, str] = {}  # queue: exchange
+        self._complete_at = 0.0
         self._trouble = ""  # why a queue has no sentinel
         self._missed: dict[Route, str] = {}  # routes without a binding while messages of this claim were out, and why
         self._seen_at: dict[Route, float] = {}  # when a route was last seen to be bound, in monotonic seconds
@@ -61,6 +63,12 @@ class Guard:
     def forget(self) -> None:
         """Forget the sentinels, so that `complete` looks for them again: they have not been checked for a while."""
         self._sentinels.clear()
+
+    async def complete_if_due(self, conn: Connection, now: float) -> None:
+        """Call `complete` if a sentinel is missing, at most every `COMPLETE_SECONDS`."""
+        if not self.is_complete and now >= self._complete_at:
+            self._complete_at = now + COMPLETE_SECONDS
+            await self.complete(conn)
 
     async def complete(self, conn: Connection) -> str:
         """Find or make the missing sentinels, outside of a transaction; return what is in the way, "" if nothing is.

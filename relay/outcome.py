@@ -1,46 +1,77 @@
-"""What became of the messages of one claim, until it is written down."""
+"""The outcome of one claim: what becomes of each of its messages, until it is recorded."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import assert_never
 
 import msgspec
 
 from relay.message import Message, Route
 from relay.replies import Classified, Rejected, RouteFailure, Sent, Unrouted
-from relay.waves import Waves
 
 
 class Outcome(msgspec.Struct):
-    """Each message is in one place at most; one that is in none stays as it is."""
+    """Each message is in one of these at most; a message that is in none stays as it is."""
 
     sent: list[Message] = msgspec.field(default_factory=list)
     unrouted: list[Message] = msgspec.field(default_factory=list)
     park: dict[str, list[Message]] = msgspec.field(default_factory=dict)  # by reason
     block: dict[str, str] = msgspec.field(default_factory=dict)  # key: reason
 
-    def take(self, message: Message, classified: Classified, waves: Waves) -> None:
-        """Note what became of one message of a wave, and let its key go on or stop."""
+    @property
+    def parked_rows(self) -> int:
+        """How many rows to park."""
+        return sum(map(len, self.park.values()))
+
+    @property
+    def changed_rows(self) -> int:
+        """How many rows to settle or to park."""
+        return len(self.sent) + len(self.unrouted) + self.parked_rows
+
+    def latencies(self, now: float) -> list[float]:
+        """Return for each sent message the seconds from its row's time to `now`, both by the database's clock."""
+        return [now - message.created for message in self.sent]
+
+    def take(self, message: Message, classified: Classified) -> str | None:
+        """Take a published message in; return why its key has to stop, None if the key may go on.
+
+        If the key has to stop, the caller passes the message and those behind it to `wait`.
+        """
         match classified:
             case Sent():
-                waves.passed(message)
                 self.sent.append(message)
+                return None
             case Unrouted():
-                waves.passed(message)
                 self.unrouted.append(message)
+                return None
             case RouteFailure(reason):
-                self._park(reason, waves.stopped(message))
+                return reason
             case Rejected(reason):
-                self._park(reason, waves.stopped(message))
                 self.block[message.key] = reason
+                return reason
             case _ as never:
                 assert_never(never)
 
-    def withdraw(self, unproven: Mapping[Route, str]) -> None:
-        """Take back the required messages that went to these routes: they were confirmed, but not by their queue.
+    def wait(self, messages: Iterable[Message], reason: str) -> None:
+        """Park those of these messages that are not parked yet."""
+        fresh = [message for message in messages if not message.parked]
+        if fresh:
+            self.park.setdefault(reason, []).extend(fresh)
 
-        They wait, each for its route's reason, and with them all that went behind them, also what no queue has to get:
-        once they go again, it comes after them again. What was refused behind one of them is not blocked yet: the key
-        has to go on by itself up to there.
+    def wait_behind(self, messages: list[Message], left: set[str]) -> None:
+        """Park messages that were claimed but not published, except for those of keys in `left`.
+
+        Of a key in `left` an earlier row stays pending: it has to go before these.
+        """
+        behind = [message for message in messages if message.key not in left]
+        if behind:
+            self.park["its key or its route waits"] = behind
+
+    def withdraw(self, unproven: Mapping[Route, str]) -> None:
+        """Withdraw the required messages that went to these routes: another queue than theirs confirmed them.
+
+        They wait, each for its route's reason, and with them every message of their keys that went after them, also one
+        that is not required: published again, it has to follow them again. A message that was rejected after a
+        withdrawn one does not block its key yet, since the key has to go on by itself up to that message.
         """
         heads: dict[str, Message] = {}
         for message in self.sent:
@@ -52,13 +83,8 @@ class Outcome(msgspec.Struct):
             return head is not None and head.id <= message.id
 
         for message in filter(is_doubtful, (*self.sent, *self.unrouted)):
-            self._park(unproven[heads[message.key].route], [message])
+            self.wait([message], unproven[heads[message.key].route])
         self.sent = [message for message in self.sent if not is_doubtful(message)]
         self.unrouted = [message for message in self.unrouted if not is_doubtful(message)]
         for key in heads:
             self.block.pop(key, None)
-
-    def _park(self, reason: str, messages: list[Message]) -> None:
-        fresh = [message for message in messages if not message.parked]
-        if fresh:
-            self.park.setdefault(reason, []).extend(fresh)

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
+from relay.message import Answer
 from relay.metrics import Histogram
 
 LATENCY_BOUNDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 60.0, 600.0)
@@ -92,6 +93,30 @@ class RelayState:
         self.published.inc(len(latencies))
         self.commit_to_confirm.observe(latencies)
         self._latencies.extend(latencies[-SAMPLES:])
+
+    def claimed(self, rows: int, shards: int, seconds: float) -> None:
+        """Record a claim: how many rows it has, how many shards it locked, and how long it took."""
+        self.shards_held.set(shards)
+        self.poll_seconds.observe((seconds,))
+        if rows:
+            self.batch_rows.observe((rows,))
+
+    def recorded(self, latencies: list[float], unrouted_rows: int, parked_rows: int) -> None:
+        """Count the outcome of a claim; `latencies` are those of the rows that were sent, as for `confirmed`."""
+        if latencies:
+            self.confirmed(latencies)
+        self.unrouted.inc(unrouted_rows)
+        self.parked.inc(parked_rows)
+
+    def count_failure(self, answer: Answer) -> None:
+        """Count a message whose route failed, by the broker's answer."""
+        match answer:
+            case Answer.RETURNED:
+                self.returned.inc()
+            case Answer.NACKED:
+                self.nacked.inc()
+            case Answer.UNANSWERED:
+                self.unanswered.inc()
 
     def answered(self, seconds: float) -> None:
         """Record how many seconds the broker took to answer a wave."""

@@ -70,19 +70,19 @@ _ALL = (
         "tests/relay/test_forward.py::test_a_full_queue_is_a_route_failure",
         (
             "relay/forward.py",
-            "                outcome, left = await self._publish(conn, publish)\n",
+            "                outcome, left, answered_at = await self._waves.publish(publish)\n",
             (
                 "                if publish:\n"
                 '                    await outbox_table.settle(conn, "sent", outbox_table.ids_of(publish))\n'
                 '                    await conn.execute("COMMIT")\n'
                 '                    await conn.execute("BEGIN")\n'
-                "                outcome, left = await self._publish(conn, publish)\n"
+                "                outcome, left, answered_at = await self._waves.publish(publish)\n"
             ),
         ),
         (
             "relay/forward.py",
-            '            await outbox_table.settle(conn, "sent", outbox_table.ids_of(outcome.sent))\n',
-            "            pass\n",
+            '        await outbox_table.settle(conn, "sent", outbox_table.ids_of(outcome.sent))\n',
+            "        pass\n",
         ),
     ),
     _plant(
@@ -361,7 +361,7 @@ _ALL = (
         "O6",
         "what a queue confirmed is sent, though the required queue was not there",
         "tests/relay/test_guard.py::test_a_work_queue_deleted_under_load",
-        ("relay/forward.py", "        outcome.withdraw(unproven)\n", ""),
+        ("relay/wave_publisher.py", "        outcome.withdraw(unproven)\n", ""),
     ),
     _plant(
         "O7",
@@ -432,8 +432,8 @@ _ALL = (
         "within a claim the next event of a key goes before the one ahead is proven to be in its queue",
         "tests/relay/test_guard.py::test_a_work_queue_is_back_in_the_middle_of_a_claim",
         (
-            "relay/forward.py",
-            "if await self._withdraw_unproven(conn, outcome, doubtful, self._guard.between):",
+            "relay/wave_publisher.py",
+            "if await self._withdraw_unproven(outcome, doubtful, self._guard.between):",
             "if False:",
         ),
     ),

@@ -217,7 +217,11 @@ class World:
                 claim.waves.put_off(message)
                 continue
             classified = self.decide.classify(message, reply)
-            claim.outcome.take(message, classified, claim.waves)
+            stopped = claim.outcome.take(message, classified)
+            if stopped is None:
+                claim.waves.passed(message)
+            else:
+                claim.outcome.wait(claim.waves.stopped(message), stopped)
             if isinstance(classified, RouteFailure) and message.route not in claim.closed:
                 claim.closed[message.route] = reply.reason
                 relay.health.failed(message.route, self.now, reply.reason)

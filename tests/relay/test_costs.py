@@ -15,10 +15,11 @@ from psycopg import AsyncConnection
 from psycopg._queries import PostgresQuery
 
 from relay import outbox_table
-from relay.forward import Forwarder, ParallelClaims
+from relay.forward import Forwarder
 from relay.frames import Encoder
 from relay.guard import Guard
 from relay.message import Message
+from relay.parallel_claims import ParallelClaims
 from relay.publisher import Publisher
 from relay.settings import Settings
 from relay.state import RelayState

@@ -6,8 +6,10 @@ import uuid
 import pytest
 from psycopg import AsyncConnection
 
-from relay import forward
+from relay import routes
+from relay.forward import Forwarder
 from relay.guard import Guard
+from relay.parallel_claims import ParallelClaims
 from relay.publisher import Publisher
 from relay.settings import Settings
 from relay.state import RelayState
@@ -127,11 +129,11 @@ async def test_many_dead_routes_keep_none_from_its_turn(
     """
     More routes wait than are looked at in one turn, and the first ones will never be there: the last one is tried too.
     """
-    monkeypatch.setattr(forward, "ROUTES", 2)
+    monkeypatch.setattr(routes, "PAGE", 2)
     settings = Settings(database_url=database_url, amqp_url=topology, probe_seconds=0.3)
     publisher, stop = Publisher([topology], settings.confirm_seconds), asyncio.Event()
-    guard, claims = Guard(settings, publisher), forward.ParallelClaims(settings)
-    forwarder = forward.Forwarder(settings, publisher, guard, RelayState(), asyncio.Event(), claims)
+    guard, claims = Guard(settings, publisher), ParallelClaims(settings)
+    forwarder = Forwarder(settings, publisher, guard, RelayState(), asyncio.Event(), claims)
     forwarding = asyncio.create_task(forwarder.run(stop), name="forward")
     async with broker(topology) as channel:
         await channel.queue_unbind("orders.work", "orders", "order.placed")

@@ -17,11 +17,12 @@ from dev.sandbox.system import declare_topology
 from relay import guard as guard_module
 from relay import management
 from relay.database import connect
-from relay.forward import Forwarder, ParallelClaims
+from relay.forward import Forwarder
 from relay.guard import Guard
 from relay.management import Binding, Management
 from relay.message import Message, Reply, Route
 from relay.outbox_table import SESSION
+from relay.parallel_claims import ParallelClaims
 from relay.publisher import Publisher
 from relay.settings import Settings
 from relay.state import RelayState

@@ -2,7 +2,7 @@
 
 from relay.message import Route
 from relay.outcome import Outcome
-from relay.replies import Rejected, RouteFailure, Sent, Unrouted
+from relay.replies import Classified, Rejected, RouteFailure, Sent, Unrouted
 from relay.waves import Waves
 from tests.relay.letters import letter
 
@@ -17,10 +17,13 @@ def test_each_reply_has_its_place() -> None:
     rows = [letter(at, key, parked=at == 5) for at, key in enumerate("abcddcx", start=1)]
     waves, outcome = Waves(rows), Outcome()
 
-    outcome.take(rows[0], Sent(), waves)
-    outcome.take(rows[1], Unrouted(), waves)
-    outcome.take(rows[2], RouteFailure("wet"), waves)
-    outcome.take(rows[3], Rejected("no"), waves)
+    replies: list[Classified] = [Sent(), Unrouted(), RouteFailure("wet"), Rejected("no")]
+    for row, classified in zip(rows, replies, strict=False):
+        stopped = outcome.take(row, classified)
+        if stopped is None:
+            waves.passed(row)
+        else:
+            outcome.wait(waves.stopped(row), stopped)
 
     assert outcome.sent == [rows[0]]
     assert outcome.unrouted == [rows[1]]
@@ -84,3 +87,28 @@ def test_nothing_doubtful_changes_nothing() -> None:
     outcome.withdraw({PLACED: "queue gone"})
 
     assert outcome == Outcome(sent=[letter(1, required=False)], park={"wet": [letter(2, "b")]})
+
+
+def test_behind_a_row_that_stays_pending_nothing_is_parked() -> None:
+    """
+    What was not published is parked, except behind a row of its key that stays pending: parked, it would overtake that.
+    """
+    outcome = Outcome()
+
+    outcome.wait_behind([letter(1, "a"), letter(2, "b")], {"b"})
+
+    assert outcome.park == {"its key or its route waits": [letter(1, "a")]}
+    outcome = Outcome()
+    outcome.wait_behind([letter(2, "b")], {"b"})
+    assert outcome.park == {}
+
+
+def test_counts_of_an_outcome() -> None:
+    """
+    Sent, unrouted and parked rows are changed; each sent row's latency is counted from the row's time.
+    """
+    sent, unrouted, parked = letter(1, "a"), letter(2, "b"), [letter(3, "c"), letter(4, "c")]
+    outcome = Outcome(sent=[sent], unrouted=[unrouted], park={"no": parked})
+
+    assert (outcome.parked_rows, outcome.changed_rows) == (2, 4)
+    assert outcome.latencies(sent.created + 1.5) == [1.5]

@@ -1,7 +1,16 @@
 """The claimers of one relay: more than one while there is a backlog, and one when there is none."""
 
+import asyncio
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
 from psycopg import AsyncConnection
 
+from relay import outbox_table
+from relay.outbox_table import Present
+from relay.parallel_claims import BACKLOG_SECONDS, BUSY_PAUSE_SECONDS, Claimer
+from relay.state import RelayState
 from tests.eventually import eventually
 from tests.relay.conftest import StartRelay
 from tests.relay.service import all_settled, append_many, becomes, keys_by_event, recording
@@ -55,3 +64,95 @@ async def test_one_claimer(conn: AsyncConnection, start_relay: StartRelay) -> No
     await becomes(True, settled, 60)
 
     assert max(seen) == 1
+
+
+def claimer(*, is_first: bool = True) -> Claimer:
+    return Claimer(asyncio.Event(), RelayState(), is_first=is_first)
+
+
+def test_only_the_first_claimer_works_without_a_backlog() -> None:
+    """
+    The first claimer always has work; the others have while there is a backlog.
+    """
+    first, second = claimer(), claimer(is_first=False)
+    assert first.has_work
+    assert not second.has_work
+
+    second.backlog.set()
+
+    assert second.has_work
+
+
+def test_a_backlog_is_over_when_no_claim_has_been_full_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    A full claim calls the other claimers at once; the first claimer alone sends them away, and only after a while.
+    """
+    now = 100.0
+    monkeypatch.setattr("relay.parallel_claims.time", SimpleNamespace(monotonic=lambda: now))
+    first, second = claimer(), claimer(is_first=False)
+
+    for each in (first, second):
+        each.record(full=True)
+        each.record(full=False)
+        assert each.backlog.is_set()
+    now += BACKLOG_SECONDS * 1.01
+    for each in (first, second):
+        each.found_nothing()
+
+    assert not first.backlog.is_set()
+    assert second.backlog.is_set()
+
+
+async def test_a_share_of_the_shards(monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    Each claimer takes its share, rounded up, and goes on behind it; others are counted once a second.
+    """
+    asked: list[tuple[int, int]] = []
+    counts = iter([Present(relays=2, claimers=3), Present(relays=0, claimers=0)])
+
+    async def take_shards(_: Any, first: int, limit: int) -> list[int]:
+        asked.append((first, limit))
+        return []
+
+    async def count_present(_: Any) -> Present:
+        return next(counts)
+
+    monkeypatch.setattr(outbox_table, "take_shards", take_shards)
+    monkeypatch.setattr(outbox_table, "count_present", count_present)
+    conn = cast(Any, None)
+    state = RelayState()
+    one = Claimer(asyncio.Event(), state, is_first=True)
+    assert one.share == outbox_table.SHARDS
+
+    for now in (10.0, 10.5):
+        await one.count_others(conn, now)
+    await one.take_shards(conn)
+    one.go_on()
+    await one.take_shards(conn)
+    assert state.relays == 2
+    assert one.share == 22
+    (first, limit), (second, _) = asked
+    assert limit == 22
+    assert second == (first + 22) % outbox_table.SHARDS
+    await one.count_others(conn, 11.0)
+
+    assert (state.relays, one.share) == (1, outbox_table.SHARDS)  # this relay itself always counts
+
+
+def test_pauses() -> None:
+    """
+    No pause while a claim changed rows; after an empty one a short pause, doubled each time, if there are rows above
+    the mark which others hold, and else the longest.
+    """
+    one = claimer()
+
+    assert one.pause_after(5, more=True, above_mark=True, longest=0.25) == 0
+    assert one.pause_after(5, more=False, above_mark=True, longest=0.25) == 0  # its rows may be there again at once
+    pauses = [one.pause_after(0, more=False, above_mark=True, longest=0.25) for _ in range(20)]
+    assert pauses[:3] == [BUSY_PAUSE_SECONDS * 2, BUSY_PAUSE_SECONDS * 4, BUSY_PAUSE_SECONDS * 8]
+    assert pauses[-1] == 0.25
+    assert one.pause_after(0, more=False, above_mark=False, longest=0.25) == 0.25
+
+    one.found_nothing()
+
+    assert one.pause_after(0, more=False, above_mark=True, longest=0.25) == BUSY_PAUSE_SECONDS * 2
