@@ -1,30 +1,51 @@
-"""Carry messages from an outbox table to RabbitMQ: at least once, and each key's in order.
+"""Carry messages from an outbox table to RabbitMQ: at least once, and each key's messages in order.
 
     outbox row -> claim -> publish in waves -> confirm -> record
 
-message        what travels; the body is sealed
-waves          decides: what may be published now, at most one unconfirmed message of a key
-replies        decides: what a reply of the broker means, a failure of the route or a rejected message
-route_health   decides: which routes may be tried, and when again
-outcome        decides: what is written down of a claim, and what is taken back
-rate_limit     decides: how many rows a claim may have, and when the next may come
-mark           decides: below which id nothing can ever be pending again
-outbox_table   the PostgreSQL end: claim, record, park
-database       connections, and what PostgreSQL's errors mean; severing: deadlines that end any call
-frames         a message as the bytes of AMQP; amqp_bytes: what the broker says, read by hand
-channel        one AMQP channel that takes a batch at once and keeps its confirms as ranges
-publisher      the RabbitMQ end: connect, publish, tell each message's answer
-topology       what has to be there before the first message
-management     RabbitMQ's management interface: bindings and policies
-guard          and is proven to have been there after each confirm, by queue sentinels
-forward        the loop between the two ends
-watch, upkeep  what runs beside it: LISTEN and the backlog, the partitions (outbox_partitions)
-state          what the relay knows of itself; health, metrics: how it shows it
-operate        what operators do: blocked, retry, skip, requeue, schema (outbox_repairs)
-time_ago       times and spans of a command line
-backoff        how long to wait before the next try; words: an error as one line
-frame_filter   takes out of the stream to aiormq the frames that `channel` reads
+The relay knows the columns of the outbox table and the broker, and no service by name. Its modules, along a claim:
 
-It shares no Python with the service: what both need is in both, the same to the byte (tests/test_twins.py).
-The relay knows the columns of the outbox table and the broker, and no service by name.
+forward            the loop of one claimer: claim, publish, record
+parallel_claims    which shards a claimer takes, whether it has work, how long it pauses
+claim_session      the database session of a claimer, and the proof that its transaction stands
+rate_limit         how many rows a claim may have, and when the next one may come
+routes             the routes as a claimer uses them: which it may try, which it closes
+route_health       which routes failed, and when each may be tried again
+outbox_table       the statements of the loop: claim, settle, park, block, mark
+message            what a claim carries; the relay does not read the body
+wave_publisher     publishes a claim wave by wave, and sorts the replies into its outcome
+waves              which messages of a claim may go now: at most one unconfirmed message of a key
+publisher          the connection to RabbitMQ: publish a wave, return the reply to each message
+channel            an AMQP channel that takes a whole wave and keeps its confirms
+frames             a message as AMQP frames
+frame_filter       takes the frames that `channel` reads out of the stream to aiormq
+amqp_bytes         reads those frames
+replies            what a reply means: sent, unrouted, a route failure, or rejected
+guard              proves after the confirms that required messages reached their queues
+topology           verifies exchanges and queues at the start
+management         reads bindings and policies from RabbitMQ's management interface
+outcome            what becomes of each message of a claim
+stored_mark        the low-water mark of a claimer: loaded, moved, saved
+mark               how far the mark may move
+
+Beside the loop:
+
+watch              LISTEN, and the count of the backlog
+upkeep             makes partitions ahead, and drops those past their retention
+outbox_partitions  the statements of upkeep
+state              what the relay knows of itself
+health             shows it over HTTP: /health, /status, /metrics
+metrics            a Prometheus histogram for batches
+operate            the operators' commands: blocked, retry, skip, requeue, schema
+outbox_repairs     their statements
+time_ago           parses the times of a command line
+
+Below all of them:
+
+settings           the settings, from the environment
+database           connections to PostgreSQL, and what its errors mean
+severing           deadlines that end any call to PostgreSQL
+backoff            how long to wait before the next try
+error_text         an error as one line
+
+The relay shares no Python with the service: what both need is in both, the same to the byte (tests/test_twins.py).
 """

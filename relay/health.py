@@ -1,7 +1,8 @@
-"""Health, status and metrics over HTTP: four answers, and nothing that a framework would be needed for."""
+"""Health, status and metrics over HTTP: four paths, which need no framework."""
 
 import asyncio
 import contextlib
+from typing import NamedTuple
 
 import msgspec
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
@@ -14,26 +15,35 @@ JSON = "application/json"
 PHRASES = {200: "OK", 400: "Bad Request", 404: "Not Found", 405: "Method Not Allowed", 503: "Service Unavailable"}
 
 
-def respond(state: RelayState, method: str, path: str) -> tuple[int, str, bytes]:
-    """Return status, content type and body."""
+class Response(NamedTuple):
+    """The answer to one request."""
+
+    status: int
+    content_type: str
+    body: bytes
+
+
+def respond(state: RelayState, method: str, path: str) -> Response:
+    """Return the response to a request; `path` may have a query, which is ignored."""
     if method not in ("GET", "HEAD"):
-        return 405, JSON, msgspec.json.encode({"error": "only GET"})
+        return Response(405, JSON, msgspec.json.encode({"error": "only GET"}))
     match path.partition("?")[0]:
         case "/health/live":
-            return (200 if state.is_live else 503), JSON, msgspec.json.encode({"live": state.is_live})
+            return Response(200 if state.is_live else 503, JSON, msgspec.json.encode({"live": state.is_live}))
         case "/health/ready":
             readiness = {"ready": state.is_ready, "broker": state.broker, "database": state.database}
-            return (200 if state.is_ready else 503), JSON, msgspec.json.encode(readiness)
+            return Response(200 if state.is_ready else 503, JSON, msgspec.json.encode(readiness))
         case "/status":
-            return 200, JSON, msgspec.json.encode(state.status())
+            return Response(200, JSON, msgspec.json.encode(state.status()))
         case "/metrics":
-            return 200, CONTENT_TYPE_LATEST, generate_latest(state.registry)
+            return Response(200, CONTENT_TYPE_LATEST, generate_latest(state.registry))
         case _:
-            return 404, JSON, msgspec.json.encode({"error": "try /health/live, /health/ready, /status or /metrics"})
+            paths = "/health/live, /health/ready, /status or /metrics"
+            return Response(404, JSON, msgspec.json.encode({"error": f"try {paths}"}))
 
 
 async def serve(state: RelayState, host: str, port: int) -> asyncio.Server:
-    """Listen; each connection gets one answer."""
+    """Listen on `host` and `port` (0: any free port); each connection gets one response. Raises OSError."""
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(OSError, TimeoutError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):

@@ -1,4 +1,4 @@
-"""RabbitMQ's management interface, read for what AMQP does not show: bindings and policies."""
+"""Reads from RabbitMQ's management interface what AMQP does not show: bindings and policies."""
 
 import asyncio
 import base64
@@ -11,8 +11,8 @@ import msgspec
 
 T = TypeVar("T")
 
-SECONDS = 1.0  # a claim is open meanwhile, with the rows of other routes in it
-HEAD_START_SECONDS = 0.3  # of each node before the next one
+SECONDS = 1.0  # the limit of a request: a claim is open meanwhile, with rows of other routes in it
+HEAD_START_SECONDS = 0.3  # of each node before the next one is asked
 
 
 class ManagementUnavailable(Exception):
@@ -20,14 +20,17 @@ class ManagementUnavailable(Exception):
 
 
 class Binding(msgspec.Struct, frozen=True):
-    """From which exchange a queue gets messages, and which."""
+    """A binding of a queue: messages of the exchange `source` with this routing key (a pattern) reach the queue."""
 
     source: str
     routing_key: str
 
 
 class Management:
-    """A few questions to one vhost; each URL carries user and password, and maybe the path that it lies under."""
+    """A client for one vhost. Each URL carries user and password, and the path below which the interface lies.
+
+    Its methods raise ManagementUnavailable if no URL answers.
+    """
 
     def __init__(self, urls: Sequence[str], vhost: str) -> None:
         self._urls = [urlsplit(url) for url in urls]
@@ -42,21 +45,21 @@ class Management:
         return await self._get(f"/api/queues/{self._vhost}/{quote(name, safe='')}/bindings", list[Binding])
 
     async def _get(self, path: str, kind: type[T]) -> T:
-        """Return the first answer; where no node gives one, raise what the first one said."""
+        """Return the first answer of a node; if no node answers, raise the error of the first one."""
 
         async def ask(number: int, url: SplitResult) -> T:
             await asyncio.sleep(number * HEAD_START_SECONDS)
             return await _ask(url, path, kind)
 
-        attempts = [asyncio.create_task(ask(*each), name="relay-management") for each in enumerate(self._urls)]
+        attempts = [asyncio.create_task(ask(*item), name="relay-management") for item in enumerate(self._urls)]
         try:
             for attempt in asyncio.as_completed(attempts):
                 with contextlib.suppress(ManagementUnavailable):
                     return await attempt
             return attempts[0].result()
         finally:
-            for each in attempts:
-                each.cancel()
+            for attempt in attempts:
+                attempt.cancel()
             await asyncio.gather(*attempts, return_exceptions=True)
 
 
@@ -86,5 +89,5 @@ async def _ask(url: SplitResult, path: str, kind: type[T]) -> T:
     try:
         return msgspec.json.decode(body, type=kind)
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-        # Cut off, or another's page: a proxy in between answers with 200, too.
+        # Cut off, or the page of a proxy in between, which answers with 200, too.
         raise ManagementUnavailable(f"RELAY_MANAGEMENT_URL: {path} answers no such JSON ({error})") from error

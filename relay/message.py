@@ -1,4 +1,4 @@
-"""What travels from an outbox row to an exchange, and what became of it."""
+"""A message on its way from an outbox row to an exchange, and the broker's answer to it."""
 
 import enum
 
@@ -6,28 +6,29 @@ import msgspec
 
 
 class Message(msgspec.Struct, frozen=True, gc=False):
-    """A letter: the address is ours to read, the body is not."""
+    """A claimed outbox row: the relay reads its address, and never its body."""
 
-    id: int
-    event_id: str
-    key: str
+    id: int  # of the outbox row
+    event_id: str  # a UUID; AMQP's message id
+    key: str  # messages of one key keep their order
     exchange: str
     routing_key: str
-    required: bool
+    required: bool  # it has to reach a queue
     content_type: str
-    headers: str  # a JSON object, encoded for AMQP on the way
+    headers: str  # a JSON object
     body: bytes
-    created: float  # seconds since the epoch, on the database's clock
-    parked: bool
+    created: float  # seconds since the epoch, by the database's clock
+    parked: bool  # the row is parked already
     key_waits: bool  # an earlier row of this key is parked
 
     @property
     def route(self) -> "Route":
+        """Where the message goes."""
         return Route(self.exchange, self.routing_key)
 
 
 class Route(msgspec.Struct, frozen=True, gc=False, order=True):
-    """Where a message goes. Whether it gets there may fail for a route as a whole: see `route_health`."""
+    """Where a message goes; a temporary failure concerns a whole route."""
 
     exchange: str
     routing_key: str
@@ -37,20 +38,20 @@ class Route(msgspec.Struct, frozen=True, gc=False, order=True):
 
 
 class Answer(enum.Enum):
-    """What the broker said to one message."""
+    """The kinds of the broker's replies to one message."""
 
     CONFIRMED = "confirmed"
     RETURNED = "returned"  # no queue took it; the confirm came after the return
-    NACKED = "nacked"
+    NACKED = "nacked"  # the broker would not take it
     CLOSED_ROUTE = "closed route"  # 403 or 404: of the exchange, not of the message
     CLOSED_ALONE = "closed alone"  # sent alone, it made the broker close the channel or the connection
-    UNENCODABLE = "unencodable"
-    UNANSWERED = "unanswered"
-    WITHHELD = "withheld"  # not published: its queue is not there, or cannot be seen
+    UNENCODABLE = "unencodable"  # AMQP has no form for it; it was not published
+    UNANSWERED = "unanswered"  # no confirm in time
+    WITHHELD = "withheld"  # not published: its queue does not exist, or cannot be seen
 
 
 class Reply(msgspec.Struct, frozen=True, gc=False):
-    """An answer, in the broker's own words where it gave any."""
+    """An answer with its reason: the broker's own text where it gave any."""
 
     answer: Answer
     reason: str = ""

@@ -1,8 +1,9 @@
-"""What has to be there before the first message, as far as AMQP lets us see it.
+"""Verifies the exchanges and queues before the first message, as far as AMQP shows them.
 
-Passive first, since an active declare would create what is missing and so hide it. Then the same thing is declared
-again with arguments: the broker answers 406 with the first argument that differs and what it is, so a few such answers
-tell the whole shape without the right to read it anywhere.
+A passive declare comes first, since an active one would create what is missing, and so hide it. Then the relay declares
+the same thing with arguments: the broker answers 406 with the first argument that differs and its value. A few such
+answers show the whole shape, without any right to read it. The text of these answers is that of RabbitMQ 3.10 to 4.x;
+if it changes, `shape_of` returns an empty shape and finds no fault.
 """
 
 import logging
@@ -20,8 +21,9 @@ from relay.settings import Settings
 
 log = logging.getLogger("relay")
 
-MOST_ARGUMENTS = 30
-# Compared after all others, and no broker makes a queue with it: a queue that was deleted just now does not come back.
+MAX_ARGUMENTS = 30
+# RabbitMQ compares this argument after all others, and creates no queue with our value of it: if the queue was deleted
+# just now, the declare fails instead of creating it.
 NEVER = "x-queue-leader-locator"
 
 _DIFFERS = re.compile(
@@ -35,7 +37,10 @@ class TopologyWrong(Exception):
 
 
 async def verify(connection: aiormq.Connection, settings: Settings) -> None:
-    """Refuse a broker without these exchanges and queues, or with ones that would lose a confirmed message."""
+    """Verify the exchanges, required queues and required routes of the settings.
+
+    Raises TopologyWrong if one is missing or would lose a confirmed message, BrokerLost, and ManagementUnavailable.
+    """
     exchanges, queues = settings.exchange_names, settings.queue_names
     for kind, names, setting in (("exchange", exchanges, "EXCHANGES"), ("queue", queues, "REQUIRED_QUEUES")):
         for name in names:
@@ -47,7 +52,7 @@ async def verify(connection: aiormq.Connection, settings: Settings) -> None:
         bindings: list[Binding] = []
         for queue in queues:
             found = await management.bindings(queue)
-            complaint = judge_queue(queue, exchanges, await management.queue(queue), found)
+            complaint = fault_of_queue(queue, exchanges, await management.queue(queue), found)
             if complaint:
                 raise TopologyWrong(complaint)
             bindings += found
@@ -57,26 +62,29 @@ async def verify(connection: aiormq.Connection, settings: Settings) -> None:
 
 
 async def complaint_about(connection: aiormq.Connection, kind: str, name: str) -> str:
-    """Say what is wrong with an exchange or a required queue, or nothing."""
+    """Return what is wrong with an exchange or a required queue (`kind`: "exchange" or "queue"), "" if nothing is.
+
+    Raises BrokerLost, and TopologyWrong if this user has no access.
+    """
     if not await _exists(connection, kind, name):
         return f"{kind} {name!r} does not exist in vhost {connection.vhost!r}: declare it (`orders topology`)"
-    return judge_shape(kind, name, await shape_of(connection, kind, name))
+    return fault_of_shape(kind, name, await shape_of(connection, kind, name))
 
 
 def unbound(route: Route, queues: Sequence[str]) -> str:
-    """Say that a route leads to no required queue."""
+    """Return the complaint that a route leads to no required queue."""
     return f"no binding leads from {route} to {' or '.join(map(repr, queues))}: bind it (`orders topology`)"
 
 
 def leads_to_one(route: Route, bindings: Iterable[Binding]) -> bool:
-    """Say whether one of these bindings takes what is published to this route."""
+    """Return whether one of these bindings takes messages of this route."""
     return any(
         binding.source == route.exchange and matches(binding.routing_key, route.routing_key) for binding in bindings
     )
 
 
 def matches(pattern: str, routing_key: str) -> bool:
-    """Say whether a topic binding takes this key: `*` stands for one word, `#` for any number of them."""
+    """Return whether a topic binding takes this routing key: `*` stands for one word, `#` for any number of words."""
     return _match(pattern.split("."), routing_key.split("."))
 
 
@@ -88,22 +96,25 @@ def _match(pattern: list[str], words: list[str]) -> bool:
     return bool(words) and pattern[0] in ("*", words[0]) and _match(pattern[1:], words[1:])
 
 
-def judge_shape(kind: str, name: str, shape: dict[str, Any]) -> str:
-    """Say what is wrong with an exchange or queue of this shape, or nothing."""
-    mend = f"delete it when it is empty, and declare it durable (`orders topology` declares what {name!r} should be)"
+def fault_of_shape(kind: str, name: str, shape: dict[str, Any]) -> str:
+    """Return what is wrong with an exchange or queue of this shape, "" if nothing is."""
+    advice = f"delete it when it is empty, and declare it durable (`orders topology` declares what {name!r} should be)"
     if shape.get("durable") == "false":
-        return f"{kind} {name!r} is not durable, and a restart of the broker would lose it: {mend}"
+        return f"{kind} {name!r} is not durable, and a restart of the broker would lose it: {advice}"
     if shape.get("auto_delete") == "true":
-        return f"{kind} {name!r} deletes itself when it is unused: {mend}"
+        return f"{kind} {name!r} deletes itself when it is unused: {advice}"
     if shape.get("internal") == "true":
-        return f"exchange {name!r} is internal, and takes no messages from clients: {mend}"
+        return f"exchange {name!r} is internal, and takes no messages from clients: {advice}"
     if "x-queue-type" in shape:
-        return f"queue {name!r} is no quorum queue, and may lose what it confirmed: {mend}"
+        return f"queue {name!r} is no quorum queue, and may lose what it confirmed: {advice}"
     return ""
 
 
-def judge_queue(queue: str, exchanges: Sequence[str], found: dict[str, Any], bindings: Iterable[Binding]) -> str:
-    """Say what is wrong with a required queue, its policies and its bindings, or nothing."""
+def fault_of_queue(queue: str, exchanges: Sequence[str], found: dict[str, Any], bindings: Iterable[Binding]) -> str:
+    """Return what is wrong with a required queue, its policies or its bindings, "" if nothing is.
+
+    `found` is the queue as the management interface returns it.
+    """
     if exchanges and not {binding.source for binding in bindings} & set(exchanges):
         return (
             f"queue {queue!r} is bound to none of {', '.join(exchanges)}: "
@@ -133,7 +144,10 @@ async def _exists(connection: aiormq.Connection, kind: str, name: str) -> bool:
 
 
 async def shape_of(connection: aiormq.Connection, kind: str, name: str) -> dict[str, Any]:
-    """Return what the broker's complaints about our declarations tell of it: where it is no durable quorum queue."""
+    """Return where an exchange or queue differs from a durable one (a queue: a durable quorum queue).
+
+    The keys are the names of AMQP's arguments, the values those that the broker reports; empty if nothing differs.
+    """
     shape: dict[str, Any] = {}
     options: dict[str, Any] = {"durable": True}
     arguments: dict[str, Any] = {}
@@ -141,7 +155,7 @@ async def shape_of(connection: aiormq.Connection, kind: str, name: str) -> dict[
         arguments = {"x-queue-type": "quorum", NEVER: "nowhere"}
     else:
         options["exchange_type"] = "topic"
-    for _ in range(MOST_ARGUMENTS):
+    for _ in range(MAX_ARGUMENTS):
         try:
             await _declare(connection, kind, name, **options, arguments=arguments)
         except aiormq.exceptions.ChannelPreconditionFailed as error:
@@ -149,7 +163,7 @@ async def shape_of(connection: aiormq.Connection, kind: str, name: str) -> dict[
             if differs is None or differs["name"] in shape:
                 return shape
             shape[differs["name"]] = differs["value"]
-            if differs["value"] is None:  # ours is too much; "x-queue-type" is none in a classic queue
+            if differs["value"] is None:  # the queue has no such argument: a classic queue has no "x-queue-type"
                 return shape
             match differs["name"]:
                 case "type":
@@ -160,7 +174,7 @@ async def shape_of(connection: aiormq.Connection, kind: str, name: str) -> dict[
                     is_number = (differs["type"] or "") not in ("longstr", "")
                     arguments[argument] = int(differs["value"]) if is_number else differs["value"]
         except (aiormq.exceptions.ChannelAccessRefused, ValueError):
-            return shape  # no right to declare, or a value that cannot be said: what is known has to do
+            return shape  # no right to declare, or a value that cannot be encoded: return what is known
         else:
             break
     return shape

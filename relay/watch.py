@@ -1,8 +1,8 @@
-"""Hear what writers have committed, and count the backlog, on a connection beside the claims.
+"""Listens for the writers' notifications and counts the backlog, on a connection beside the claims.
 
 Writers notify from a connection of their own, after the commit and debounced, so that an idle relay sees an event
-within milliseconds. A notification that is lost costs the poll interval and nothing else. The backlog is counted here
-so that it is known while the broker is away too.
+within milliseconds. A notification that is lost costs the poll interval and nothing else. The count runs here, and not
+in the loop, so that the backlog is known while the broker is away, too.
 """
 
 import asyncio
@@ -21,7 +21,7 @@ log = logging.getLogger("relay")
 
 COUNT_SECONDS = 1.0
 DEADLINE_SECONDS = 3.0
-COUNTED = 20_000  # exact up to here: counting more would cost more than it tells
+COUNTED = 20_000  # rows; a larger backlog is estimated from the ids, since counting it costs too much
 
 SESSION: LiteralString = """
     SET tcp_user_timeout = '3s';
@@ -35,14 +35,14 @@ SESSION: LiteralString = """
 
 
 async def watch(url: str, state: RelayState, wake: asyncio.Event, stop: asyncio.Event) -> None:
-    """Set `wake` whenever a writer has committed, and keep the state's counts up to date, until told to stop."""
+    """Set `wake` whenever a writer has notified, and keep the state's counts up to date, until `stop` is set."""
     failures = 0
     while not stop.is_set():
         conn: Connection | None = None
         try:
             conn = await connect(url, "relay-watch", SESSION)
             failures = 0
-            wake.set()  # what was said while nobody listened
+            wake.set()  # for notifications that were sent before LISTEN
             while not stop.is_set():
                 with deadline(conn, DEADLINE_SECONDS):
                     await _count(conn, state)
@@ -61,7 +61,7 @@ async def watch(url: str, state: RelayState, wake: asyncio.Event, stop: asyncio.
 
 
 async def _listen(conn: Connection, state: RelayState, wake: asyncio.Event) -> None:
-    """Pass on what writers say, until it is time to count again."""
+    """Set `wake` at each notification, until it is time to count again."""
     until = time.monotonic() + COUNT_SECONDS
     with translated():
         while (left := until - time.monotonic()) > 0:

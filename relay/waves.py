@@ -1,16 +1,20 @@
 """Which messages of a claim may be published now.
 
-At most one unconfirmed message of a key: the broker may nack or return the first of two and take the second.
-At most one unconfirmed message with an event id: a return is told apart by nothing else.
+At most one unconfirmed message of a key, since the broker may nack or return the first of two and take the second.
+At most one unconfirmed message with an event id, since a return names its message by nothing else.
 """
 
 from collections.abc import Callable, Iterable
+from typing import NamedTuple
 
 from relay.message import Message, Route
 
 
 class Waves:
-    """The messages of one claim, as waves in which no key and no event id appears twice."""
+    """The messages of one claim, as waves in which no key and no event id appears twice.
+
+    After a wave, each of its messages is passed to exactly one of `passed`, `stopped` and `put_off`.
+    """
 
     def __init__(self, messages: Iterable[Message]) -> None:
         self._queues: dict[str, list[Message]] = {}
@@ -19,7 +23,7 @@ class Waves:
         self._put_off: list[Message] = []
 
     def next(self) -> list[Message]:
-        """Return the first message of each key that is left; each is to be answered by `passed` or `stopped`."""
+        """Return the next wave: the first message of each key that is left. It is empty when all are through."""
         wave: list[Message] = []
         event_ids: set[str] = set()
         for queue in self._queues.values():
@@ -30,32 +34,39 @@ class Waves:
         return wave
 
     def passed(self, message: Message) -> None:
-        """The message is settled; the next of its key may go."""
+        """Let the next message of its key go: this one is settled."""
         queue = self._queues[message.key]
         queue.pop()
         if not queue:
             del self._queues[message.key]
 
     def stopped(self, message: Message) -> list[Message]:
-        """The message has to wait; return it and those behind it, in order, which wait with it."""
+        """Take out its key: the message has to wait. Return it and those behind it, which wait too, in order of ids."""
         return self._queues.pop(message.key)[::-1]
 
     def put_off(self, message: Message) -> None:
-        """The message was not tried to the end; it stays as it is, and those behind it."""
+        """Take out its key: the message has no reply. It stays as it is, and so do those behind it."""
         self._put_off.append(message)
         del self._queues[message.key]
 
     def left(self) -> set[str]:
-        """Return the keys of which a row stays pending: nothing behind it may be parked, or it would go first."""
+        """Return the keys of which a row stays pending: a parked row behind it would overtake it."""
         heads = [*self._put_off, *(queue[-1] for queue in self._queues.values())]
         return {message.key for message in heads if not message.parked}
 
 
-def sort_out(messages: list[Message], is_open: Callable[[Route], bool]) -> tuple[list[Message], list[Message]]:
-    """Divide a claim, in order of ids, into what may be published and what has to be parked first.
+class SortedClaim(NamedTuple):
+    """A claim divided into two lists, both in order of ids."""
 
-    A row that is not parked yet has to be if its key waits, or if its route does not take messages now; then its
-    key waits as well, with all that follows.
+    publish: list[Message]
+    park: list[Message]
+
+
+def sort_out(messages: list[Message], is_open: Callable[[Route], bool]) -> SortedClaim:
+    """Divide a claim, in order of ids, into messages to publish and messages to park.
+
+    A message that is not parked has to be if its key waits or its route is not open; then its key waits, and every
+    later message of it is parked as well.
     """
     publish: list[Message] = []
     park: list[Message] = []
@@ -68,4 +79,4 @@ def sort_out(messages: list[Message], is_open: Callable[[Route], bool]) -> tuple
             park.append(message)
         else:
             publish.append(message)
-    return publish, park
+    return SortedClaim(publish, park)

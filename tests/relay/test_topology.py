@@ -9,7 +9,7 @@ from aiormq.channel import Channel
 from relay.management import Binding
 from relay.message import Route
 from relay.publisher import BrokerLost
-from relay.topology import judge_queue, judge_shape, leads_to_one, matches, shape_of
+from relay.topology import fault_of_queue, fault_of_shape, leads_to_one, matches, shape_of
 
 
 @pytest.mark.parametrize(
@@ -62,7 +62,7 @@ def test_shapes(kind: str, shape: dict[str, str], complaint: str) -> None:
     """
     Each shape that would lose a confirmed message is named.
     """
-    told = judge_shape(kind, "it", shape)
+    told = fault_of_shape(kind, "it", shape)
 
     assert told.startswith(complaint)
     assert bool(told) == bool(complaint)
@@ -88,7 +88,7 @@ def test_queues(found: dict[str, object], bindings: list[str], complaint: str) -
     """
     A queue that gets nothing, or drops what it confirmed, is named with what mends it.
     """
-    told = judge_queue("q", ("orders",), found, [Binding(source, "#") for source in bindings])
+    told = fault_of_queue("q", ("orders",), found, [Binding(source, "#") for source in bindings])
 
     assert told.startswith(complaint)
     assert bool(told) == bool(complaint)
