@@ -182,7 +182,7 @@ async def test_deliveries_are_a_sign_of_life(
     A connection on which nothing but deliveries comes, so that the broker sends no heartbeat, is not given up.
     """
     monkeypatch.setattr(rabbitmq, "HEARTBEAT_SECONDS", 1)  # aiormq gives up after 6 s of silence
-    caplog.set_level(logging.INFO, "orders.consumer")
+    caplog.set_level(logging.INFO, "orders.broker.consumer")
     hand = Hand()
     async with consuming(topology, hand), channel(topology) as publishing:
         until = asyncio.get_running_loop().time() + 8
