@@ -22,6 +22,9 @@ COLUMNS: LiteralString = """
            o.attempts, o.failure_reason, o.created_at, o.updated_at, o.finished_at
 """
 
+# What a purge that keeps the orders writes into each column that may tell of a person.
+ANONYMOUS: LiteralString = "customer_id = 'erased', reference = NULL"
+
 COLUMNS_ARE_THERE: LiteralString = f"""
     SELECT {COLUMNS},
            o.client, o.failures, o.worker, o.event_id, o.redrives, o.placed_at

@@ -7,7 +7,7 @@ from uuid import UUID
 
 from psycopg import AsyncConnection
 
-from orders.database import idempotency_keys_table
+from orders.database import idempotency_keys_table, orders_table
 from orders.model.ids import lowest_id
 
 BATCH_ROWS = 1000
@@ -25,14 +25,14 @@ ERASE: LiteralString = """
     )
     SELECT order_id FROM scanned ORDER BY order_id
 """
-ANONYMISE: LiteralString = """
+ANONYMISE: LiteralString = f"""
     WITH scanned AS MATERIALIZED (
         SELECT order_id FROM orders
         WHERE order_id > %(above)s AND order_id < %(below)s AND finished_at < %(before)s AND customer_id <> 'erased'
         ORDER BY order_id LIMIT %(rows)s
         FOR UPDATE SKIP LOCKED
     ), anonymised AS (
-        UPDATE orders SET customer_id = 'erased', reference = NULL, updated_at = clock_timestamp()
+        UPDATE orders SET {orders_table.ANONYMOUS}, updated_at = clock_timestamp()
         WHERE order_id IN (SELECT order_id FROM scanned)
     )
     SELECT order_id FROM scanned ORDER BY order_id
