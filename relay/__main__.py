@@ -31,7 +31,7 @@ CANNOT_START = 1
 
 
 class CannotStart(Exception):
-    """What the relay needs is not there, and will not come by itself."""
+    """The relay needs something that is missing, and that will not appear by itself."""
 
 
 async def forward_until_stopped(settings: Settings) -> None:
@@ -74,7 +74,10 @@ async def forward_until_stopped(settings: Settings) -> None:
 async def _find_servers(
     settings: Settings, publisher: Publisher, guard: Guard, state: RelayState, stop: asyncio.Event
 ) -> None:
-    """Wait for database and broker, and refuse what would break the promise: no schema, no topology."""
+    """Wait for database and broker, and verify schema and topology.
+
+    Raises CannotStart after `start_seconds` without an answer, SchemaMissing, TopologyWrong or ManagementUnavailable.
+    """
     end = time.monotonic() + settings.start_seconds
     tries = 0
     while not stop.is_set():
@@ -107,9 +110,9 @@ async def _find_servers(
 
 
 def main() -> None:
-    """Run, and end with one line where the relay cannot."""
+    """Run the relay or a command; if it cannot, exit with one line on stderr."""
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
-    # What happens to the connection is told once, in our words.
+    # The relay logs the loss of a connection itself, once.
     logging.getLogger("aiormq").setLevel(logging.CRITICAL)
     logging.getLogger("psycopg").setLevel(logging.CRITICAL)
     asked = parse(sys.argv[1:])

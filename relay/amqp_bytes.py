@@ -1,13 +1,13 @@
-"""What is read by hand of AMQP 0-9-1's bytes: confirms and returns, deliveries, and their content headers.
+"""Reads confirms, returns, deliveries and content headers from the bytes of AMQP 0-9-1.
 
-pamqp takes several times as long as all the rest of a message; a test holds what is read against it.
+pamqp takes several times as long as all the rest of a message; a test compares the results with those of pamqp.
 """
 
 import struct
 
 from pamqp import decode
 
-# What a broker says of messages, by class and method.
+# The methods by which a broker reports on messages: class and method id.
 ACK, NACK, RETURN, DELIVER = b"\0\x3c\0\x50", b"\0\x3c\0\x78", b"\0\x3c\0\x32", b"\0\x3c\0\x3c"
 
 # Which properties follow in a content header, in the order of their bits.
@@ -23,13 +23,13 @@ _tag = struct.Struct(">QB").unpack_from
 
 
 def read_confirm(method: bytes) -> tuple[int, bool]:
-    """Return the delivery tag of an ACK or a NACK, and whether all up to it are meant."""
+    """Return the delivery tag of an ACK or a NACK, and whether it counts for all messages up to this one."""
     tag, bits = _tag(method, 4)
     return tag, bool(bits & 1)
 
 
 def read_return(method: bytes) -> str:
-    """Return why a message comes back, as `312 NO_ROUTE`."""
+    """Return why the broker returns a message, as `312 NO_ROUTE`."""
     (code,) = _short(method, 4)
     return f"{code} {method[7 : 7 + method[6]].decode(errors='replace')}"
 
@@ -46,7 +46,7 @@ def read_size(header: bytes) -> int:
 
 
 def read_content(header: bytes) -> tuple[int, str]:
-    """Return the size of the body behind a content header, and the message's id, if it has one."""
+    """Return the size of the body behind a content header, in bytes, and the message id, "" if there is none."""
     (size,) = _long_long(header, 4)
     (flags,) = _short(header, 12)
     at = 14
@@ -65,7 +65,7 @@ def read_content(header: bytes) -> tuple[int, str]:
 
 
 def read_string(header: bytes, name: bytes) -> str | None:
-    """Return a header of a message if it is there and a string of UTF-8; whatever else is there, none raises."""
+    """Return the header `name` of a message, None if there is none or if it is no string of UTF-8; never raises."""
     try:
         (flags,) = _short(header, 12)
         if not flags & HEADERS:

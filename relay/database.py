@@ -1,4 +1,4 @@
-"""PostgreSQL connections with deadlines of our own, and the one place that knows psycopg's errors."""
+"""Connections to PostgreSQL, deadlines for its answers, and the meaning of psycopg's errors."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -31,15 +31,18 @@ Connection = AsyncConnection[tuple[Any, ...]]
 
 
 class DatabaseLost(Exception):
-    """The connection to PostgreSQL is gone, or of no use any more."""
+    """The connection to PostgreSQL is lost, or the server does not take writes."""
 
 
 class SchemaMissing(Exception):
-    """The outbox is not there, or not ours to use."""
+    """The outbox is missing, older than this relay, or not open to this role."""
 
 
 async def connect(url: str, name: str, session: LiteralString) -> Connection:
-    """Open a connection to a server that takes writes, with these session settings; autocommit."""
+    """Connect to the first server of the URL that takes writes, in autocommit mode.
+
+    `name` is the application_name, `session` the statements to begin with. Raises DatabaseLost and SchemaMissing.
+    """
     given = conninfo_to_dict(url)
     given["client_encoding"] = "UTF8"
     given.setdefault("target_session_attrs", "read-write")
@@ -77,14 +80,14 @@ async def ask_for_writes(conn: Connection) -> None:
 
 
 def refuse_read_only(is_read_only: bool) -> None:
-    """A server that was demoted, but keeps its connections, is of no use any more: another one of the URL may be."""
+    """Raise DatabaseLost if the server was demoted: it keeps its connections, but another server takes the writes."""
     if is_read_only:
         raise DatabaseLost("the server takes no writes any more")
 
 
 @contextmanager
 def deadline(conn: Connection, seconds: float) -> Iterator[None]:
-    """Bound what happens inside: past the deadline the connection is severed. Errors are translated."""
+    """Sever the connection if the block takes longer than `seconds`; translate its errors as `translated` does."""
     with translated(), severing.deadline(conn, seconds):
         yield
 

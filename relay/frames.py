@@ -1,6 +1,7 @@
-"""A message as the bytes of AMQP 0-9-1: publish method, content header, body frames.
+"""Encodes a message as AMQP 0-9-1 frames: publish method, content header, body.
 
-Built by hand, since pamqp takes several times as long as all the rest of a publish; a test holds the bytes against it.
+Written by hand, since pamqp takes several times as long as all the rest of a publish; a test compares the bytes with
+those of pamqp.
 """
 
 import struct
@@ -38,7 +39,7 @@ class Unencodable(Exception):
 
 
 class Encoder:
-    """Encodes messages for one channel of one connection."""
+    """Encodes messages for one channel of one connection; `frame_max` is the largest frame in bytes, 0 the default."""
 
     def __init__(self, channel: int, frame_max: int) -> None:
         self._channel = channel
@@ -46,7 +47,7 @@ class Encoder:
         self._methods: dict[tuple[str, str], bytes] = {}
 
     def encode(self, message: Message) -> bytes:
-        """Return all the frames of this message: persistent and mandatory, always."""
+        """Return all frames of this message, which is persistent and mandatory; raises Unencodable."""
         header = self._header(message)
         method = self._methods.get((message.exchange, message.routing_key)) or self._method(message)
         body = message.body
@@ -96,7 +97,7 @@ class Encoder:
 
 
 def short_string(value: str) -> bytes:
-    """Return AMQP's short string: at most 255 bytes."""
+    """Return AMQP's short string; raises Unencodable if `value` has more than 255 bytes in UTF-8."""
     raw = value.encode()
     if len(raw) > 255:
         raise Unencodable(f"{value[:40]!r}... has {len(raw)} bytes, and AMQP allows 255")
@@ -104,14 +105,14 @@ def short_string(value: str) -> bytes:
 
 
 def header_table(headers: str) -> bytes:
-    """Return a JSON object as AMQP's field table."""
+    """Return AMQP's field table of a JSON object; raises Unencodable."""
     try:
         strings = _strings(headers)
     except msgspec.ValidationError:
         return _any_table(headers)
     except msgspec.MsgspecError as error:
         raise Unencodable(f"its headers cannot be encoded: {error}") from error
-    # Nothing but strings, as almost always: pamqp takes four times as long for it.
+    # Almost always all values are strings; pamqp takes four times as long for them.
     fields: list[bytes] = []
     for name, value in strings.items():
         raw_name, raw = name.encode(), value.encode()
@@ -133,7 +134,7 @@ def _any_table(headers: str) -> bytes:
 
 
 def _check_names(value: Any) -> None:
-    """pamqp cuts a longer name short, and says so only in the log."""
+    """Raise Unencodable for a long name: pamqp would shorten it, and only log that."""
     if isinstance(value, dict):
         for name, inner in value.items():
             if len(name.encode()) > LONGEST_NAME:

@@ -1,4 +1,4 @@
-"""What operators do: see what is blocked, let it go on, skip it, send again what was sent; each leaves an audit row."""
+"""The operators' commands: list blocked keys, retry or skip them, requeue what was sent. Changes leave an audit row."""
 
 import argparse
 import asyncio
@@ -24,21 +24,23 @@ CHUNK = 500
 
 
 def parse(words: list[str]) -> argparse.Namespace:
-    """Read the command line."""
-    about = "Carry an outbox to RabbitMQ, or mend what is stuck. Reads DATABASE_URL; `run` also AMQP_URL and RELAY_…."
+    """Parse the words of the command line; its `command` is None without one. Exits with 2 on a mistake."""
+    about = (
+        "Carry an outbox to RabbitMQ, or repair what is blocked. Reads DATABASE_URL; `run` also AMQP_URL and RELAY_…."
+    )
     parser = argparse.ArgumentParser(prog="relay", description=about)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
-    commands.add_parser("run", help="carry messages until a signal says stop (also without a command)")
+    commands.add_parser("run", help="carry messages until SIGTERM or SIGINT (also without a command)")
     blocked = commands.add_parser("blocked", help="list the keys that wait for an operator")
     blocked.add_argument("--limit", type=int, default=100, help="keys to list at most (default 100)")
     blocked.add_argument("--json", action="store_true", help="one JSON object for each key")
     retry = commands.add_parser("retry", help="try a blocked key again")
     retry.add_argument("keys", metavar="KEY", nargs="*")
     retry.add_argument("--all", action="store_true", help="every blocked key")
-    skip = commands.add_parser("skip", help="give up one parked row for good; its key goes on behind it")
+    skip = commands.add_parser("skip", help="skip one parked row for good; its key goes on with the next one")
     skip.add_argument("row_id", metavar="ID", type=int)
     skip.add_argument("--reason", required=True)
-    requeue = commands.add_parser("requeue", help="send again what was sent, in order")
+    requeue = commands.add_parser("requeue", help="send rows again that were sent, in order")
     requeue.add_argument("--since", type=_moment, required=True, help="2026-11-23T18:00:00Z, or 15m, 2h, 1d ago")
     requeue.add_argument("--type", dest="routing_key", help="only this routing key")
     requeue.add_argument("--key", help="only this key")
@@ -50,7 +52,7 @@ def parse(words: list[str]) -> argparse.Namespace:
 
 
 def operate(asked: argparse.Namespace) -> int:
-    """Do what was asked; return the exit code."""
+    """Run the command; return the exit code. Raises BadSetting."""
     if asked.command == "schema":
         print(schema(asked.writer))
         return 0
@@ -108,7 +110,7 @@ async def _retry(conn: Connection, keys: list[str], all_of_them: bool) -> int:
                 await outbox_repairs.retry(conn, key, actor())
             tried += 1
         except NotBlocked:
-            if not all_of_them:  # else somebody else has seen to this one meanwhile
+            if not all_of_them:  # with --all, another operator may have retried this one
                 raise
     print(f"{tried} keys are tried again")
     return 0
@@ -174,7 +176,7 @@ GRANT EXECUTE ON FUNCTION outbox_add_partitions(integer) TO {_quoted(writer)};""
 
 
 def actor() -> str:
-    """Say who runs the command, for the audit."""
+    """Return who runs the command, as user@host, for the audit."""
     try:
         user = getpass.getuser()
     except (KeyError, OSError):

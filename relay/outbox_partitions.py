@@ -1,4 +1,4 @@
-"""The statements that keep the outbox's partitions: made ahead, dropped after their time."""
+"""The statements of upkeep: make partitions ahead, detach, drop and attach them."""
 
 from typing import Any, LiteralString
 
@@ -50,8 +50,8 @@ RECORD: LiteralString = """
 FORGET: LiteralString = "DELETE FROM outbox_detached WHERE partition = %(partition)s"
 
 FORGET_OTHERS: LiteralString = """
-    -- Of tables that are partitions, as they were, or that are gone: somebody else has put them back, renamed or
-    -- dropped them since, and what becomes of them next is not for us to decide.
+    -- Of tables that are partitions again, or that are gone: an operator has attached, renamed or dropped them since,
+    -- and decides what becomes of them next.
     DELETE FROM outbox_detached d
     WHERE NOT EXISTS (
         SELECT FROM pg_class c LEFT JOIN pg_inherits i ON i.inhrelid = c.oid AND i.inhparent = 'outbox'::regclass
@@ -75,21 +75,22 @@ class Partition(msgspec.Struct, frozen=True):
     name: str
     low: int
     high: int
-    detaching: bool  # by whomever, and cut short
+    detaching: bool  # a DETACH of it was begun, by the relay or an operator, and not finished
     recorded: bool  # as one that the relay detaches
 
     @property
     def table(self) -> sql.Identifier:
+        """Its name with its schema, quoted."""
         return sql.Identifier(self.schema, self.name)
 
 
 async def be_the_keeper(conn: Connection) -> bool:
-    """Return whether this session is the one that keeps the partitions now."""
+    """Try to become the session that keeps the partitions, until it ends; return whether it is."""
     return bool(await _value(conn, BE_THE_KEEPER))
 
 
 async def add(conn: Connection, ahead: int) -> int:
-    """Make partitions until `ahead` lie above the newest id; return how many were made."""
+    """Make partitions until `ahead` of them lie above the newest id; return how many were made."""
     return int(await _value(conn, ADD, {"ahead": ahead}))
 
 
@@ -99,12 +100,12 @@ async def partitions(conn: Connection) -> list[Partition]:
 
 
 async def detached(conn: Connection) -> list[Partition]:
-    """Return the tables that were partitions once and have not been dropped; without bounds if not recorded."""
+    """Return the detached partitions that have not been dropped; one that is not recorded has the bounds 0 and 0."""
     return [Partition(*row) for row in await (await conn.execute(DETACHED)).fetchall()]
 
 
 async def forget_others(conn: Connection) -> None:
-    """Drop the records of partitions that somebody else has dealt with."""
+    """Drop the records of partitions that an operator has attached, renamed or dropped."""
     await conn.execute(FORGET_OTHERS)
 
 
@@ -114,7 +115,7 @@ async def saved_mark(conn: Connection) -> int:
 
 
 async def has_parked(conn: Connection, partition: Partition) -> bool:
-    """Return whether a row of this partition waits."""
+    """Return whether a row of this partition is parked."""
     return bool(await _value(conn, PARKED_BETWEEN, {"low": partition.low, "high": partition.high}))
 
 
@@ -129,9 +130,9 @@ async def newest_age(conn: Connection, partition: Partition) -> float | None:
 
 
 async def detach(conn: Connection, partition: Partition) -> None:
-    """Detach without stopping writers: it waits for those who may still see the partition, and blocks nobody.
+    """Detach a partition without blocking writers: wait for the transactions that may still see it.
 
-    Recorded first, and for good: cut short anywhere, the next round knows that the partition is ours to finish.
+    The record comes first, in a transaction of its own: if the detaching is interrupted, the next round finishes it.
     """
     await conn.execute(RECORD, {"partition": partition.name, "low": partition.low, "high": partition.high})
     how = sql.SQL("FINALIZE" if partition.detaching else "CONCURRENTLY")
@@ -139,9 +140,9 @@ async def detach(conn: Connection, partition: Partition) -> None:
 
 
 async def drop_if_settled(conn: Connection, partition: Partition) -> bool:
-    """Drop a detached table and its record, after looking under the lock that keeps everyone out.
+    """Drop a detached partition and its record, unless it has an unsettled row; return whether it was dropped.
 
-    False leaves both as they are: a row is still to be sent.
+    The check runs under a lock that excludes every other transaction.
     """
     async with conn.transaction():
         await conn.execute(sql.SQL("LOCK TABLE {} IN ACCESS EXCLUSIVE MODE").format(partition.table))
@@ -154,7 +155,7 @@ async def drop_if_settled(conn: Connection, partition: Partition) -> bool:
 
 
 async def attach(conn: Connection, partition: Partition) -> None:
-    """Put a detached table back, and drop its record."""
+    """Attach a detached partition again, and drop its record."""
     bounds = sql.SQL("ALTER TABLE outbox ATTACH PARTITION {} FOR VALUES FROM ({}) TO ({})")
     async with conn.transaction():
         await conn.execute(bounds.format(partition.table, sql.Literal(partition.low), sql.Literal(partition.high)))

@@ -114,19 +114,19 @@ NOTIFY: LiteralString = "NOTIFY outbox"
 
 
 class NotBlocked(Exception):
-    """The row or the key does not wait for an operator."""
+    """The row is not parked, or the key is not blocked."""
 
 
 class Blocked(msgspec.Struct, frozen=True):
     """A key that waits for an operator, and why."""
 
     key: str
-    row_id: int
+    row_id: int  # of its first parked row
     exchange: str
     routing_key: str
     reason: str
-    since: datetime.datetime
-    rows: int
+    since: datetime.datetime  # blocked since this time
+    rows: int  # that are parked
 
 
 class RequeueFilter(msgspec.Struct, frozen=True, kw_only=True):
@@ -179,14 +179,14 @@ async def retry(conn: Connection, key: str, actor: str) -> None:
 
 
 async def skip(conn: Connection, row_id: int, reason: str, actor: str) -> str:
-    """Give up one parked row for good; its key goes on behind it. Return the key."""
+    """Skip one parked row for good, so that its key goes on; return the key. Raises NotBlocked if it is not parked."""
     async with conn.transaction():
         row = await (await conn.execute(PARKED_ROW, {"id": row_id})).fetchone()
         if row is None:
             raise NotBlocked(await _why_not(conn, row_id))
         key = str(row[0])
         await conn.execute(LOCK_KEY, {"key": key})
-        # Looked at again under the lock: a relay may have sent it while we waited.
+        # Check again under the lock: a relay may have sent the row in between.
         if (await conn.execute(SKIP, {"id": row_id})).rowcount == 0:
             raise NotBlocked(await _why_not(conn, row_id))
         await conn.execute(UNBLOCK_IF_HEAD, {"key": key, "id": row_id})
@@ -238,7 +238,7 @@ async def sent_rows(conn: Connection, chosen: RequeueFilter, ids: IdRange, limit
 
 
 async def open_requeue(conn: Connection, chosen: RequeueFilter, actor: str) -> int:
-    """Write the audit row of a requeue; return its id, under which its rows are counted."""
+    """Write the audit row of a requeue; return its id, under which `park_sent` counts its rows."""
     asked = " ".join(
         part
         for part in (

@@ -1,7 +1,7 @@
-"""The RabbitMQ end: one connection, one channel, waves in and answers out. The one place that knows aiormq's errors.
+"""The connection to RabbitMQ: publish a wave, return the reply to each of its messages.
 
-Every call has a deadline, after which the connection is severed: a broker that was stopped answers nothing, and its
-TCP goes on as if nothing were wrong.
+Every call has a deadline, after which the relay cuts the connection: a stopped broker answers nothing, while its TCP
+connection seems to be healthy. Only this module and `topology` know aiormq's errors.
 """
 
 import asyncio
@@ -9,7 +9,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import aiormq
 import aiormq.exceptions
@@ -27,11 +27,11 @@ log = logging.getLogger("relay")
 T = TypeVar("T")
 
 CONNECT_SECONDS = 3.0
-HEARTBEAT_SECONDS = 2  # aiormq gives up after three of them and a bit: 9 s
+HEARTBEAT_SECONDS = 2  # aiormq gives a silent broker up after three heartbeats and a little: 9 s
 RPC_SECONDS = 2.0
-BLOCKED_GRACE_SECONDS = 0.5
-SLOWEST_BYTES_PER_SECOND = 4 * 1024 * 1024  # gives a large body its time
-WAVE_CHANNELS, CHANNELS = 2000, 2047  # numbers for waves, in turn, and all that RabbitMQ allows
+BLOCKED_GRACE_SECONDS = 0.5  # an alarm of the broker that is shorter does not count
+SLOWEST_BYTES_PER_SECOND = 4 * 1024 * 1024  # adds time for large bodies to the deadline of a wave
+WAVE_CHANNELS, CHANNELS = 2000, 2047  # channel numbers for waves, used in turn, and all that RabbitMQ allows
 
 CONNECTION_CODES: dict[type[Exception], int] = {
     aiormq.exceptions.ConnectionFrameError: 501,
@@ -47,21 +47,31 @@ CONNECTION_CODES: dict[type[Exception], int] = {
 
 
 class BrokerLost(Exception):
-    """The broker is away, or does not answer."""
+    """The broker cannot be reached, or does not answer in time."""
 
 
 class BrokerBlocked(BrokerLost):
-    """The broker is there but takes no messages: a memory or disk alarm."""
+    """The broker is connected but takes no messages: a memory or disk alarm."""
 
 
 class Denied(Exception):
-    """The broker is there, and its answer is no."""
+    """The broker answered a request with a refusal."""
+
+
+class _Exchanged(NamedTuple):
+    """What became of a group of messages that was written to a channel."""
+
+    replies: dict[int, Reply]  # by row id
+    silent: list[Message]  # without a reply
+    closure: Closure | None  # why they are silent, if the broker closed the channel or the connection
+    text: str  # its words, or what was waited for
 
 
 class Publisher:
-    """Publishes waves, and says of each message what the broker answered."""
+    """Publishes waves on one connection, and returns the broker's reply to each message."""
 
     def __init__(self, urls: Sequence[str], confirm_seconds: float, name: str = "relay") -> None:
+        """Use the first of `urls` that answers; a wave waits for its confirms for `confirm_seconds`."""
         self._urls = list(urls)
         self._confirm_seconds = confirm_seconds
         self._name = name
@@ -74,21 +84,22 @@ class Publisher:
 
     @property
     def is_connected(self) -> bool:
+        """Whether the connection is open."""
         return self._connection is not None and self._connection.is_opened
 
     @property
     def connection(self) -> aiormq.Connection:
-        """The open connection."""
+        """The open connection; raises BrokerLost if there is none."""
         if self._connection is None or not self._connection.is_opened:
             raise BrokerLost("the connection is gone")
         return self._connection
 
     @property
     def is_blocked(self) -> bool:
-        """Say whether the broker has told us to wait (memory or disk alarm)."""
+        """Whether the broker takes no messages for the moment (a memory or disk alarm)."""
         if self._connection is None:
             return False
-        # `ready` returns without a pause exactly when nothing holds it up; so one step of it tells.
+        # `ready` returns without a pause exactly if the connection is not blocked: one step of it shows that.
         step = self._connection.ready()
         try:
             step.send(None)
@@ -98,7 +109,7 @@ class Publisher:
         return True
 
     async def connect(self) -> aiormq.Connection:
-        """Connect to the first broker of the list that answers."""
+        """Connect to the first broker of the list that answers; raises BrokerLost if none does."""
         reasons = []
         for _ in range(len(self._urls)):
             url = self._urls[0]
@@ -122,14 +133,14 @@ class Publisher:
         return connection
 
     def drop(self) -> None:
-        """Cut the connection without a word; whoever waits on it fails at once."""
+        """Cut the connection without a close: calls that wait for it fail at once."""
         connection, self._connection, self._channel, self._asking = self._connection, None, None, None
         self._transport.cut()
         if connection is not None and not connection.is_closed:
             self._end(connection.close(aiormq.exceptions.AMQPConnectionError("dropped")), "relay-drop-connection")
 
     async def close(self) -> None:
-        """Take leave of the broker, if it answers soon."""
+        """Close the connection, in at most `RPC_SECONDS`, and what is left of earlier ones."""
         connection, self._connection, self._channel, self._asking = self._connection, None, None, None
         if connection is not None:
             with contextlib.suppress(BrokerLost), self._deadline(RPC_SECONDS, "no answer to the close"), translated():
@@ -139,19 +150,23 @@ class Publisher:
             await asyncio.wait(self._closing, timeout=RPC_SECONDS)
 
     async def ask(self, question: Callable[[AbstractChannel], Awaitable[T]]) -> T:
-        """Ask on a channel beside the one that publishes; raises Denied where the broker says no."""
+        """Return what `question` returns, given a channel beside the one that publishes.
+
+        Raises Denied if the broker closes that channel, and BrokerLost.
+        """
         connection = self.connection
         with self._deadline(RPC_SECONDS, "no answer to a question"), translated():
             try:
                 if self._asking is None or self._asking.is_closed:
-                    # Not the number of the last one: aiormq may not have let go of that yet.
-                    free = (each for each in range(WAVE_CHANNELS + 1, CHANNELS + 1) if each not in connection.channels)
+                    # Not the number of the last one: aiormq may not have released that yet.
+                    numbers = range(WAVE_CHANNELS + 1, CHANNELS + 1)
+                    free = (number for number in numbers if number not in connection.channels)
                     self._asking = await connection.channel(next(free), publisher_confirms=False)
                 return await question(self._asking)
             except aiormq.exceptions.ChannelClosed as error:
                 raise Denied(str(error)) from error
             except asyncio.CancelledError:
-                # Its answer may still come: it must not be taken for that to the next question.
+                # Its answer may still come, and must not be taken for the answer to the next question.
                 asking, self._asking = self._asking, None
                 if asking is not None:
                     self._end(asking.close(), "relay-drop-asking-channel")
@@ -163,26 +178,26 @@ class Publisher:
             self._end(channel.close(), "relay-drop-channel")
 
     def _end(self, closing: Any, name: str) -> None:
-        """Let aiormq tidy up in the background: its part of a cut may take seconds."""
+        """Let aiormq clean up in the background, since that may take seconds after a cut."""
 
-        async def tidy() -> None:
+        async def clean_up() -> None:
             with contextlib.suppress(Exception, asyncio.CancelledError):
                 await closing
 
-        task = asyncio.get_running_loop().create_task(tidy(), name=name)
+        task = asyncio.get_running_loop().create_task(clean_up(), name=name)
         self._closing.add(task)
         task.add_done_callback(self._closing.discard)
 
     async def publish(self, wave: list[Message], until: float) -> dict[int, Reply]:
-        """Publish a wave and return each message's answer by row id; `until` (monotonic) ends the bisecting.
+        """Publish a wave, and return the replies by row id.
 
-        Raises BrokerLost if the broker went away: then the messages may or may not have arrived.
-        A message without an answer here was not tried to the end, and is simply still pending.
+        After a close by the broker the wave is bisected, until `until` (monotonic seconds). A message without a reply
+        was not published alone: it stays pending. Raises BrokerLost: then the messages may or may not have arrived.
         """
         try:
             return await self._publish(wave, until)
         except (asyncio.CancelledError, BrokerBlocked):
-            # The wave's confirms may still come: nobody may wait for others on the same channel.
+            # The wave's confirms may still come: the next wave needs another channel.
             self._give_up_channel()
             raise
 
@@ -197,21 +212,19 @@ class Publisher:
             sendable, payload = _encode(channel, group, answers)
             if not sendable:
                 continue
-            answered, silent, closure, text = await self._exchange(channel, sendable, payload)
-            answers.update(answered)
+            replies, silent, closure, text = await self._exchange(channel, sendable, payload)
+            answers.update(replies)
             if closure is None:
                 answers.update({message.id: Reply(Answer.UNANSWERED, text) for message in silent})
             elif silent:
-                guilty, others = split_suspects(closure, text, silent)
+                causes, others = split_suspects(closure, text, silent)
                 answer = Answer.CLOSED_ROUTE if closure is Closure.ROUTE else Answer.CLOSED_ALONE
-                answers.update({message.id: Reply(answer, text) for message in guilty})
+                answers.update({message.id: Reply(answer, text) for message in causes})
                 groups.extend(reversed(others))
         return answers
 
-    async def _exchange(
-        self, channel: BatchChannel, wave: list[Message], payload: bytes
-    ) -> tuple[dict[int, Reply], list[Message], Closure | None, str]:
-        """Send and wait. Return the answers, the silent rest, and why it is silent if the broker closed something."""
+    async def _exchange(self, channel: BatchChannel, wave: list[Message], payload: bytes) -> _Exchanged:
+        """Write a wave and wait for its confirms."""
         end = time.monotonic() + self._confirm_seconds + len(payload) / SLOWEST_BYTES_PER_SECOND
         with self._deadline(self._confirm_seconds, "the socket takes no more"), translated():
             answered = await channel.send(wave, payload)
@@ -229,7 +242,7 @@ class Publisher:
             await asyncio.wait({answered}, timeout=min(0.2, end - now))
         replies, silent = channel.replies()
         if not silent:
-            return replies, silent, None, ""
+            return _Exchanged(replies, silent, None, "")
         self._channel = None
         if channel.closed_by_broker is not None:
             code, text = channel.closed_by_broker
@@ -242,20 +255,20 @@ class Publisher:
         if closure is Closure.OUTAGE:
             self.drop()
             raise BrokerLost(text)
-        return replies, silent, closure, text if code is None else f"{code} {text}"
+        return _Exchanged(replies, silent, closure, text if code is None else f"{code} {text}")
 
-    async def _timed_out(self, channel: BatchChannel) -> tuple[dict[int, Reply], list[Message], Closure | None, str]:
-        """No answer in time. If the broker still opens channels, it is the routes; if not, it is the broker.
+    async def _timed_out(self, channel: BatchChannel) -> _Exchanged:
+        """Give up the channel of a wave without confirms in time; a late confirm must not count for another message.
 
-        The old channel is given up either way: a late confirm on it must not be taken for another message's.
+        If the broker opens another channel, the routes have failed. If not, this raises BrokerLost.
         """
         self._give_up_channel()
         await self._ready_channel()
         replies, silent = channel.replies()
-        return replies, silent, None, f"no confirm within {self._confirm_seconds:g} s"
+        return _Exchanged(replies, silent, None, f"no confirm within {self._confirm_seconds:g} s")
 
     async def _ready_channel(self) -> BatchChannel:
-        """Return the open channel, or open one, on a new connection if need be."""
+        """Return the open channel, or open one, on a new connection if there is none."""
         if self._channel is not None and not self._channel.is_closed and self.is_connected:
             return self._channel
         connection = self._connection
@@ -272,7 +285,7 @@ class Publisher:
 
     @contextlib.contextmanager
     def _deadline(self, seconds: float, complaint: str) -> Any:
-        """Past the deadline the wire is cut, and what waits on it fails by itself."""
+        """Cut the connection past the deadline: calls that wait for it fail. On any failure drop the connection."""
         late = False
 
         def cut() -> None:
@@ -291,7 +304,7 @@ class Publisher:
 
 
 def _encode(channel: BatchChannel, group: list[Message], answers: dict[int, Reply]) -> tuple[list[Message], bytes]:
-    """Encode what can be; the answer of the rest is known already."""
+    """Return the messages that AMQP can encode, and their bytes; add a reply to `answers` for each of the others."""
     sendable: list[Message] = []
     payload: list[bytes] = []
     encode: Callable[[Message], bytes] = channel.encoder.encode
@@ -305,7 +318,7 @@ def _encode(channel: BatchChannel, group: list[Message], answers: dict[int, Repl
 
 
 def _connection_code(error: BaseException | None) -> int | None:
-    """Return the reply code of the connection's close, if the broker gave one."""
+    """Return the AMQP reply code with which the broker closed the connection, None if it gave none."""
     for known, code in CONNECTION_CODES.items():
         if isinstance(error, known):
             return code
@@ -316,19 +329,19 @@ def _connection_code(error: BaseException | None) -> int | None:
 
 @contextlib.contextmanager
 def translated(*answers: type[Exception]) -> Any:
-    """Turn what aiormq raises when the wire is gone into BrokerLost; these, which a broker that is there says, pass."""
+    """Turn the errors that aiormq raises for a lost connection into BrokerLost; let those of `answers` pass."""
     try:
         yield
     except answers:
         raise
     except asyncio.CancelledError:
-        # A lost heartbeat surfaces as a cancellation that nobody asked for.
+        # A lost heartbeat surfaces as a cancellation, although no code has cancelled the task.
         task = asyncio.current_task()
         if task is not None and task.cancelling():
             raise
         raise BrokerLost("no heartbeat from the broker") from None
     except StopAsyncIteration:
-        # A peer that takes the connection and closes it at once, as a balancer's port does with nobody behind it.
+        # A peer that accepts the connection and closes it at once, as a load balancer without a backend does.
         raise BrokerLost("the connection was closed at once") from None
     except (aiormq.exceptions.AMQPError, aiormq.exceptions.ChannelInvalidStateError, OSError, EOFError) as error:
         raise BrokerLost(str(error) or repr(error)) from error

@@ -5,7 +5,7 @@ until an operator decides.
 """
 
 import enum
-from typing import assert_never
+from typing import NamedTuple, assert_never
 
 import msgspec
 
@@ -76,7 +76,14 @@ def whose_connection_closure(code: int | None) -> Closure:
     return Closure.OUTAGE
 
 
-def split_suspects(closure: Closure, text: str, wave: list[Message]) -> tuple[list[Message], list[list[Message]]]:
+class Suspects(NamedTuple):
+    """A wave that the broker closed a channel or connection for, divided."""
+
+    causes: list[Message]  # the close was for these
+    groups: list[list[Message]]  # publish each of these groups again
+
+
+def split_suspects(closure: Closure, text: str, wave: list[Message]) -> Suspects:
     """After a close with `wave` unanswered, return the messages that caused it and the groups to publish again.
 
     `text` is the broker's reply text. A close fails every outstanding message, so the wave is bisected, except for
@@ -86,11 +93,11 @@ def split_suspects(closure: Closure, text: str, wave: list[Message]) -> tuple[li
         named = [message for message in wave if _is_named(message, text)]
         if named:
             others = [message for message in wave if not _is_named(message, text)]
-            return named, [others] if others else []
+            return Suspects(named, [others] if others else [])
     if len(wave) == 1:
-        return wave, []
+        return Suspects(wave, [])
     half = len(wave) // 2
-    return [], [wave[:half], wave[half:]]
+    return Suspects([], [wave[:half], wave[half:]])
 
 
 def _is_named(message: Message, text: str) -> bool:

@@ -1,4 +1,4 @@
-"""What the relay can be told, read once from the environment; every default is the production value."""
+"""The settings, read once from the environment; every default is the production value."""
 
 import os
 import re
@@ -19,7 +19,7 @@ LONGEST_POLL_SECONDS = 2.0  # the session's idle_session_timeout, in outbox_tabl
 
 
 class BadSetting(Exception):
-    """A setting is missing or makes no sense."""
+    """A setting is missing or not valid."""
 
 
 def _variable(field: str) -> str:
@@ -53,7 +53,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename=_variable):
 
     @classmethod
     def read(cls, environ: Mapping[str, str] = os.environ) -> Self:
-        """Read the environment, or say in one line what is wrong with it."""
+        """Read the environment; raises BadSetting with one line that names the variable."""
         given = {name: value for name, value in environ.items() if value != ""}
         try:
             settings = msgspec.convert(given, cls, strict=False)
@@ -115,7 +115,7 @@ def _listed(value: str) -> tuple[str, ...]:
 
 
 def _say(error: str) -> str:
-    """Turn msgspec's words into one line that begins with the variable."""
+    """Turn msgspec's message into one line that begins with the variable."""
     missing = re.fullmatch(r"Object missing required field `(\w+)`", error)
     if missing:
         return f"{missing[1]}: it is not set"

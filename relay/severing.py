@@ -1,4 +1,4 @@
-"""How a call to PostgreSQL ends whatever the server does: its socket is shut down."""
+"""Ends a call to PostgreSQL whatever the server does, by shutting its socket down."""
 
 import asyncio
 import socket
@@ -24,7 +24,7 @@ def deadline(conn: AsyncConnection, seconds: float) -> Iterator[None]:
 
 
 def sever(conn: AsyncConnection) -> None:
-    """Shut the socket down under the connection, so that whoever waits for it sees the end of the stream."""
+    """Shut the socket of the connection down, so that a call that waits for it sees the end of the stream."""
     if conn.closed:
         return
     with suppress(psycopg.Error, OSError):

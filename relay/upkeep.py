@@ -1,11 +1,11 @@
-"""Keep the partitions: some made ahead, those past their retention dropped whole.
+"""Keeps the partitions: makes some ahead, and drops those past their retention.
 
-A partition goes only when the persisted mark has passed all of its ids: then nothing is pending in it, and no writer is
-left who could still add to it. It is looked at once more under a lock after it was detached, since an operator may have
-requeued a row of it meanwhile; then it comes back.
+The relay drops a partition only when the persisted mark has passed all of its ids: then no row of it is pending, and no
+writer is left that could add one. It detaches the partition first, and checks it once more under a lock, since an
+operator may have requeued a row of it meanwhile; then the relay attaches it again.
 
-Only a partition that the relay has recorded as detached by itself is dropped. A person who detached another one, to
-archive it, finds it where it was left.
+The relay drops only partitions that it has recorded as detached by itself. A partition that an operator has detached,
+to archive it, stays as it is.
 """
 
 import asyncio
@@ -24,11 +24,11 @@ from relay.state import RelayState
 
 log = logging.getLogger("relay")
 
-ROUND_SECONDS = 30.0  # a DETACH waits for transactions elsewhere; the next round takes up what this one left
+ROUND_SECONDS = 30.0  # a DETACH waits for other transactions; the next round finishes what this one could not
 
 
 async def keep(settings: Settings, state: RelayState, stop: asyncio.Event) -> None:
-    """Look after the partitions until told to stop: one relay at a time does. No failure here ends the forwarding."""
+    """Look after the partitions until `stop` is set; one relay at a time does. No failure here ends the forwarding."""
     while not stop.is_set():
         try:
             await look_after(settings, state)
@@ -39,7 +39,7 @@ async def keep(settings: Settings, state: RelayState, stop: asyncio.Event) -> No
 
 
 async def look_after(settings: Settings, state: RelayState) -> None:
-    """Make what is missing ahead, drop what is past its time."""
+    """Make the missing partitions ahead, and drop those past their retention; raises DatabaseLost, SchemaMissing."""
     conn = await connect(settings.database_url, "relay-upkeep", outbox_partitions.SESSION)
     try:
         with deadline(conn, ROUND_SECONDS):
