@@ -31,7 +31,7 @@ ROWS: LiteralString = """
 EFFECTS: LiteralString = "SELECT order_id, version, attempt, total_minor, process, at FROM chaos_effects"
 KEYS: LiteralString = "SELECT key, order_id::text FROM idempotency_keys WHERE operation = 'place'"
 LETTERS_ARE_THERE: LiteralString = "SELECT to_regclass('dead_letters') IS NOT NULL"
-LETTERS: LiteralString = (
+DEAD_LETTERS: LiteralString = (
     "SELECT coalesce(body, ''), coalesce(order_id::text, '') FROM dead_letters WHERE state = 'dead'"
 )
 
@@ -106,10 +106,10 @@ async def collect(folder: Path, database_url: str, amqp_url: str) -> Evidence:
         async def rows(statement: LiteralString) -> list[tuple[object, ...]]:
             return await (await conn.execute(statement)).fetchall()
 
-        dead = await letters(amqp_url)
+        dead = await dead_letters(amqp_url)
         reconciled, reconciled_orders = await reconcile(database_url, amqp_url)
         if (await rows(LETTERS_ARE_THERE)) == [(True,)]:
-            dead += [(bytes(body), str(order_id)) for body, order_id in await rows(LETTERS)]  # type: ignore[call-overload]
+            dead += [(bytes(body), str(order_id)) for body, order_id in await rows(DEAD_LETTERS)]  # type: ignore[call-overload]
         return Evidence(
             intents=[each for each in entries if isinstance(each, Intent)],
             answers=[each for each in entries if isinstance(each, Answer)],
@@ -166,8 +166,8 @@ async def unremovable(conn: AsyncConnection) -> int:
     return min(counts)
 
 
-async def letters(amqp_url: str) -> list[tuple[bytes, str]]:
-    """Take what lies in the dead-letter queue."""
+async def dead_letters(amqp_url: str) -> list[tuple[bytes, str]]:
+    """Take the messages out of the dead-letter queue; return each body, with an empty order id."""
     found = []
     async with aiormq.connect(amqp_url) as connection:
         channel = await connection.channel()

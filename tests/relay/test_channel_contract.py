@@ -16,7 +16,7 @@ from pamqp.commands import Basic
 from relay.channel import NACKED, BatchChannel
 from relay.frame_filter import METHOD, FilteredTransport
 from relay.message import CONFIRMED, Answer, Message
-from tests.relay.letters import letter
+from tests.relay.messages import make_message
 
 
 @pytest.fixture
@@ -68,7 +68,7 @@ async def test_a_wave_is_confirmed(channel: BatchChannel) -> None:
     A thousand messages are one write, and each has its confirm; the next wave counts on from there.
     """
     for _ in range(3):
-        wave = [letter(at, str(at)) for at in range(1000)]
+        wave = [make_message(at, str(at)) for at in range(1000)]
 
         assert await send(channel, wave) == dict.fromkeys(range(1000), Answer.CONFIRMED)
 
@@ -80,7 +80,7 @@ async def test_a_return_is_not_a_success(channel: BatchChannel) -> None:
     The confirm after a return does not make the returned message a sent one, nor its neighbour a returned one.
     """
     wave = [
-        letter(at, str(at), routing_key="nobody" if at % 3 == 0 else "order.placed", body=b"x" * 5000)
+        make_message(at, str(at), routing_key="nobody" if at % 3 == 0 else "order.placed", body=b"x" * 5000)
         for at in range(90)
     ]
 
@@ -95,9 +95,9 @@ async def test_a_nack_is_told(channel: BatchChannel) -> None:
     """
     await channel.queue_declare("full", durable=True, arguments={"x-max-length": 1, "x-overflow": "reject-publish"})
     await channel.queue_bind("full", "orders", "full")
-    assert await send(channel, [letter(1, routing_key="full")]) == {1: Answer.CONFIRMED}
+    assert await send(channel, [make_message(1, routing_key="full")]) == {1: Answer.CONFIRMED}
 
-    answers = await send(channel, [letter(2, routing_key="full"), letter(3)])
+    answers = await send(channel, [make_message(2, routing_key="full"), make_message(3)])
 
     assert answers == {2: Answer.NACKED, 3: Answer.CONFIRMED}
 
@@ -106,7 +106,7 @@ async def test_a_close_tells_why_and_who_is_silent(channel: BatchChannel) -> Non
     """
     A missing exchange closes the channel with 404: what was outstanding is silent, and the words are kept.
     """
-    wave = [letter(1, exchange="gone")]
+    wave = [make_message(1, exchange="gone")]
     answered = await channel.send(wave, channel.encoder.encode(wave[0]))
     await asyncio.wait({answered}, timeout=10)
 
@@ -122,8 +122,8 @@ async def test_confirms_in_any_form(channel: BatchChannel) -> None:
     """
     Single, multiple and out of order; late ones of an answered wave change nothing.
     """
-    await send(channel, [letter(1), letter(2)])
-    wave = [letter(at, str(at)) for at in range(3, 9)]
+    await send(channel, [make_message(1), make_message(2)])
+    wave = [make_message(at, str(at)) for at in range(3, 9)]
     async with channel.lock:
         channel._first, channel._wave, channel._replies = 3, wave, [None] * 6
         channel._floor, channel._left, channel._places, channel._returns = 0, 6, {}, {}

@@ -24,7 +24,7 @@ from relay.publisher import Publisher
 from relay.settings import Settings
 from relay.state import RelayState
 from tests.eventually import eventually
-from tests.relay.letters import letter
+from tests.relay.messages import make_message
 from tests.relay.service import append_many
 
 TRACEPARENT = '{"traceparent": "00-0af7651916cd43dd8448eb211c80319c-00f067aa0ba902b7-01"}'
@@ -62,7 +62,7 @@ def test_encoding() -> None:
     """
     A message with a traceparent is encoded in at most 36 function calls.
     """
-    messages = [letter(at, headers=TRACEPARENT) for at in range(100)]
+    messages = [make_message(at, headers=TRACEPARENT) for at in range(100)]
     encoder = Encoder(1, 131072)
     encoder.encode(messages[0])
 
@@ -107,5 +107,5 @@ def test_a_message_is_small() -> None:
     """
     A claimed message is one object that the garbage collector need not visit, and not one per field.
     """
-    assert not hasattr(letter(1), "__dict__")
+    assert not hasattr(make_message(1), "__dict__")
     assert Message.__struct_config__.gc is False

@@ -15,7 +15,7 @@ from pamqp.header import ContentHeader
 
 from relay.frames import METHODS_KEPT, Encoder, Unencodable, header_table
 from relay.message import Message
-from tests.relay.letters import letter
+from tests.relay.messages import make_message
 
 
 def frames_of(message: Message, frame_max: int = 131072) -> list[tuple[int, object]]:
@@ -33,7 +33,7 @@ def test_all_frames() -> None:
     """
     A publish is persistent and mandatory, with the row's id, type, headers and time, on the right channel.
     """
-    message = letter(5, headers='{"traceparent": "00-aa-bb-01", "n": 3, "deep": {"yes": true}}', body=b"hello")
+    message = make_message(5, headers='{"traceparent": "00-aa-bb-01", "n": 3, "deep": {"yes": true}}', body=b"hello")
 
     (one, method), (two, header), (three, body) = frames_of(message)
 
@@ -56,7 +56,7 @@ def test_bare_message() -> None:
     """
     No headers, no content type, no body: then there is no such property, and no body frame.
     """
-    (_, _), (_, header) = frames_of(letter(5, content_type="", body=b""))
+    (_, _), (_, header) = frames_of(make_message(5, content_type="", body=b""))
 
     assert isinstance(header, ContentHeader)
     assert (header.properties.headers, header.properties.content_type) == (None, None)
@@ -69,7 +69,7 @@ def test_bodies_are_split_over_frames(size: int) -> None:
     """
     body = bytes(at % 251 for at in range(size))
 
-    found = frames_of(letter(5, body=body), frame_max=4096)
+    found = frames_of(make_message(5, body=body), frame_max=4096)
 
     pieces = [frame.value for _, frame in found if isinstance(frame, ContentBody)]
     assert body == b"".join(pieces)
@@ -79,20 +79,20 @@ def test_bodies_are_split_over_frames(size: int) -> None:
 @pytest.mark.parametrize(
     "message",
     [
-        letter(1, headers='{"big": 99999999999999999999999}'),
-        letter(1, headers="[1]"),
-        letter(1, headers='{"a": '),
-        letter(1, headers='{"%s": "v"}' % ("k" * 129)),
-        letter(1, headers='{"%s": 1}' % ("k" * 129)),
-        letter(1, headers='{"a": [{"%s": 1}]}' % ("k" * 129)),
-        letter(1, headers='{"long": "%s"}' % ("v" * 200_000)),
-        letter(1, headers='{"deep": ' * 2000 + "{}" + "}" * 2000),
-        letter(1, headers='{"deep": ' + "[" * 2000 + "]" * 2000 + "}"),
-        letter(1, created=-1.0),  # AMQP's time begins in 1970
-        letter(1, created=math.inf),
-        letter(1, content_type="x" * 256),
-        letter(1, event_id="x" * 256),
-        letter(1, routing_key="ü" * 200),
+        make_message(1, headers='{"big": 99999999999999999999999}'),
+        make_message(1, headers="[1]"),
+        make_message(1, headers='{"a": '),
+        make_message(1, headers='{"%s": "v"}' % ("k" * 129)),
+        make_message(1, headers='{"%s": 1}' % ("k" * 129)),
+        make_message(1, headers='{"a": [{"%s": 1}]}' % ("k" * 129)),
+        make_message(1, headers='{"long": "%s"}' % ("v" * 200_000)),
+        make_message(1, headers='{"deep": ' * 2000 + "{}" + "}" * 2000),
+        make_message(1, headers='{"deep": ' + "[" * 2000 + "]" * 2000 + "}"),
+        make_message(1, created=-1.0),  # AMQP's time begins in 1970
+        make_message(1, created=math.inf),
+        make_message(1, content_type="x" * 256),
+        make_message(1, event_id="x" * 256),
+        make_message(1, routing_key="ü" * 200),
     ],
 )
 def test_what_amqp_cannot_say(message: Message) -> None:
@@ -109,7 +109,7 @@ def test_headers_may_be_nested() -> None:
     """
     headers = {"list": [1, "two", {"three": True}, []], "none": None, "longest": {"k" * 128: 1}}
 
-    _, header = frames_of(letter(1, headers=msgspec.json.encode(headers).decode()))[1]
+    _, header = frames_of(make_message(1, headers=msgspec.json.encode(headers).decode()))[1]
 
     assert isinstance(header, ContentHeader)
     assert header.properties.headers == headers
@@ -132,6 +132,6 @@ def test_cached_addresses_are_bounded() -> None:
     encoder = Encoder(7, 0)
 
     for at in range(METHODS_KEPT + 5):
-        assert f"key.{at}".encode() in encoder.encode(letter(1, routing_key=f"key.{at}"))
+        assert f"key.{at}".encode() in encoder.encode(make_message(1, routing_key=f"key.{at}"))
 
     assert len(encoder._methods) <= METHODS_KEPT

@@ -4,7 +4,7 @@ from relay.message import Route
 from relay.outcome import Outcome
 from relay.replies import Classified, Rejected, RouteFailure, Sent, Unrouted
 from relay.waves import Waves
-from tests.relay.letters import letter
+from tests.relay.messages import make_message
 
 PLACED = Route("orders", "order.placed")
 
@@ -14,7 +14,7 @@ def test_each_reply_has_its_place() -> None:
     Sent and unrouted rows are settled; route failures and rejections park the row and all behind it, once, and only a
     rejection blocks the key.
     """
-    rows = [letter(at, key, parked=at == 5) for at, key in enumerate("abcddcx", start=1)]
+    rows = [make_message(at, key, parked=at == 5) for at, key in enumerate("abcddcx", start=1)]
     waves, outcome = Waves(rows), Outcome()
 
     replies: list[Classified] = [Sent(), Unrouted(), RouteFailure("wet"), Rejected("no")]
@@ -37,8 +37,8 @@ def test_what_is_not_proven_is_taken_back() -> None:
     A required row whose queue is not proven is parked, not sent; rows of other routes, and those that need no queue,
     stay sent; one that was parked already is left where it is.
     """
-    doubtful, parked = letter(1, "a"), letter(2, "b", parked=True)
-    optional, elsewhere = letter(3, "c", required=False), letter(4, "d", routing_key="other")
+    doubtful, parked = make_message(1, "a"), make_message(2, "b", parked=True)
+    optional, elsewhere = make_message(3, "c", required=False), make_message(4, "d", routing_key="other")
     outcome = Outcome(sent=[doubtful, parked, optional, elsewhere])
 
     outcome.withdraw({PLACED: "queue gone"})
@@ -51,7 +51,7 @@ def test_what_is_taken_back_has_to_go_first() -> None:
     """
     What was rejected behind a row that is taken back does not block its key yet: the key goes on by itself up to there.
     """
-    first, rejected, other = letter(1, "a"), letter(2, "a"), letter(3, "b")
+    first, rejected, other = make_message(1, "a"), make_message(2, "a"), make_message(3, "b")
     outcome = Outcome(sent=[first], park={"no": [rejected, other]}, block={"a": "no", "b": "no"})
 
     outcome.withdraw({PLACED: "queue gone"})
@@ -65,9 +65,9 @@ def test_what_went_behind_it_is_taken_back_too() -> None:
     What followed a row that is taken back follows it again: else it would be settled before it, and whoever misses the
     first would hear the second first. What went before it stays sent, as do other keys.
     """
-    before, head = letter(1, "a", required=False), letter(2, "a")
-    behind, unheard = letter(3, "a", required=False), letter(5, "a", required=False)
-    other = letter(4, "b", required=False)
+    before, head = make_message(1, "a", required=False), make_message(2, "a")
+    behind, unheard = make_message(3, "a", required=False), make_message(5, "a", required=False)
+    other = make_message(4, "b", required=False)
     outcome = Outcome(sent=[before, head, behind, other], unrouted=[unheard])
 
     outcome.withdraw({PLACED: "queue gone"})
@@ -81,12 +81,12 @@ def test_nothing_doubtful_changes_nothing() -> None:
     """
     A route that nothing required took leaves all as it is.
     """
-    sent = [letter(1, required=False)]
-    outcome = Outcome(sent=sent, park={"wet": [letter(2, "b")]})
+    sent = [make_message(1, required=False)]
+    outcome = Outcome(sent=sent, park={"wet": [make_message(2, "b")]})
 
     outcome.withdraw({PLACED: "queue gone"})
 
-    assert outcome == Outcome(sent=[letter(1, required=False)], park={"wet": [letter(2, "b")]})
+    assert outcome == Outcome(sent=[make_message(1, required=False)], park={"wet": [make_message(2, "b")]})
 
 
 def test_behind_a_row_that_stays_pending_nothing_is_parked() -> None:
@@ -95,11 +95,11 @@ def test_behind_a_row_that_stays_pending_nothing_is_parked() -> None:
     """
     outcome = Outcome()
 
-    outcome.wait_behind([letter(1, "a"), letter(2, "b")], {"b"})
+    outcome.wait_behind([make_message(1, "a"), make_message(2, "b")], {"b"})
 
-    assert outcome.park == {"its key or its route waits": [letter(1, "a")]}
+    assert outcome.park == {"its key or its route waits": [make_message(1, "a")]}
     outcome = Outcome()
-    outcome.wait_behind([letter(2, "b")], {"b"})
+    outcome.wait_behind([make_message(2, "b")], {"b"})
     assert outcome.park == {}
 
 
@@ -107,7 +107,7 @@ def test_counts_of_an_outcome() -> None:
     """
     Sent, unrouted and parked rows are changed; each sent row's latency is counted from the row's time.
     """
-    sent, unrouted, parked = letter(1, "a"), letter(2, "b"), [letter(3, "c"), letter(4, "c")]
+    sent, unrouted, parked = make_message(1, "a"), make_message(2, "b"), [make_message(3, "c"), make_message(4, "c")]
     outcome = Outcome(sent=[sent], unrouted=[unrouted], park={"no": parked})
 
     assert (outcome.parked_rows, outcome.changed_rows) == (2, 4)

@@ -19,7 +19,7 @@ from relay.frames import FRAME_OVERHEAD, Encoder
 from relay.message import Answer, Message
 from relay.publisher import BrokerBlocked, BrokerLost, Publisher
 from tests.eventually import eventually
-from tests.relay.letters import letter
+from tests.relay.messages import make_message
 from tests.relay.service import broker
 from tests.relay.wire import Wire
 
@@ -40,7 +40,7 @@ async def test_a_missing_exchange_takes_nobody_with_it(publisher: Publisher) -> 
     """
     The rows of a missing exchange are told so, and all others are confirmed.
     """
-    wave = [letter(at, str(at), exchange="gone" if at in (3, 50) else "orders") for at in range(100)]
+    wave = [make_message(at, str(at), exchange="gone" if at in (3, 50) else "orders") for at in range(100)]
 
     answers = await publish(publisher, wave)
 
@@ -63,7 +63,7 @@ async def test_poison_is_found_by_halving(publisher: Publisher, monkeypatch: pyt
         return raw[:start] + b"\x09" + raw[start + 1 :]
 
     monkeypatch.setattr(Encoder, "encode", poisoned)
-    answers = await publish(publisher, [letter(at, str(at)) for at in range(64)])
+    answers = await publish(publisher, [make_message(at, str(at)) for at in range(64)])
 
     assert answers.pop(37) is Answer.CLOSED_ALONE
     assert set(answers.values()) == {Answer.CONFIRMED}
@@ -78,8 +78,8 @@ async def test_too_large_for_the_broker(publisher: Publisher) -> None:
     version = str(connection.server_properties["version"])
     most = (16 if int(version.split(".")[0]) >= 4 else 128) * 1024 * 1024
 
-    assert await publish(publisher, [letter(1, "a", body=bytes(most))]) == {1: Answer.CONFIRMED}
-    answers = await publish(publisher, [letter(2, "b"), letter(3, "c", body=bytes(most + 1))])
+    assert await publish(publisher, [make_message(1, "a", body=bytes(most))]) == {1: Answer.CONFIRMED}
+    answers = await publish(publisher, [make_message(2, "b"), make_message(3, "c", body=bytes(most + 1))])
 
     assert answers == {2: Answer.CONFIRMED, 3: Answer.CLOSED_ALONE}
 
@@ -91,7 +91,7 @@ async def test_brokers_are_tried_in_turn(topology: str) -> None:
     publisher = Publisher([f"amqp://127.0.0.1:{free_port()}/", topology], confirm_seconds=5.0)
     try:
         await publisher.connect()
-        assert await publish(publisher, [letter(1)]) == {1: Answer.CONFIRMED}
+        assert await publish(publisher, [make_message(1)]) == {1: Answer.CONFIRMED}
     finally:
         await publisher.close()
 
@@ -111,7 +111,7 @@ async def test_a_broker_that_takes_no_connection_is_passed_over(topology: str, m
         publisher = Publisher([f"amqp://127.0.0.1:{full.getsockname()[1]}/", topology], confirm_seconds=5.0)
         async with asyncio.timeout(20):
             await publisher.connect()
-        assert await publish(publisher, [letter(1)]) == {1: Answer.CONFIRMED}
+        assert await publish(publisher, [make_message(1)]) == {1: Answer.CONFIRMED}
         await publisher.close()
 
 
@@ -179,14 +179,14 @@ async def test_a_cancelled_wave_gives_up_its_channel(publisher: Publisher) -> No
     """
     await publisher.connect()
     before = await publisher._ready_channel()
-    task = asyncio.create_task(publisher.publish([letter(1, body=bytes(10_000_000))], time.monotonic() + 10))
+    task = asyncio.create_task(publisher.publish([make_message(1, body=bytes(10_000_000))], time.monotonic() + 10))
     while before._left == 0:  # noqa: ASYNC110  # until it is on its way, and has no answer yet
         await asyncio.sleep(0)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
 
-    assert await publish(publisher, [letter(2)]) == {2: Answer.CONFIRMED}
+    assert await publish(publisher, [make_message(2)]) == {2: Answer.CONFIRMED}
     assert await publisher._ready_channel() is not before
 
 
@@ -201,7 +201,9 @@ async def test_late_answers_count_while_the_next_channel_is_opened(topology: str
         before = publisher._channels_used
         old = await publisher._ready_channel()
         wire.hold_answers()
-        publishing = asyncio.create_task(publish(publisher, [letter(1), letter(2, routing_key="nobody"), letter(3)]))
+        publishing = asyncio.create_task(
+            publish(publisher, [make_message(1), make_message(2, routing_key="nobody"), make_message(3)])
+        )
         await eventually(lambda: publisher._channels_used > before + 1)  # the next channel is asked for
         assert old._left == 3
         wire.release()
@@ -219,12 +221,12 @@ async def test_a_stopped_broker_is_lost_in_time(own_servers: Servers) -> None:
     await publisher.connect()
     async with broker(own_servers.amqp_url) as channel:
         await channel.queue_declare("here", durable=True)
-    assert await publish(publisher, [letter(1, exchange="", routing_key="here")]) == {1: Answer.CONFIRMED}
+    assert await publish(publisher, [make_message(1, exchange="", routing_key="here")]) == {1: Answer.CONFIRMED}
     own_servers.rabbitmq.pause()
     began = time.monotonic()
     try:
         with pytest.raises(BrokerLost):
-            await publish(publisher, [letter(2, exchange="", routing_key="here")])
+            await publish(publisher, [make_message(2, exchange="", routing_key="here")])
         assert time.monotonic() - began < 6
         assert not publisher.is_connected
     finally:
@@ -243,7 +245,7 @@ async def test_an_alarm_is_told_from_an_outage(own_servers: Servers) -> None:
     alarm(own_servers, 0.00001)
     try:
         with pytest.raises(BrokerBlocked):
-            await publish(publisher, [letter(1, exchange="", routing_key="here", body=bytes(100_000))])
+            await publish(publisher, [make_message(1, exchange="", routing_key="here", body=bytes(100_000))])
         assert publisher.is_blocked
     finally:
         alarm(own_servers, 0.4)
@@ -263,12 +265,12 @@ async def test_after_an_alarm_waves_go_out_on_another_channel(own_servers: Serve
     alarm(own_servers, 0.00001)
     try:
         with pytest.raises(BrokerBlocked):
-            await publish(publisher, [letter(1, exchange="", routing_key="here", body=bytes(100_000))])
+            await publish(publisher, [make_message(1, exchange="", routing_key="here", body=bytes(100_000))])
     finally:
         alarm(own_servers, 0.4)
     await eventually(lambda: not publisher.is_blocked)
 
-    assert await publish(publisher, [letter(2, exchange="", routing_key="here")]) == {2: Answer.CONFIRMED}
+    assert await publish(publisher, [make_message(2, exchange="", routing_key="here")]) == {2: Answer.CONFIRMED}
     assert await publisher._ready_channel() is not before
     assert publisher.connection is connection
     await publisher.close()

@@ -14,14 +14,14 @@ from relay.replies import (
     whose_channel_closure,
     whose_connection_closure,
 )
-from tests.relay.letters import letter
+from tests.relay.messages import make_message
 
 
 def test_confirmed_is_sent() -> None:
     """
     Only a confirm without a return makes a row sent.
     """
-    assert Sent() == classify(letter(1), CONFIRMED)
+    assert Sent() == classify(make_message(1), CONFIRMED)
 
 
 def test_returns() -> None:
@@ -30,8 +30,8 @@ def test_returns() -> None:
     """
     returned = Reply(Answer.RETURNED, "312 NO_ROUTE")
 
-    assert RouteFailure("returned: 312 NO_ROUTE") == classify(letter(1, required=True), returned)
-    assert Unrouted() == classify(letter(1, required=False), returned)
+    assert RouteFailure("returned: 312 NO_ROUTE") == classify(make_message(1, required=True), returned)
+    assert Unrouted() == classify(make_message(1, required=False), returned)
 
 
 @pytest.mark.parametrize("answer", [Answer.NACKED, Answer.CLOSED_ROUTE, Answer.UNANSWERED, Answer.WITHHELD])
@@ -40,7 +40,7 @@ def test_route_failures(answer: Answer, required: bool) -> None:
     """
     Nacks, closed routes and silence say nothing against the message.
     """
-    assert RouteFailure(answer.value) == classify(letter(1, required=required), Reply(answer))
+    assert RouteFailure(answer.value) == classify(make_message(1, required=required), Reply(answer))
 
 
 @pytest.mark.parametrize("answer", [Answer.CLOSED_ALONE, Answer.UNENCODABLE])
@@ -48,7 +48,7 @@ def test_rejections(answer: Answer) -> None:
     """
     What fails alone, or cannot be said in AMQP, will always fail.
     """
-    assert Rejected(f"{answer.value}: 406 too large") == classify(letter(1), Reply(answer, "406 too large"))
+    assert Rejected(f"{answer.value}: 406 too large") == classify(make_message(1), Reply(answer, "406 too large"))
 
 
 @pytest.mark.parametrize(
@@ -83,7 +83,7 @@ def test_suspects_of_a_route() -> None:
     """
     A missing exchange names its messages, and the others go again at once.
     """
-    lost, fine = letter(1, "a", exchange="gone"), letter(2, "b")
+    lost, fine = make_message(1, "a", exchange="gone"), make_message(2, "b")
     text = "404 NOT_FOUND - no exchange 'gone' in vhost '/'"
 
     assert ([lost], [[fine]]) == split_suspects(Closure.ROUTE, text, [lost, fine])
@@ -94,7 +94,7 @@ def test_suspects_of_a_topic() -> None:
     """
     A refused topic names its routing key alone.
     """
-    refused, fine = letter(1, "a", routing_key="secret"), letter(2, "b")
+    refused, fine = make_message(1, "a", routing_key="secret"), make_message(2, "b")
     text = "403 ACCESS_REFUSED - write access to topic 'secret' in exchange 'orders' in vhost '/' refused"
 
     assert ([refused], [[fine]]) == split_suspects(Closure.ROUTE, text, [refused, fine])
@@ -104,7 +104,7 @@ def test_suspects_are_halved() -> None:
     """
     A closure that names nobody is bisected until one is left.
     """
-    wave = [letter(at, str(at)) for at in range(1, 6)]
+    wave = [make_message(at, str(at)) for at in range(1, 6)]
 
     assert ([], [wave[:2], wave[2:]]) == split_suspects(Closure.MESSAGE, "406 PRECONDITION_FAILED", wave)
     assert ([], [wave[:2], wave[2:]]) == split_suspects(Closure.ROUTE, "404 something else", wave)

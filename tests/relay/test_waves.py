@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from relay.message import Message, Route
 from relay.waves import Waves, sort_out
-from tests.relay.letters import letter
+from tests.relay.messages import make_message
 
 
 def ids(messages: list[Message]) -> list[int]:
@@ -17,7 +17,7 @@ def test_one_of_each_key() -> None:
     """
     A wave holds the first message of each key, in order of ids within the key.
     """
-    a1, a2, b3 = letter(1, "a"), letter(2, "a"), letter(3, "b")
+    a1, a2, b3 = make_message(1, "a"), make_message(2, "a"), make_message(3, "b")
     waves = Waves([b3, a2, a1])
 
     first = waves.next()
@@ -34,7 +34,7 @@ def test_a_stopped_key_stops_with_all_behind() -> None:
     """
     A message that has to wait keeps the later ones of its key, and nobody else's.
     """
-    a1, a2, b3, b4 = letter(1, "a"), letter(2, "a"), letter(3, "b"), letter(4, "b")
+    a1, a2, b3, b4 = make_message(1, "a"), make_message(2, "a"), make_message(3, "b"), make_message(4, "b")
     waves = Waves([a1, a2, b3, b4])
 
     assert ids(waves.stopped(a1)) == [1, 2]
@@ -47,7 +47,7 @@ def test_no_event_id_twice() -> None:
     """
     Two keys with one event id do not meet in a wave: a return could not be told apart.
     """
-    a, b = letter(1, "a", event_id="same"), letter(2, "b", event_id="same")
+    a, b = make_message(1, "a", event_id="same"), make_message(2, "b", event_id="same")
     waves = Waves([a, b])
 
     (first,) = waves.next()
@@ -61,10 +61,18 @@ def test_what_is_left_keeps_its_followers() -> None:
     A key with a row that stays pending is told, since what would be parked behind it would go first; a row that is
     parked already holds nobody up.
     """
-    waves = Waves([letter(1, "a"), letter(2, "b"), letter(3, "c"), letter(4, "d", parked=True), letter(5, "a")])
-    waves.passed(letter(1, "a"))
-    waves.put_off(letter(2, "b"))
-    waves.stopped(letter(3, "c"))
+    waves = Waves(
+        [
+            make_message(1, "a"),
+            make_message(2, "b"),
+            make_message(3, "c"),
+            make_message(4, "d", parked=True),
+            make_message(5, "a"),
+        ]
+    )
+    waves.passed(make_message(1, "a"))
+    waves.put_off(make_message(2, "b"))
+    waves.stopped(make_message(3, "c"))
 
     assert waves.left() == {"a", "b"}
 
@@ -73,7 +81,7 @@ def test_the_order_is_that_of_ids() -> None:
     """
     Clocks say nothing: of two rows of a key the lower id goes first, however the hosts' times stand.
     """
-    early, late = letter(1, "a"), letter(2, "a")
+    early, late = make_message(1, "a"), make_message(2, "a")
     late = msgspec.structs.replace(late, created=early.created - 3600)
 
     assert ids(Waves([early, late]).next()) == [1]
@@ -88,7 +96,7 @@ def test_any_schedule_keeps_the_order(rows: list[tuple[str, str]], passes: list[
     """
     Whatever passes or stops: keys and event ids never meet, each key's ids rise, nothing follows a stop.
     """
-    waves = Waves([letter(at, key, event_id=event) for at, (key, event) in enumerate(rows, start=1)])
+    waves = Waves([make_message(at, key, event_id=event) for at, (key, event) in enumerate(rows, start=1)])
     seen: dict[str, int] = {}
     stopped: set[str] = set()
     while wave := waves.next():
@@ -110,12 +118,12 @@ def test_sort_out() -> None:
     """
     closed = Route("orders", "closed")
     messages = [
-        letter(1, "a", parked=True, key_waits=True),
-        letter(2, "b", key_waits=True),
-        letter(3, "c"),
-        letter(4, "d", routing_key="closed"),
-        letter(5, "d"),
-        letter(6, "c"),
+        make_message(1, "a", parked=True, key_waits=True),
+        make_message(2, "b", key_waits=True),
+        make_message(3, "c"),
+        make_message(4, "d", routing_key="closed"),
+        make_message(5, "d"),
+        make_message(6, "c"),
     ]
 
     publish, park = sort_out(messages, lambda route: route != closed)

@@ -12,7 +12,7 @@ from dev.chaos.amqp_wire import AmqpWire, Confirms, Frames, ack_of
 from dev.chaos.broker_faults import ask_for_nothing
 from relay.message import Answer
 from relay.publisher import Publisher
-from tests.relay.letters import letter
+from tests.relay.messages import make_message
 
 CHANNEL = 7
 
@@ -87,7 +87,7 @@ async def test_confirms_out_of_order_reach_their_messages(topology: str) -> None
         publisher = Publisher([wire.url(topology)], confirm_seconds=5.0)
         wire.shuffle()
         for _ in range(5):
-            wave = [letter(at, str(at)) for at in range(100)]
+            wave = [make_message(at, str(at)) for at in range(100)]
             replies = await publisher.publish(wave, time.monotonic() + 10)
             assert {Answer.CONFIRMED} == {reply.answer for reply in replies.values()}
             assert len(wave) == len(replies)
@@ -102,9 +102,9 @@ async def test_a_channel_that_is_closed_for_nothing_blames_no_message(topology: 
     parts = urlsplit(topology)
     async with AmqpWire(str(parts.hostname), int(parts.port or 5672)) as wire:
         publisher = Publisher([wire.url(topology)], confirm_seconds=5.0)
-        await publisher.publish([letter(0, "0")], time.monotonic() + 10)
+        await publisher.publish([make_message(0, "0")], time.monotonic() + 10)
         wire.interject(ask_for_nothing)
-        replies = await publisher.publish([letter(at, str(at)) for at in range(50)], time.monotonic() + 10)
+        replies = await publisher.publish([make_message(at, str(at)) for at in range(50)], time.monotonic() + 10)
         assert wire.interjected == 1
         assert {reply.answer for reply in replies.values()} <= {Answer.CONFIRMED, Answer.CLOSED_ROUTE}
         await publisher.close()

@@ -3,7 +3,7 @@
 from relay.message import Message
 
 
-def letter(
+def make_message(
     row_id: int,
     key: str = "key",
     *,
