@@ -6,9 +6,10 @@ import sys
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import datetime
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import click
+import msgspec
 import psycopg
 from psycopg import AsyncConnection
 
@@ -47,7 +48,7 @@ def list_(reason: str | None, as_json: bool) -> None:
     groups = _on_database(lambda conn: dead_letters_table.groups(conn, reason))
     if as_json:
         for group in groups:
-            click.echo(json.dumps({name: _plain(getattr(group, name)) for name in group.__struct_fields__}))
+            click.echo(json.dumps(msgspec.structs.asdict(group), default=_as_json))
         return
     if not groups:
         click.echo("no dead letters")
@@ -69,7 +70,7 @@ def show(letter: str) -> None:
     found = _on_database(lambda conn: dead_letters_table.show(conn, letter))
     if found is None:
         fail("orders dead show", f"there is no dead letter {letter}")
-    click.echo(json.dumps(_plain(found), indent=2))
+    click.echo(json.dumps(found, indent=2, default=_as_json))
 
 
 @dead.command()
@@ -154,18 +155,12 @@ async def _redrive_chunk(conn: AsyncConnection, redrive: Redrive, letter_ids: Se
                     raise
 
 
-def _plain(value: Any) -> Any:
-    """Return a value of a row as JSON can represent it."""
+def _as_json(value: object) -> str:
+    """Represent a value that JSON has no type for: a time, a message's body, an id."""
     match value:
-        case dict():
-            return {name: _plain(item) for name, item in value.items()}
-        case list():
-            return [_plain(item) for item in value]
         case datetime():
             return value.isoformat()
         case bytes():
             return value.decode(errors="replace")
-        case None | bool() | int() | float() | str():
-            return value
         case _:
             return str(value)

@@ -9,32 +9,34 @@ from uuid import UUID
 
 import msgspec
 from psycopg import AsyncConnection
+from psycopg.rows import TupleRow
 
 from orders.tools.reconcile.rules import AGAIN, EventSeen, OrderSeen
 
-ORDERS: LiteralString = """
-    SELECT order_id, status, version, extract(epoch FROM coalesce(finished_at, updated_at))::float8, worker
-    FROM orders WHERE order_id > %b AND order_id < %b ORDER BY order_id LIMIT %b
+ORDER_COLUMNS: LiteralString = """
+    order_id, status, version, extract(epoch FROM coalesce(finished_at, updated_at))::float8, worker
 """
 
-THESE_ORDERS: LiteralString = """
-    SELECT order_id, status, version, extract(epoch FROM coalesce(finished_at, updated_at))::float8, worker
-    FROM orders WHERE order_id = ANY(%b)
+ORDERS: LiteralString = f"""
+    SELECT {ORDER_COLUMNS} FROM orders WHERE order_id > %b AND order_id < %b ORDER BY order_id LIMIT %b
+"""
+
+THESE_ORDERS: LiteralString = f"SELECT {ORDER_COLUMNS} FROM orders WHERE order_id = ANY(%b)"
+
+ROW_COLUMNS: LiteralString = """
+    key, id, exchange, routing_key, state, extract(epoch FROM created_at)::float8,
+    extract(epoch FROM settled_at)::float8, xmin::text::bigint, substring(body FROM 1 FOR 4096)
 """
 
 # Bounded by ids instead of a LIMIT: a page costs the same however few of its rows have these keys.
-ROWS: LiteralString = """
-    SELECT key, id, exchange, routing_key, state, extract(epoch FROM created_at)::float8,
-           extract(epoch FROM settled_at)::float8, xmin::text::bigint, substring(body FROM 1 FOR 4096)
-    FROM outbox
+ROWS: LiteralString = f"""
+    SELECT {ROW_COLUMNS} FROM outbox
     WHERE id > %b AND id <= %b AND key COLLATE "C" >= %b AND key COLLATE "C" < %b
     ORDER BY id
 """
 
-THESE_ROWS: LiteralString = """
-    SELECT key, id, exchange, routing_key, state, extract(epoch FROM created_at)::float8,
-           extract(epoch FROM settled_at)::float8, xmin::text::bigint, substring(body FROM 1 FOR 4096)
-    FROM outbox WHERE id = ANY(%b) AND id >= %b AND id <= %b ORDER BY id
+THESE_ROWS: LiteralString = f"""
+    SELECT {ROW_COLUMNS} FROM outbox WHERE id = ANY(%b) AND id >= %b AND id <= %b ORDER BY id
 """
 
 WAITING: LiteralString = "SELECT key, blocked, reason FROM outbox_waiting WHERE key = ANY(%b)"
@@ -195,24 +197,17 @@ async def read_only(conn: AsyncConnection) -> None:
     await conn.execute(READ_ONLY)
 
 
-def _row(row: tuple[object, ...], blocked: object = False, waits: object = "") -> OutboxRow:
+def _row(row: TupleRow, blocked: bool = False, waits: str = "") -> OutboxRow:
     key, row_id, exchange, routing_key, state, created, settled, transaction, body = row
     try:
-        version: int | None = _open(body).data.version  # type: ignore[arg-type]
+        version: int | None = _open(body).data.version
     except msgspec.DecodeError:
         version = None
     seen = EventSeen(
-        row_id=row_id,  # type: ignore[arg-type]
-        type=str(routing_key) if exchange else AGAIN,
-        version=version,
-        state=str(state),
-        created=created,  # type: ignore[arg-type]
-        settled=settled,  # type: ignore[arg-type]
-        transaction=transaction,  # type: ignore[arg-type]
-        blocked=bool(blocked),
-        waits=str(waits),
-    )
-    return OutboxRow(str(key), seen)
+        row_id=row_id, type=routing_key if exchange else AGAIN, version=version, state=state, created=created,
+        settled=settled, transaction=transaction, blocked=blocked, waits=waits,
+    )  # fmt: skip
+    return OutboxRow(key, seen)
 
 
 async def _value(conn: AsyncConnection, statement: LiteralString) -> Any:

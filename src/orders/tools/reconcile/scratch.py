@@ -7,7 +7,7 @@ import itertools
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
 from types import TracebackType
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 from uuid import UUID
 
 from orders.tools.reconcile.queries import OrderRow, OutboxRow
@@ -27,21 +27,15 @@ SCHEMA = """
     CREATE TABLE suspects (key TEXT PRIMARY KEY) WITHOUT ROWID;
 """
 
-# Every key of either table, with the rows of both.
-HISTORIES = """
+# The rows of both tables for each key of `{keys}`.
+_HISTORIES = """
     SELECT k.key, o.status, o.version, o.updated, o.is_worked, o.retry_due,
            e.id, e.type, e.version, e.state, e.created, e.settled, e.txn, e.blocked, e.waits
-    FROM (SELECT key FROM orders UNION SELECT key FROM events) AS k
-    LEFT JOIN orders o ON o.key = k.key LEFT JOIN events e ON e.key = k.key
+    FROM {keys} AS k LEFT JOIN orders o ON o.key = k.key LEFT JOIN events e ON e.key = k.key
     ORDER BY k.key, e.id
 """
-
-SUSPICIOUS_HISTORIES = """
-    SELECT k.key, o.status, o.version, o.updated, o.is_worked, o.retry_due,
-           e.id, e.type, e.version, e.state, e.created, e.settled, e.txn, e.blocked, e.waits
-    FROM suspects AS k LEFT JOIN orders o ON o.key = k.key LEFT JOIN events e ON e.key = k.key
-    ORDER BY k.key, e.id
-"""
+HISTORIES = _HISTORIES.format(keys="(SELECT key FROM orders UNION SELECT key FROM events)")
+SUSPICIOUS_HISTORIES = _HISTORIES.format(keys="suspects")
 
 
 class OrderHistory(NamedTuple):
@@ -143,9 +137,9 @@ class ScratchDatabase:
             yield OrderHistory(order_id, order, [_event(row) for row in (first, *others) if row[6] is not None])
 
 
-def _event(row: tuple[object, ...]) -> EventSeen:
+def _event(row: Sequence[Any]) -> EventSeen:
     row_id, type_, version, state, created, settled, transaction, blocked, waits = row[6:]
     return EventSeen(
-        row_id=row_id, type=type_, version=version, state=state, created=created,  # type: ignore[arg-type]
-        settled=settled, transaction=transaction, blocked=bool(blocked), waits=waits,  # type: ignore[arg-type]
+        row_id=row_id, type=type_, version=version, state=state, created=created, settled=settled,
+        transaction=transaction, blocked=bool(blocked), waits=waits,
     )  # fmt: skip
