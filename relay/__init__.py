@@ -4,6 +4,7 @@
 
 The relay knows the columns of the outbox table and the broker, and no service by name. Its modules, along a claim:
 
+__main__           the process, `python -m relay`: start, stop, and the commands of operators
 forward            the loop of one claimer: claim, publish, record
 parallel_claims    which shards a claimer takes, whether it has work, how long it pauses
 claim_session      the database session of a claimer, and the proof that its transaction stands

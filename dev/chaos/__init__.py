@@ -2,16 +2,28 @@
 
     seed -> schedule -> faults -> settle -> invariants -> report
 
-stage       the real processes, with a wire on every edge between them (amqp_wire knows the broker's frames)
-clients     place orders, and write down what they were promised (ledger)
-recorder    subscribes to every event, and writes down what is heard
-handlers    the work: each effect is a line on disk
-schedule    a seed makes a plan: which kinds of faults, when, how long, where
-faults      each fault is a function that says when it fired
-evidence    all that was written down, and the tables
-invariants  I1 to I15: what has to be true of the evidence, and what makes a run vacuous
-report      table, JSON, one HTML page
-inside      loaded into the processes themselves: points to crash at, and other clocks; the product knows nothing of it
+__main__         the command: runs seeds that have not been run
+schedule         a seed makes a plan: which kinds of faults, when, how long, where
+run              runs one seed: clients, recorder and faults side by side, until the system has settled
+stage            the real processes, with a wire on every edge between them
+amqp_wire        a wire that knows the broker's frames
+clients          place orders, and record what they were promised
+ledger           the file in which they record it
+recorder         subscribes to every event, and records what arrives
+handlers         the work: each effect is a line on disk
+effect           that line
+act              a fault is a function that says when it fired; each kind is registered here
+process_faults   processes that are killed or stopped
+code_faults      crashes at points inside the code, and clocks that are wrong
+network_faults   wires that are cut, slow or silent
+database_faults  what happens to PostgreSQL
+broker_faults    what happens to RabbitMQ
+client_faults    clients that misbehave
+operator_faults  what operators do meanwhile, and mistakes at a start
+evidence         all that was recorded, and the tables
+invariants       I1 to I15: what has to be true of the evidence, and what makes a run vacuous
+report           table, JSON, one HTML page
 
-The names of faults (P1, N4 …) and invariants (I1 …) are those of docs/reliability.md.
+`inside/` is loaded into the processes: points to crash at, and other clocks. The product knows nothing of it. The names
+of faults (P1, N4 ...) and invariants (I1 ...) are those of docs/reliability.md.
 """

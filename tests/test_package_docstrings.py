@@ -8,7 +8,10 @@ import pytest
 
 from dev.sandbox.process import ROOT
 
-PACKAGES = sorted(path.parent for path in (ROOT / "src" / "orders").glob("*/__init__.py") if path.read_text())
+PACKAGES = [
+    *sorted(path.parent for path in (ROOT / "src" / "orders").glob("*/__init__.py") if path.read_text()),
+    *(ROOT / folder for folder in ("relay", "dev/chaos", "dev/sabotage")),
+]
 
 
 @pytest.mark.parametrize("package", PACKAGES, ids=lambda package: package.name)
