@@ -28,7 +28,7 @@ from dev.sandbox import packages
 from dev.sandbox.servers import Servers
 from dev.sandbox.system import declare_topology
 from orders.database import postgres
-from orders.database.place_orders import PLACE, PLANNED_ONCE, columns_of, placement_of
+from orders.database.place_orders import PLACE, PLANNED_ONCE, parameters_of, placement_of
 from orders.model.order import Line, NewOrder
 from orders.model.traceparent import continue_trace
 from orders.runtime.settings import WorkerSettings
@@ -99,7 +99,7 @@ def script(rows: int) -> str:
 
 async def batch(database_url: str, rows: int) -> dict[str, str]:
     """Return a batch as its writer would send it, in PostgreSQL's own text, by column."""
-    sent = columns_of([placement_of(ORDER, client="", traceparent=continue_trace(None)) for _ in range(rows)])
+    sent = parameters_of([placement_of(ORDER, client="", traceparent=continue_trace(None)) for _ in range(rows)])
     conn = await postgres.connect(database_url, "bench")
     try:
         found = await (await conn.execute("SELECT " + ", ".join(["%b::text"] * len(sent)), sent)).fetchone()

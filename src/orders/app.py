@@ -109,7 +109,7 @@ def create_app(settings: ApiSettings, live: Live) -> Api:
 
 
 async def serve(settings: ApiSettings) -> None:
-    """Start, serve until a signal, finish what is in hand."""
+    """Start, serve until a signal, and finish the requests that are in hand."""
     await postgres.require_database(
         settings.database_url,
         orders_table.COLUMNS_ARE_THERE,

@@ -1,4 +1,4 @@
-"""Clients and their API keys: who may speak for whom. Only the SHA-256 of a key is stored."""
+"""The table `client_keys`: the clients' API keys. Only the SHA-256 of a key is stored."""
 
 from collections.abc import Sequence
 from datetime import datetime
@@ -26,20 +26,20 @@ REVOKE: LiteralString = """
 
 
 class KeyId(NamedTuple):
-    """The part of an API key that finds its row."""
+    """The public part of an API key, by which its row is found."""
 
     key_id: str
 
 
 class ClientKey(msgspec.Struct, frozen=True):
-    """A key that is valid: whose it is, and what it has to hash to."""
+    """A valid key: the client that it belongs to, and the SHA-256 of the secret."""
 
     client: str
     sha256: bytes
 
 
 class Listed(NamedTuple):
-    """A key as people see it."""
+    """A key as `orders clients list` shows it."""
 
     client: str
     key_id: str
@@ -48,23 +48,23 @@ class Listed(NamedTuple):
 
 
 async def read_many(conn: AsyncConnection, key_ids: Sequence[KeyId]) -> dict[KeyId, ClientKey]:
-    """Return those of the keys that are there and not revoked."""
-    cursor = await conn.execute(READ_MANY, [[each.key_id for each in key_ids]], prepare=True)
+    """Return the keys that exist and are not revoked; the others are left out."""
+    cursor = await conn.execute(READ_MANY, [[key_id.key_id for key_id in key_ids]], prepare=True)
     return {KeyId(row[0]): ClientKey(row[1], row[2]) for row in await cursor.fetchall()}
 
 
 async def add(conn: AsyncConnection, key_id: KeyId, key: ClientKey) -> None:
-    """Store a new key."""
+    """Store a new key. Raises psycopg.errors.UniqueViolation if the id exists."""
     await conn.execute(ADD, [key_id.key_id, key.client, key.sha256])
 
 
 async def list_all(conn: AsyncConnection) -> list[Listed]:
-    """Return every key there ever was."""
+    """Return every key, also revoked ones, by client and time."""
     cursor = await conn.execute(LIST)
     return [Listed(*row) for row in await cursor.fetchall()]
 
 
 async def revoke(conn: AsyncConnection, client: str, key_id: str | None) -> list[str]:
-    """Revoke a client's key, or all of its keys; return the ids of those that were valid until now."""
+    """Revoke one key of a client, or all if `key_id` is None; return the ids of the keys that were valid until now."""
     cursor = await conn.execute(REVOKE, {"client": client, "key_id": key_id})
     return [row[0] for row in await cursor.fetchall()]

@@ -1,6 +1,6 @@
-"""Cancel orders that nobody works yet: a status and its event are written by one transaction, or neither is.
+"""Cancel orders that no worker has claimed: the status and its event are written by one transaction, or neither is.
 
-Whether a cancel or a worker's claim comes first is decided by the row: each is one UPDATE that wants it `placed`.
+The row decides whether a cancel or a worker's claim comes first: each is one UPDATE of a row that is `placed`.
 """
 
 from collections.abc import Sequence
@@ -23,10 +23,10 @@ from orders.model.order import Order
 OPERATION = "cancel"
 CANCELLED = Counter("orders_cancelled_total", "Orders cancelled, each with its event")
 
-ROUNDS = 3  # each finds another state than the one before it; more than one is rare
+ROUNDS = 3  # each finds a state that the last one did not expect; more than one is rare
 
-# The rows are locked first, in order, so that a key is taken only for an order that is ours to cancel, or is cancelled
-# already. `version` is what the event was made for.
+# The rows are locked first, in order: a key is taken only for an order that this statement cancels, or that has been
+# cancelled already. `version` is the one that the event was made for.
 CANCEL: LiteralString = f"""
     WITH asked AS (
         SELECT * FROM unnest(
@@ -65,7 +65,7 @@ CANCEL: LiteralString = f"""
 
 
 class Cancellation(msgspec.Struct, frozen=True, kw_only=True):
-    """A client's wish that an order be cancelled."""
+    """A client's request to cancel an order."""
 
     order_id: UUID
     client: str
@@ -74,17 +74,17 @@ class Cancellation(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def fingerprint(self) -> bytes:
-        """What tells a repeat from a misuse of the key."""
+        """SHA-256 of the request, to tell a repeat from a misuse of the key."""
         return sha256(self.order_id.bytes).digest()
 
     @property
     def size(self) -> int:
-        """Its size in bytes, nearly, without the order's lines, which nobody knows yet."""
+        """The size in bytes, nearly, without the order's lines, which are not known yet."""
         return 2000
 
 
 class Cancelled(msgspec.Struct, frozen=True):
-    """The order is cancelled; `answer` is the body of the first answer, `replayed` if the key was used before."""
+    """The order is cancelled; `answer` is the body of the first answer, `replayed`: the key was used before."""
 
     answer: bytes
     replayed: bool = False
@@ -95,9 +95,10 @@ _encode = msgspec.json.Encoder().encode
 
 
 async def cancel_orders(conn: AsyncConnection, batch: Sequence[Cancellation]) -> list[Answer]:
-    """Cancel each order that is still `placed`; say of each what has become of it.
+    """Cancel each order that is still `placed`; return the outcomes in the batch's order.
 
-    Harmless to repeat: an order that is cancelled already is what was wanted.
+    An outcome is Cancelled, OrderNotFound, TooLate, KeyReused, or Unavailable if the order kept changing. Harmless to
+    repeat: an order that is cancelled already is a success.
     """
     answers: dict[int, Answer] = {}
     for round_ in range(ROUNDS + 1):

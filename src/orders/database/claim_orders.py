@@ -1,8 +1,8 @@
-"""Take orders in hand: `placed -> processing`, committed before their handler starts.
+"""Claim orders: `placed -> processing`, committed before the handler starts.
 
-Otherwise a cancel could win after the card was charged. Each claim raises `attempts`, the fence of the finish: whoever
-claimed an order before and comes late finds another number, and changes nothing. An order is claimed only for the event
-that it waits for: old news and forgeries change nothing either.
+Otherwise a cancel could succeed after the handler charged the card. Each claim raises `attempts`, which fences the
+finish: a worker with an earlier claim finds another number, and changes nothing. An order is claimed only for the event
+that it waits for; old and forged events change nothing.
 """
 
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from orders.database import orders_table, pg_arrays
 from orders.model.order import Order, Status
 from orders.model.work_message import WorkMessage
 
-NOBODY = 0  # the worker of an order that waits for its retry, or was handed back
+NO_WORKER = 0  # `worker` of an order that waits for its retry, or was handed back
 
 # A placed order, or one that this very worker has claimed before, in a claim or a transaction with unknown outcome.
 CLAIM: LiteralString = f"""
@@ -33,7 +33,7 @@ CLAIM: LiteralString = f"""
     RETURNING {orders_table.COLUMNS}, o.failures
 """
 
-# Whoever works an order holds the advisory lock of its worker number; it vanishes with the worker's connection.
+# A worker holds the advisory lock of its number; the lock is released when its connection ends.
 LOOK: LiteralString = """
     WITH alive AS MATERIALIZED (
         SELECT objid::bigint AS worker FROM pg_locks
@@ -47,7 +47,7 @@ LOOK: LiteralString = """
     FROM orders o WHERE o.order_id = ANY(%b)
 """
 
-# Only from the worker and the attempt that were looked at: somebody else may have been faster.
+# Only from the worker and the attempt that LOOK found: another worker may have been faster.
 TAKE_OVER: LiteralString = f"""
     WITH asked AS (
         SELECT * FROM unnest(%b::uuid[], %b::integer[], %b::integer[]) AS t (order_id, worker, attempts)
@@ -158,7 +158,7 @@ async def claim_orders(conn: AsyncConnection, worker: int, batch: Sequence[WorkM
             of, attempts = [o.worker for o in orphans.values()], [o.attempts for o in orphans.values()]
             cursor = await conn.execute(TAKE_OVER, [list(orphans), of, attempts, worker], prepare=True)
             for row in await cursor.fetchall():
-                claims[row[0]] = _claimed(row, suspect=orphans[row[0]].worker != NOBODY)
+                claims[row[0]] = _claimed(row, suspect=orphans[row[0]].worker != NO_WORKER)
     return [claims.get(message.order_id, Unknown()) for message in batch]
 
 

@@ -26,9 +26,10 @@ class ErrorClass(Enum):
 def classify(error: Exception, *, timed_out: bool = False) -> ErrorClass:
     """Classify an error that a statement raised, by its SQLSTATE; `timed_out`: after its deadline had passed.
 
-    Classes 22 (data) and 23 (constraints) are a row's own; 23514 without a constraint's name is a missing partition.
-    After class 40 (deadlock, serialization) and 55 (locks) the connection is as good as before. Everything else is the
-    server's: connections lost (08), read-only after a demotion (25006), no resources (53), shut down (57), I/O (58).
+    Classes 22 (data) and 23 (constraints) are the fault of a row; 23514 without a constraint's name is a missing
+    partition. After class 40 (deadlock, serialization) and 55 (locks) the connection is as good as before. Everything
+    else is the server's: connections lost (08), read-only after a demotion (25006), no resources (53), shut down (57),
+    I/O (58).
     """
     lost = ErrorClass.TOO_SLOW if timed_out else ErrorClass.CONNECTION_LOST
     if isinstance(error, psycopg.DataError | ValueError | OverflowError) and getattr(error, "sqlstate", None) is None:

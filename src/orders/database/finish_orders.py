@@ -1,4 +1,4 @@
-"""See orders to their end: a status and its event are written by one transaction, or neither is."""
+"""End orders: the status `done` or `failed` and its event are written by one transaction, or neither is."""
 
 from collections.abc import Sequence
 from typing import Literal, LiteralString
@@ -15,11 +15,11 @@ from orders.model.events import Event, EventType, data_of
 from orders.model.order import Status
 from orders.model.storable_text import storable_text
 
-# Only under the attempt that was claimed: a repeat, or a worker that comes late, changes nothing and tells nothing.
-# Whatever has failed can be brought back by the commands for dead letters, so each failure leaves one.
+# Only under the attempt that was claimed: a repeat, or a worker that comes late, changes nothing and writes no event.
+# Each failed order leaves a dead letter, by which an operator can redrive it.
 #
-# What is appended comes with the rows that were updated: joined to `asked` again, it would be compared with each row of
-# the batch, since the planner expects one.
+# The event's columns come with the updated rows. Joining them to `asked` again would compare each row with the whole
+# batch, since the planner expects one row.
 FINISH: LiteralString = f"""
     WITH asked AS (
         SELECT * FROM unnest(
@@ -68,7 +68,7 @@ class Finish(msgspec.Struct, frozen=True):
 
 
 class Finished(msgspec.Struct, frozen=True):
-    """The order has come to this end just now, so long after it was placed, by the database's clock."""
+    """This run ended the order, `seconds` after it was placed (or redriven), by the database's clock."""
 
     status: Status
     seconds: float
@@ -77,7 +77,7 @@ class Finished(msgspec.Struct, frozen=True):
 def finish_of(
     claimed: Claimed, traceparent: str, failure_reason: str | None = None, kind: Kind | None = None
 ) -> Finish:
-    """Make the end of a claimed order and the event that tells of it."""
+    """Make the end of a claimed order, and its event: `order.failed` with a `failure_reason`, else `order.done`."""
     reason = None if failure_reason is None else storable_text(failure_reason)
     type_: EventType = "order.done" if reason is None else "order.failed"
     data = data_of(
@@ -87,8 +87,11 @@ def finish_of(
 
 
 async def finish_orders(conn: AsyncConnection, batch: Sequence[Finish]) -> list[Finished | None]:
-    """Write the ends and their events; None for an order that is no longer ours, or was finished by an earlier run."""
-    cursor = await conn.execute(FINISH, columns_of(batch), prepare=True)
+    """Write the ends and their events; return the outcomes in the batch's order.
+
+    None stands for an order that this claim no longer owns, or that an earlier run of the batch ended.
+    """
+    cursor = await conn.execute(FINISH, parameters_of(batch), prepare=True)
     seconds = {row[0]: row[1] for row in await cursor.fetchall()}
     return [
         Finished("failed" if f.failure_reason else "done", seconds[f.order_id]) if f.order_id in seconds else None
@@ -96,8 +99,8 @@ async def finish_orders(conn: AsyncConnection, batch: Sequence[Finish]) -> list[
     ]
 
 
-def columns_of(batch: Sequence[Finish]) -> list[PgArray]:
-    """Turn the batch into the columns of FINISH."""
+def parameters_of(batch: Sequence[Finish]) -> list[PgArray]:
+    """Return the parameters of FINISH: an array for each column of `asked`, in its order."""
     return [
         pg_arrays.uuids([f.order_id for f in batch]),
         pg_arrays.bigints([f.claimed.order.attempts for f in batch]),

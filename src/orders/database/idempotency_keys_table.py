@@ -1,4 +1,4 @@
-"""Idempotency keys: which order a client's key stands for, and what was answered first."""
+"""The table `idempotency_keys`: the order that a client's key stands for, and the first answer."""
 
 from collections.abc import Sequence
 from datetime import datetime, timedelta
@@ -41,7 +41,7 @@ EXPIRE: LiteralString = """
 
 
 class Key(NamedTuple):
-    """A key within its scope; keys sort, so that every batch takes its keys in the same order."""
+    """A key within its scope."""
 
     client: str
     operation: str
@@ -49,11 +49,18 @@ class Key(NamedTuple):
 
 
 class FirstUse(NamedTuple):
-    """What a key was first used for."""
+    """The first use of a key."""
 
-    fingerprint: bytes
+    fingerprint: bytes  # SHA-256 of the request, to tell a repeat from a misuse of the key
     order_id: UUID
-    answer: bytes
+    answer: bytes  # the body
+
+
+class Expired(NamedTuple):
+    """The keys that were deleted."""
+
+    rows: int
+    newest: datetime | None  # when the newest of them was created; None if there was none
 
 
 async def read_many(conn: AsyncConnection, keys: Sequence[Key]) -> dict[Key, FirstUse]:
@@ -63,11 +70,12 @@ async def read_many(conn: AsyncConnection, keys: Sequence[Key]) -> dict[Key, Fir
     return {Key(*row[:3]): FirstUse(*row[3:]) for row in await cursor.fetchall()}
 
 
-async def expire(
-    conn: AsyncConnection, mark: datetime, retention: timedelta, limit: int
-) -> tuple[int, datetime | None]:
-    """Remove the oldest keys from `mark` on that are older than `retention`; return how many, and the newest's time."""
+async def expire(conn: AsyncConnection, mark: datetime, retention: timedelta, limit: int) -> Expired:
+    """Delete up to `limit` keys that are older than `retention`, the oldest first, from the time `mark` on.
+
+    The next call goes on from `Expired.newest`.
+    """
     cursor = await conn.execute(EXPIRE, [mark, retention, limit], prepare=True)
     row = await cursor.fetchone()
     assert row is not None
-    return row[0], row[1]
+    return Expired(*row)

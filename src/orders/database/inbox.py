@@ -1,7 +1,7 @@
-"""Effects once, for whoever consumes our events: the event's id and the effect are one transaction.
+"""The table `inbox`: lets a subscriber act once for each event, by storing the event's id with the effect.
 
-The ids are kept for some days and then dropped by the partition. An event older than that cannot be told from one that
-was seen, so it is refused: doing it twice would be worse than asking a person.
+The ids are kept for some days, and then dropped by the partition. An event that is older cannot be told from one that
+was seen, and is refused: a second effect would be worse than a question to an operator.
 """
 
 from typing import LiteralString
@@ -12,7 +12,7 @@ from psycopg import AsyncConnection
 
 from orders.model.errors import OrdersError
 
-NOTE: LiteralString = """
+RECORD: LiteralString = """
     INSERT INTO inbox (event_id, consumer) VALUES (%b, %b) ON CONFLICT DO NOTHING RETURNING event_id
 """
 
@@ -26,15 +26,16 @@ class OutsideRetention(OrdersError):
 
 
 async def is_first(conn: AsyncConnection, consumer: str, event_id: UUID) -> bool:
-    """Note, in the caller's transaction, that a consumer has seen an event; False if it had before.
+    """Record, in the caller's transaction, that a consumer has seen an event; return False if it had seen it before.
 
-    A second one at the same time waits for the first one's end. Raises OutsideRetention.
+    A second transaction with the same event waits for the end of the first. Raises OutsideRetention if the id is no
+    UUIDv7, or older than the inbox keeps.
     """
     if event_id.version != 7:
         raise OutsideRetention(f"{event_id} is no UUIDv7")
     try:
         async with conn.transaction():  # a savepoint: the caller may want to go on after a refusal
-            cursor = await conn.execute(NOTE, [event_id, consumer], prepare=True)
+            cursor = await conn.execute(RECORD, [event_id, consumer], prepare=True)
             return await cursor.fetchone() is not None
     except psycopg.errors.CheckViolation as error:
         if error.diag.constraint_name:
@@ -43,7 +44,7 @@ async def is_first(conn: AsyncConnection, consumer: str, event_id: UUID) -> bool
 
 
 async def keep(conn: AsyncConnection, days: int) -> UUID:
-    """Make the partitions of the next days and drop those before the last `days`; return the oldest id that fits."""
+    """Create the partitions of the next days, and drop those older than `days` days; return the oldest id that fits."""
     cursor = await conn.execute(KEEP, [days])
     row = await cursor.fetchone()
     assert row is not None

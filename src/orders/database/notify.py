@@ -1,7 +1,7 @@
-"""Tell the relay that there is something to carry, after the commit and on a connection of its own.
+"""Notify the relay of new outbox rows, after the commit and on a separate connection.
 
-A NOTIFY in the writing transaction would take a lock of the whole cluster until that commit is flushed, and leave a
-third of the rate of commits. This one is only a hint: a lost one costs the relay's poll interval, nothing else.
+A NOTIFY in the writing transaction takes a lock of the whole cluster until that commit is flushed; it reduces the rate
+of commits to a third. A notification is only a hint: a lost one delays a row by the relay's poll interval, no more.
 """
 
 import asyncio
@@ -19,15 +19,15 @@ Item = TypeVar("Item")
 Answer = TypeVar("Answer")
 
 NOTIFY: LiteralString = "NOTIFY outbox"
-# The first hint leaves at once. The next one waits for as long as what this one told of takes to carry, so that an
-# event on its own is carried within some milliseconds, and under load one hint serves many commits.
+# The first hint is sent at once. The next one waits until the rows of this one are probably published: a lone event is
+# published within some milliseconds, and under load one hint serves many commits.
 SECONDS_PER_ROW = 0.005
 MAX_PAUSE_SECONDS = 0.04
 CALL_SECONDS = 1.0
 
 
 class RelayNotifier(Session):
-    """Sends the hints; `soon()` costs its caller nothing."""
+    """Sends the hints; `soon()` costs a caller nothing."""
 
     def __init__(self, url: str) -> None:
         super().__init__("notify", url, self._send_hints)
@@ -35,7 +35,7 @@ class RelayNotifier(Session):
         self._rows = 0
 
     def soon(self, rows: int = 1) -> None:
-        """Send a hint, within some milliseconds, of so many rows that were committed."""
+        """Have a hint sent within some milliseconds, for `rows` rows that are committed."""
         self._rows += rows
         self._has_rows.set()
 
@@ -64,5 +64,5 @@ class RelayNotifier(Session):
 
 
 def pause_after(rows: int) -> float:
-    """Decide how many seconds after a hint of so many rows the next one may leave."""
+    """Decide how many seconds after a hint for `rows` rows the next one may be sent."""
     return min(rows * SECONDS_PER_ROW, MAX_PAUSE_SECONDS)

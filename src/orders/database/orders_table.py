@@ -1,4 +1,4 @@
-"""Every statement that reads an order, or changes nothing but an order."""
+"""The table `orders`: its columns, and the statements that only read orders."""
 
 from collections.abc import Sequence
 from datetime import datetime
@@ -12,17 +12,17 @@ from psycopg.rows import TupleRow
 from orders.model.errors import OrderNotFound
 from orders.model.order import Order, Status
 
-# For connections that only read: each of our statements has an index to scan. A plan that was made while the table was
-# small, and nobody had analyzed it, would else read the whole table long after it has grown.
+# For connections that only read: each statement has an index to scan. Without these settings, a plan that was made
+# while the table was small and not analyzed would read the whole table long after it has grown.
 BY_INDEX = {"enable_seqscan": "off", "enable_hashjoin": "off", "enable_mergejoin": "off"}
 
-# What `order_of` makes an Order of: the first columns of every statement that reads one, of a table called `o`.
+# The columns that `order_of` needs. Every statement that reads an order calls the table `o` and selects them first.
 COLUMNS: LiteralString = """
            o.order_id, o.status, o.version, o.customer_id, o.currency, o.lines::text, o.total_minor, o.reference,
            o.attempts, o.failure_reason, o.created_at, o.updated_at, o.finished_at
 """
 
-# What a purge that keeps the orders writes into each column that may tell of a person.
+# The columns that may identify a person, and the values that a purge writes into them if it keeps the orders.
 ANONYMOUS: LiteralString = "customer_id = 'erased', reference = NULL"
 
 COLUMNS_ARE_THERE: LiteralString = f"""
@@ -37,9 +37,9 @@ READ_MANY: LiteralString = f"""
 """
 
 # Scan an index from the cursor down, over at most `window` orders, and return those that match. One of the four ways
-# is taken, and costs nothing to the others. The scan's own end stands in every row: where the next one goes on.
+# is taken; the others cost nothing. Every row has the end of the scan, from which the next step continues.
 #
-# The last sum bounds the bytes of a page: 100 orders of 1,000 lines each are no answer.
+# The sum bounds the bytes of a page: 100 orders of 1,000 lines each are too much for one answer.
 SCAN: LiteralString = f"""
     WITH scanned AS MATERIALIZED (
         (SELECT order_id, client, status, customer_id, reference FROM orders
@@ -90,7 +90,7 @@ CHANGED: LiteralString = """
 
 
 class OrderLookup(NamedTuple):
-    """An order that a client asks for."""
+    """The look-up of an order for a client; '' is the anonymous client."""
 
     client: str
     order_id: UUID
@@ -110,7 +110,7 @@ class ScanStep(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ScanPage(msgspec.Struct, frozen=True):
-    """What a step found; the next one goes on after `last`, which is None where the list has ended."""
+    """The orders that a step found; the next step continues after `last`, which is None at the end of the list."""
 
     orders: list[Order]
     last: UUID | None
@@ -118,7 +118,7 @@ class ScanPage(msgspec.Struct, frozen=True):
 
 
 class StatusNow(msgspec.Struct, frozen=True):
-    """What has become of an order."""
+    """The status of an order at this moment."""
 
     order_id: UUID
     status: Status
@@ -127,15 +127,15 @@ class StatusNow(msgspec.Struct, frozen=True):
     updated_at: datetime
 
 
-async def read_many(conn: AsyncConnection, wanted: Sequence[OrderLookup]) -> list[Order | OrderNotFound]:
-    """Return each order, or OrderNotFound in its place; another client's order is not there."""
-    cursor = await conn.execute(READ_MANY, [[each.order_id for each in wanted]], prepare=True)
+async def read_many(conn: AsyncConnection, lookups: Sequence[OrderLookup]) -> list[Order | OrderNotFound]:
+    """Return each order, or OrderNotFound in its place, also for an order of another client."""
+    cursor = await conn.execute(READ_MANY, [[lookup.order_id for lookup in lookups]], prepare=True)
     found = {OrderLookup(row[-1], row[0]): order_of(row) for row in await cursor.fetchall()}
-    return [found.get(each) or OrderNotFound() for each in wanted]
+    return [found.get(lookup) or OrderNotFound() for lookup in lookups]
 
 
 async def scan(conn: AsyncConnection, step: ScanStep) -> ScanPage:
-    """Take a step down a list."""
+    """Take a step down a list, by the index that fits the filters best."""
     if step.reference is not None:
         way = "reference"
     elif step.customer_id is not None:
@@ -152,7 +152,10 @@ async def scan(conn: AsyncConnection, step: ScanStep) -> ScanPage:
 
 
 async def changed(conn: AsyncConnection, order_ids: list[UUID], versions: list[int]) -> list[StatusNow]:
-    """Return those of the orders whose version is no longer the one given with it."""
+    """Return the status of each order whose version is above the one that the caller saw.
+
+    `order_ids` and `versions` have the same length, and belong together by position.
+    """
     cursor = await conn.execute(CHANGED, [order_ids, versions], prepare=True)
     return [StatusNow(*row) for row in await cursor.fetchall()]
 

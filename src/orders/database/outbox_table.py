@@ -1,4 +1,4 @@
-"""The outbox, from the writer's side: rows are added, and never changed again.
+"""The table `outbox`, from the writer's side: rows are added, and never changed again.
 
 The relay's side is `relay/outbox_table.py`; the contract between them is `migrations/versions/0002_outbox.py`.
 """
@@ -22,8 +22,8 @@ APPEND: LiteralString = f"""
 
 ADD_PARTITIONS: LiteralString = "SELECT outbox_add_partitions(2)"
 
-# Above the relay's mark, or every look would step over what was sent since the last vacuum. Of the rows that wait for
-# their route the head is the oldest; a blocked key waits for an operator, and holds up nobody else.
+# Above the relay's mark, or every look would step over the rows that were sent since the last vacuum. Of the rows that
+# wait for their route the head is the oldest. A blocked key waits for an operator, and delays no other key.
 OLDEST: LiteralString = """
     SELECT extract(epoch FROM clock_timestamp() - min(created_at))::float8
     FROM (
@@ -39,12 +39,15 @@ OLDEST: LiteralString = """
 
 
 async def add_partitions(conn: AsyncConnection) -> None:
-    """Make room for the next ids: only when every relay has been away for so long that those made ahead are used up."""
+    """Create the partitions for the next ids.
+
+    The relay creates them ahead; a writer has to only if every relay has been away until they were used up.
+    """
     await conn.execute(ADD_PARTITIONS)
 
 
 async def oldest_seconds(conn: AsyncConnection) -> float:
-    """Return the age of the oldest event that is not sent, 0 if there is none."""
+    """Return the age of the oldest event that is not sent, in seconds by the database's clock; 0 if there is none."""
     cursor = await conn.execute(OLDEST, prepare=True)
     row = await cursor.fetchone()
     return (row and row[0]) or 0.0

@@ -1,4 +1,4 @@
-"""What a process asks the database again and again: jobs on one connection, each at its own pace."""
+"""Recurring jobs of a process: they share one connection, and each has an interval of its own."""
 
 import asyncio
 import contextlib
@@ -10,7 +10,7 @@ from psycopg import AsyncConnection
 from orders.database import postgres
 from orders.database.session import Session
 
-IDLE_SECONDS = 1.0  # between two looks at whether a job is wanted that was not
+IDLE_SECONDS = 1.0  # between two checks whether a job has become wanted
 
 
 def _always() -> bool:
@@ -18,47 +18,47 @@ def _always() -> bool:
 
 
 class Job(msgspec.Struct, frozen=True, kw_only=True):
-    """One thing to ask; times are seconds."""
+    """A recurring job."""
 
     run: Callable[[AsyncConnection], Awaitable[None]]
-    every: float  # from the start of one run to the start of the next
-    deadline: float = 1.0  # then the connection is severed
-    wanted: Callable[[], bool] = _always
+    every: float  # seconds, from the start of one run to the start of the next
+    deadline: float = 1.0  # seconds that a run may take; then the connection is severed
+    wanted: Callable[[], bool] = _always  # a job that is not wanted does not run
 
 
 class Periodic(Session):
-    """Runs the jobs, one at a time; every job is one that may be cut off.
+    """Runs the jobs, one at a time; it has to be harmless to cut a job off.
 
-    Whoever begins to want one calls `soon()`, or waits up to IDLE_SECONDS for it.
+    A caller that makes a job wanted calls `soon()`; without that call the job starts up to IDLE_SECONDS later.
     """
 
     def __init__(self, name: str, url: str, jobs: Sequence[Job], **settings: str) -> None:
-        super().__init__(name, url, self._do_what_is_due, **settings)
+        super().__init__(name, url, self._run_due_jobs, **settings)
         self.jobs = jobs
-        self._look = asyncio.Event()
+        self._check = asyncio.Event()
 
     def soon(self) -> None:
-        """Look at once at what is wanted."""
-        self._look.set()
+        """Check at once which jobs are wanted."""
+        self._check.set()
 
     async def __aexit__(self, *exc: object) -> None:
-        self._look.set()
+        self._check.set()
         await super().__aexit__(*exc)
 
-    async def _do_what_is_due(self, conn: AsyncConnection) -> None:
+    async def _run_due_jobs(self, conn: AsyncConnection) -> None:
         loop = asyncio.get_running_loop()
-        ran = [float("-inf")] * len(self.jobs)
+        last_run = [float("-inf")] * len(self.jobs)
         while not self.stopping.is_set():
-            self._look.clear()
-            look_at = loop.time() + IDLE_SECONDS
+            self._check.clear()
+            check_at = loop.time() + IDLE_SECONDS
             for number, job in enumerate(self.jobs):
                 if not job.wanted():
                     continue
-                if ran[number] + job.every <= loop.time():
-                    ran[number] = loop.time()
+                if last_run[number] + job.every <= loop.time():
+                    last_run[number] = loop.time()
                     with postgres.deadline(conn, job.deadline):
                         await job.run(conn)
-                look_at = min(look_at, ran[number] + job.every)
+                check_at = min(check_at, last_run[number] + job.every)
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout_at(look_at):
-                    await self._look.wait()
+                async with asyncio.timeout_at(check_at):
+                    await self._check.wait()

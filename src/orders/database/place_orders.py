@@ -1,6 +1,6 @@
-"""The promise: an order and its event are written by one transaction, or neither is.
+"""Place orders: an order and its event are written by one transaction, or neither is.
 
-One statement is one transaction, with no round trip in the middle while a key is held.
+A batch is one statement, which is a transaction by itself: no round trip while a key is held.
 """
 
 from collections.abc import Sequence
@@ -26,11 +26,11 @@ OPERATION = "place"
 
 PLACED = Counter("orders_placed_total", "Orders written, each with its event")
 
-# A key that was taken before, here or in a transaction that is still open, leaves its order out (and waits for that
-# transaction's end first). An order that is there already is one of ours, from a run whose outcome we never learned:
-# its row, its key and its event stand.
+# An order whose key was taken before, here or in a transaction that is still open, is left out (after the end of that
+# transaction). An order that exists already was written by an earlier run of this batch, whose outcome is not known:
+# its row, its key and its event stay.
 #
-# What was left out is returned, for it is nearly always nothing.
+# The statement returns the orders that it left out, since that is nearly always none.
 PLACE: LiteralString = f"""
     WITH asked AS (
         SELECT * FROM unnest(
@@ -64,12 +64,12 @@ PLACE: LiteralString = f"""
 """
 
 
-# Planning it anew for each batch costs more than running it, and there is but one good plan.
+# Planning PLACE for each batch would cost more than running it, and there is only one good plan.
 PLANNED_ONCE = {"plan_cache_mode": "force_generic_plan"}
 
 
 class Placement(msgspec.Struct, frozen=True, kw_only=True):
-    """One order to write, with all that is written with it."""
+    """An order to write, with everything that is written with it."""
 
     order: Order
     client: str
@@ -80,12 +80,12 @@ class Placement(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def size(self) -> int:
-        """Its size in bytes, nearly."""
+        """The size in bytes, nearly."""
         return 500 + len(bytes(self.order.lines)) + len(self.answer) + len(self.event.body)
 
 
 class Placed(msgspec.Struct, frozen=True):
-    """The order is committed; `answer` is the body of the first answer, `replayed` if that was given before."""
+    """The order is committed; `answer` is the body of the first answer, `replayed` says that it was given before."""
 
     order_id: UUID
     answer: bytes
@@ -96,9 +96,10 @@ _encode = msgspec.json.Encoder().encode
 
 
 def placement_of(new: NewOrder | None, *, client: str, traceparent: str, key: str | None = None) -> Placement:
-    """Make all that is written for a new order; `None` is the tutorial's order, without customer and lines.
+    """Make everything that is written for a new order; None is the tutorial's order, without customer and lines.
 
-    Raises InvalidOrder if the total does not fit 64 bits.
+    `client` is the caller's name, '' if anonymous; `key` is its Idempotency-Key. Raises InvalidOrder if the total does
+    not fit 64 bits.
     """
     now = datetime.now(UTC)
     order = Order(
@@ -128,11 +129,12 @@ def placement_of(new: NewOrder | None, *, client: str, traceparent: str, key: st
 
 
 async def place_orders(conn: AsyncConnection, batch: Sequence[Placement]) -> list[Placed | KeyReused | Unavailable]:
-    """Write the orders, each with its event and its key; return what to answer to each.
+    """Write the orders with their events and keys; return the outcomes in the batch's order.
 
-    Harmless to repeat: what an earlier run has committed is found, not written again.
+    Unavailable stands for an order whose key was deleted at this moment: a repeat of the request succeeds. Harmless to
+    repeat: orders that an earlier run committed are found, not written again.
     """
-    cursor = await conn.execute(PLACE, columns_of(batch), prepare=True)
+    cursor = await conn.execute(PLACE, parameters_of(batch), prepare=True)
     left_out = {row[0] for row in await cursor.fetchall()}
     PLACED.inc(len(batch) - len(left_out))
     doubtful = sorted({_key(p) for p in batch if p.key is not None and p.order.order_id in left_out})
@@ -160,8 +162,8 @@ def _key(placement: Placement) -> Key:
     return Key(placement.client, OPERATION, placement.key or "")
 
 
-def columns_of(batch: Sequence[Placement]) -> list[PgArray]:
-    """Turn the batch into the columns of PLACE."""
+def parameters_of(batch: Sequence[Placement]) -> list[PgArray]:
+    """Return the parameters of PLACE: an array for each column of `asked`, in its order."""
     orders = [p.order for p in batch]
     return [
         pg_arrays.uuids([o.order_id for o in orders]),

@@ -1,4 +1,4 @@
-"""A connection to PostgreSQL whose every call ends, whatever the server does."""
+"""Connections to PostgreSQL whose calls all end in time, whatever the server does."""
 
 import asyncio
 import socket
@@ -26,9 +26,9 @@ __all__ = [
     "require",
     "require_database",
     "sever",
-]  # all that is done with a connection is here
+]  # every operation on a connection is here
 
-# What every session of ours sets, whatever the server's defaults are.
+# Every session sets these, whatever the server's defaults are.
 _SESSION = {
     "synchronous_commit": "on",  # a 2xx means flushed
     # A stopped or unreachable client keeps its connection, and with it its locks, until these take them away.
@@ -53,9 +53,9 @@ _SESSION = {
 async def connect(url: str, name: str, **session: str) -> AsyncConnection:
     """Open an autocommit connection to the first server of `url` that takes writes.
 
-    One that is silent only costs the next ones its head start. `session` adds to or overrides the settings of the
-    session. Raises psycopg.OperationalError within CONNECT_SECONDS, also when the server's machine takes the connection
-    and its process never answers.
+    `url` is a libpq URL, which may name several hosts. `name` becomes the application_name. `session` adds to or
+    overrides the PostgreSQL settings of the session. A silent server delays the next one by HEAD_START_SECONDS only.
+    Raises psycopg.OperationalError within CONNECT_SECONDS, also if the server accepts TCP and never answers.
     """
     given = conninfo_to_dict(url)
     options = [str(given.get("options") or ""), *(f"-c {key}={value}" for key, value in (_SESSION | session).items())]
@@ -84,14 +84,14 @@ async def connect(url: str, name: str, **session: str) -> AsyncConnection:
 
 
 def _status(conn: AsyncConnection, name: str) -> str:
-    """Return a setting that the server has reported by itself, so that nobody has to ask."""
+    """Return a setting that the server reported when the session began; it costs no statement."""
     return conn.info.parameter_status(name) or ""
 
 
 async def _servers(given: ConnDict) -> list[str]:
     """Make a conninfo for each address of each server, in the order of the URL.
 
-    psycopg would do it too, but give each address two seconds at least, one after another.
+    psycopg does this too, but gives each address at least two seconds, one after another.
     """
     hosts = str(given.get("host") or "").split(",")
     ports = str(given.get("port") or "5432").split(",")
@@ -117,7 +117,7 @@ async def _servers(given: ConnDict) -> list[str]:
 
 
 async def _first(servers: Sequence[str]) -> AsyncConnection:
-    """Return the connection that is there first, where each server has a head start of the next one."""
+    """Return the connection that is open first; each server has a head start over the next one."""
     waiting = deque(servers)
     attempts: list[asyncio.Task[AsyncConnection]] = []
     pending: set[asyncio.Task[AsyncConnection]] = set()

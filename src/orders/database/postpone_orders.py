@@ -1,9 +1,9 @@
-"""Have orders wait for their retry: the failure, and the message to send again, are one transaction.
+"""Postpone orders to a retry: the failure, and the message to send again, are written by one transaction.
 
-They wait in a table: not in a worker, whose prefetch they would fill, nor in RabbitMQ, where each delay needs a queue
-of its own and every message is written twice more, nor in the outbox, whose order by key they would hold up. When its
-time has come, the message goes through the outbox to the work queue like any other, so whoever has room takes it, and a
-worker that dies with it in hand loses nothing.
+Retries wait in a table. In a worker they would fill the prefetch; in RabbitMQ each delay needs a queue, and every
+message is written twice more; in the outbox they would block later events of their key. When a retry is due, its
+message goes through the outbox to the work queue as any other. A worker with free capacity takes it, and nothing is
+lost if that worker dies.
 """
 
 from collections.abc import Sequence
@@ -37,7 +37,7 @@ POSTPONE: LiteralString = f"""
 
 
 class Postpone(msgspec.Struct, frozen=True):
-    """An order whose handler has failed under this claim, to be sent again in so many seconds."""
+    """An order whose handler failed under this claim; its message is sent again after `seconds`."""
 
     claimed: Claimed
     message: WorkMessage
@@ -47,7 +47,10 @@ class Postpone(msgspec.Struct, frozen=True):
 
 
 async def postpone_orders(conn: AsyncConnection, batch: Sequence[Postpone]) -> list[None]:
-    """Count the failures and write the retries; one that is no longer ours, or was written before, is left alone."""
+    """Count the failures and write the retries; return one None for each, as a batch has to.
+
+    An order that this claim no longer owns, or that an earlier run postponed, is left alone.
+    """
     rows: list[tuple[UUID, int, UUID, float, bytes, str]] = [
         (p.message.order_id, p.claimed.order.attempts, p.message.event_id, p.seconds, p.body, p.traceparent)
         for p in batch

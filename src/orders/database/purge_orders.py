@@ -1,4 +1,4 @@
-"""Forget old orders: erase them, or only whose they were. In batches, each a transaction of its own."""
+"""Purge old orders: delete them, or only anonymise them. Each batch is a transaction."""
 
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
@@ -12,8 +12,8 @@ from orders.model.ids import lowest_id
 
 BATCH_ROWS = 1000
 
-# Up the primary key, which is the order of time, from where the last batch ended: what was erased before is not
-# stepped over again. An order that somebody holds at this moment is left for the next purge.
+# Up the primary key, which is in the order of time, from the end of the last batch: deleted rows are not scanned again.
+# An order that another transaction has locked is left for the next purge.
 ERASE: LiteralString = """
     WITH scanned AS MATERIALIZED (
         SELECT order_id FROM orders
@@ -40,9 +40,9 @@ ANONYMISE: LiteralString = f"""
 
 
 async def purge_orders(conn: AsyncConnection, older_than: timedelta, *, anonymise: bool) -> AsyncIterator[int]:
-    """Forget the orders that reached their end so long ago, and the keys of that age; yield the size of each batch.
+    """Purge the orders that ended before `older_than` ago, and the keys of that age; yield the rows of each batch.
 
-    The first answers that belong to keys tell of customers, too. Events do as well: the relay's retention is theirs.
+    The keys' first answers hold customers' names, too. So do events, for which the relay has a retention of its own.
     """
     before = datetime.now(UTC) - older_than
     scan = {

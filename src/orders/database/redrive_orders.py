@@ -1,4 +1,4 @@
-"""Bring failed orders back: `failed -> placed`, the event that asks for the work, and the audit, in one statement."""
+"""Redrive failed orders: `failed -> placed`, the event for the workers, and the audit row, in one statement."""
 
 from collections.abc import Sequence
 from typing import LiteralString
@@ -19,7 +19,7 @@ FAILED: LiteralString = f"""
     WHERE d.id = ANY(%b) AND d.state = 'dead' AND o.status = 'failed'
 """
 
-# Only from the version that was looked at: of two redrives at once, or one after the other, the second finds another.
+# Only from the version that FAILED found: of two redrives of an order, the second finds another version.
 REDRIVE: LiteralString = f"""
     WITH asked AS (
         SELECT * FROM unnest(
@@ -55,14 +55,14 @@ REDRIVE: LiteralString = f"""
 
 
 class Redrive(msgspec.Struct, frozen=True):
-    """Who brings letters' orders back, and why."""
+    """The operator who redrives, and why; both go to the audit."""
 
     actor: str
     reason: str = ""
 
 
 async def redrive_orders(conn: AsyncConnection, redrive: Redrive, letter_ids: Sequence[int]) -> list[int]:
-    """Bring back the orders of these letters; return the letters whose order was failed until now."""
+    """Redrive the orders of these dead letters; return the ids of the letters whose order was failed until now."""
     cursor = await conn.execute(FAILED, [list(letter_ids)])
     rows = [_row(orders_table.order_of(row), row[-1]) for row in await cursor.fetchall()]
     if not rows:

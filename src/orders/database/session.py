@@ -1,4 +1,4 @@
-"""A connection that one task has for itself: made again whenever it is lost, severed at the end."""
+"""A connection for one task: replaced whenever it is lost, severed at the end."""
 
 import asyncio
 import contextlib
@@ -18,13 +18,14 @@ log = logging.getLogger(__name__)
 
 Work = Callable[[AsyncConnection], Awaitable[None]]
 
-SOUND_SECONDS = 1.0  # a connection that lasted as long was a good one: the next is tried at once
+SOUND_SECONDS = 1.0  # after a connection that lasted this long, the pauses between tries start short again
 
 
 class Session:
-    """Owns the connection and the task. `work` is called with each new connection, and uses it until it is lost.
+    """Owns a connection and its task. `work` is called with each new connection, and uses it until it is lost.
 
-    `work` returns once `stopping` is set; what it has in hand at that moment is cut off with the connection.
+    `work` has to return once `stopping` is set; a statement that runs at that moment ends with the connection. `name`
+    becomes the application_name `orders-<name>`, and `settings` are PostgreSQL settings of the session.
     """
 
     def __init__(self, name: str, url: str, work: Work, **settings: str) -> None:
@@ -42,7 +43,7 @@ class Session:
         return self
 
     async def __aexit__(self, *exc: object) -> None:
-        """End what runs at this moment, without waiting for the server."""
+        """End the statement that runs at this moment, without waiting for the server."""
         self.stopping.set()
         if self._task is not None:
             if self._conn is None:
@@ -52,7 +53,7 @@ class Session:
             await asyncio.wait([self._task])
 
     async def pause(self, seconds: float) -> None:
-        """Wait, but not past the stop."""
+        """Wait for `seconds`, or until `stopping` is set."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(max(0.0, seconds)):
                 await self.stopping.wait()
@@ -60,7 +61,7 @@ class Session:
     async def _run(self) -> None:
         loop = asyncio.get_running_loop()
         pauses = backoff()
-        told = ""
+        last_logged = ""
         while not self.stopping.is_set():
             since: float | None = None
             try:
@@ -68,13 +69,13 @@ class Session:
                 since = loop.time()
                 await self.work(self._conn)
             except psycopg.Error as error:
-                if (why := first_line(error)) != told and not self.stopping.is_set():
-                    log.warning("%s: %s", self.name, why)  # once for each trouble, not for each try
-                told = why
+                if (message := first_line(error)) != last_logged and not self.stopping.is_set():
+                    log.warning("%s: %s", self.name, message)  # once for each trouble, not for each try
+                last_logged = message
             finally:
                 await postgres.close(self._conn)
                 self._conn = None
             if since is not None and loop.time() - since > SOUND_SECONDS:
                 pauses = backoff()
-                told = ""
+                last_logged = ""
             await self.pause(next(pauses))

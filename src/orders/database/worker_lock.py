@@ -1,6 +1,6 @@
-"""How others see that a worker is alive: an advisory lock that its connection holds, and that vanishes with it.
+"""Shows other workers that this one is alive: an advisory lock, held by a connection and released when it ends.
 
-A worker that is stopped asks nothing, and the server ends its session after 3 s: then its orders may be taken over.
+A stopped worker sends no statement, and the server ends its session after 3 s; then its orders may be taken over.
 """
 
 import asyncio
@@ -21,7 +21,7 @@ SILENCE = "3000"  # milliseconds after which the server ends a silent session
 
 
 class WorkerLock(Session):
-    """Holds the lock; `number` is what the claims of this process store."""
+    """Holds the lock; the claims of this process store its `number`, a random 31-bit integer."""
 
     def __init__(self, url: str) -> None:
         super().__init__("worker-lock", url, self._hold, idle_session_timeout=SILENCE)
@@ -29,7 +29,10 @@ class WorkerLock(Session):
         self.held = asyncio.Event()
 
     async def require(self) -> None:
-        """Wait for the lock, but not for ever; raise what has a statement run again on the same connection."""
+        """Wait until the lock is held, at most REQUIRE_SECONDS.
+
+        Raises psycopg.errors.LockNotAvailable, which has a batcher run the statement again on the same connection.
+        """
         try:
             async with asyncio.timeout(REQUIRE_SECONDS):
                 await self.held.wait()
@@ -44,7 +47,7 @@ class WorkerLock(Session):
                     if not self.held.is_set():
                         cursor = await conn.execute(LOCK, [self.number])
                         row = await cursor.fetchone()
-                        if row and row[0]:  # else the server has not noticed yet that our last connection is gone
+                        if row and row[0]:  # else the server has not noticed yet that the last connection is gone
                             self.held.set()
                     else:
                         await conn.execute(BEAT)

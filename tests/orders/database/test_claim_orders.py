@@ -5,7 +5,7 @@ import pytest
 from psycopg import AsyncConnection
 
 from orders.database.claim_orders import (
-    NOBODY,
+    NO_WORKER,
     Claim,
     Claimed,
     Forged,
@@ -148,9 +148,9 @@ WAITS = Seen(
     [
         ({}, Held()),
         ({"is_worked": False}, Orphaned(7, 2)),
-        ({"is_worked": False, "worker": NOBODY}, Orphaned(NOBODY, 2)),
+        ({"is_worked": False, "worker": NO_WORKER}, Orphaned(NO_WORKER, 2)),
         # Its worker is gone, but it is not to be worked now.
-        ({"is_worked": False, "worker": NOBODY, "is_postponed": True}, Postponed()),
+        ({"is_worked": False, "worker": NO_WORKER, "is_postponed": True}, Postponed()),
         ({"is_postponed": True}, Postponed()),
         ({"status": "placed", "worker": None, "is_worked": None}, Held()),
         ({"status": "done", "worker": None, "is_worked": None}, Settled("done")),

@@ -79,7 +79,7 @@ async def test_wal(writer: AsyncConnection) -> None:
     written = []
     for _ in range(3):  # a page's first change after a checkpoint is logged whole: the least of three is without it
         batch = [placement(reference="536365") for _ in range(ROWS)]
-        cursor = await writer.execute(EXPLAIN + place_orders.PLACE, place_orders.columns_of(batch))
+        cursor = await writer.execute(EXPLAIN + place_orders.PLACE, place_orders.parameters_of(batch))
         row = await cursor.fetchone()
         assert row is not None
         written.append(wal_bytes(row[0][0]["Plan"]) / ROWS)
