@@ -1,5 +1,6 @@
 """Commands for clients of the service, over its HTTP API: `orders place|get|watch|cancel|list`."""
 
+import functools
 import json
 import secrets
 import sys
@@ -105,14 +106,11 @@ def calls_api(function: Callable[..., None]) -> Callable[..., None]:
 
     @click.option("--to", help="Base URL of the service.", show_default="BASE_URL, else that of `make up` here")
     @click.option("--json", "as_json", is_flag=True, help="Print JSON, one document per line.")
+    @functools.wraps(function)
     def command(to: str | None, *, as_json: bool, **given: Any) -> None:
         settings = ClientSettings.read_or_exit("orders")
         function(OrdersClient(base_url_of(to, settings), settings.orders_api_key, as_json=as_json), **given)
 
-    command.__doc__ = function.__doc__
-    command.__name__ = function.__name__
-    # click keeps the options of what it wraps in this list, the last one first.
-    command.__click_params__ += getattr(function, "__click_params__", [])  # type: ignore[attr-defined]
     return command
 
 

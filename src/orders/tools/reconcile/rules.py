@@ -112,17 +112,15 @@ def find_faults(
 
 def _missing(order: OrderSeen, rows: Sequence[EventSeen], coverage: OutboxCoverage) -> Iterator[Fault]:
     types = {row.type for row in rows}
-    if PLACED not in types and order.placed > coverage.since + CLOCKS_SECONDS:
-        yield Fault(
-            kind="lost", cause="event_missing", order_id=order.order_id, version=order.version,
-            reason=f"it is {order.status}, and the outbox has no {PLACED} of it",
-        )  # fmt: skip
-    end = f"order.{order.status}"
-    if order.status in TERMINAL and end not in types and order.updated > coverage.since + CLOCKS_SECONDS:
-        yield Fault(
-            kind="lost", cause="event_missing", order_id=order.order_id, version=order.version,
-            reason=f"it is {order.status}, and the outbox has no {end} of it",
-        )  # fmt: skip
+    expected = [(PLACED, order.placed)]
+    if order.status in TERMINAL:
+        expected.append((f"order.{order.status}", order.updated))
+    for type_, moment in expected:
+        if type_ not in types and moment > coverage.since + CLOCKS_SECONDS:
+            reason = f"it is {order.status}, and the outbox has no {type_} of it"
+            yield Fault(
+                kind="lost", cause="event_missing", order_id=order.order_id, version=order.version, reason=reason
+            )
 
 
 def _doubled(order: OrderSeen, rows: Sequence[EventSeen]) -> Iterator[Fault]:
