@@ -91,3 +91,19 @@ def test_each_state_is_drawn() -> None:
 
     assert {"placed", "parked", "discarded"} <= states
     assert states <= drawn
+
+
+def test_the_worked_example_fits_the_code() -> None:
+    """
+    Each line that the example in CONTRIBUTING.md removes or keeps beside a change is in the file that it names.
+    """
+    [diff] = re.findall(r"^```diff\n(.*?)^```$", (ROOT / "CONTRIBUTING.md").read_text(), re.MULTILINE | re.DOTALL)
+    missing = []
+    code: list[str] = []
+    for line in diff.splitlines():
+        if line.startswith(" src/"):
+            code = (ROOT / line.strip()).read_text().splitlines()
+        elif line.startswith((" ", "-")) and line[1:] not in code:
+            missing.append(line)
+
+    assert missing == []
