@@ -176,9 +176,9 @@ PARK: LiteralString = """
 """
 
 BLOCK: LiteralString = """
-    UPDATE outbox_waiting w SET blocked = true, reason = refused.reason, since = clock_timestamp()
-    FROM unnest(%(keys)s::text[], %(reasons)s::text[]) AS refused (key, reason)
-    WHERE w.key = refused.key
+    UPDATE outbox_waiting w SET blocked = true, reason = rejected.reason, since = clock_timestamp()
+    FROM unnest(%(keys)s::text[], %(reasons)s::text[]) AS rejected (key, reason)
+    WHERE w.key = rejected.key
 """
 
 REMOVE: LiteralString = """

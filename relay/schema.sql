@@ -59,7 +59,7 @@ CREATE TABLE outbox_waiting (
     head         bigint      NOT NULL,
     exchange     text        NOT NULL,                   -- where the head goes: a failure closes a route
     routing_key  text        NOT NULL,
-    blocked      boolean     NOT NULL,                   -- true: its head was refused; an operator decides
+    blocked      boolean     NOT NULL,                   -- true: its head was rejected; an operator decides
     reason       text        NOT NULL,
     since        timestamptz NOT NULL DEFAULT clock_timestamp(),
 

@@ -192,7 +192,7 @@ text-align: left } .bad { color: #b00020; font-weight: 600 } .good { color: #1b7
 background: #fafafa; border: 1px solid #ddd } svg text { font: 10px system-ui, sans-serif; fill: #444 }
 """
 
-WIDTH, CHART, LANE = 1000, 140, 12
+WIDTH, CHART, TRACK = 1000, 140, 12
 COLOURS = {"P": "#d1495b", "C": "#8f2d56", "D": "#2e6f95", "M": "#e08e1b", "N": "#6b7fd7", "H": "#3f9c62", "O": "#777",
            "T": "#555"}  # fmt: skip
 
@@ -264,24 +264,24 @@ def section(o: SeedResult) -> str:
 def timeline(o: SeedResult) -> str:
     """Orders accepted and ended a second, what is under way, and below them the faults as bars."""
     last = max([tick.at for tick in o.ticks] + [r.healed_at or 0.0 for r in o.records] + [1.0])
-    lanes: list[float] = []
+    tracks: list[float] = []
     bars = []
     for r in sorted(o.records, key=lambda each: each.fired_at or 0.0):
         if r.fired_at is None:
             continue
         until = max(r.healed_at or r.fired_at, r.fired_at + last / 300)
         label_until = until + last * 0.03
-        lane = next((n for n, busy in enumerate(lanes) if busy <= r.fired_at), len(lanes))
-        lanes[lane:] = [label_until, *lanes[lane + 1 :]]
+        track = next((n for n, busy in enumerate(tracks) if busy <= r.fired_at), len(tracks))
+        tracks[track:] = [label_until, *tracks[track + 1 :]]
         x, width = r.fired_at / last * WIDTH, max(2.0, (until - r.fired_at) / last * WIDTH)
-        y = CHART + 14 + lane * LANE
+        y = CHART + 14 + track * TRACK
         title = f"{r.planned.kind} {KINDS[r.planned.kind].title}, {r.planned.place}: {r.detail}"
         bars.append(
-            f"<g><title>{html.escape(title)}</title><rect x={x:.1f} y={y} width={width:.1f} height={LANE - 3} "
-            f"fill='{COLOURS[r.planned.kind[0]]}'/><text x={x + width + 1:.1f} y={y + LANE - 4}>{r.planned.kind}"
+            f"<g><title>{html.escape(title)}</title><rect x={x:.1f} y={y} width={width:.1f} height={TRACK - 3} "
+            f"fill='{COLOURS[r.planned.kind[0]]}'/><text x={x + width + 1:.1f} y={y + TRACK - 4}>{r.planned.kind}"
             "</text></g>"
         )
-    height = CHART + 20 + len(lanes) * LANE
+    height = CHART + 20 + len(tracks) * TRACK
     pairs = list(zip(o.ticks, o.ticks[1:], strict=False))
     accepted = [(b.at, (b.accepted - a.accepted) / max(0.1, b.at - a.at)) for a, b in pairs]
     ended = [(b.at, (b.ended - a.ended) / max(0.1, b.at - a.at)) for a, b in pairs]
