@@ -14,15 +14,16 @@ from psycopg import AsyncConnection
 
 import dev.sandbox.servers
 from dev.sandbox.choice import Choice, ChoiceError, choose
+from dev.sandbox.process import Launch
 from dev.sandbox.servers import Servers, in_parallel
-from dev.sandbox.system import Counts, System, declare_topology
-from tests import places
-from tests.lending import Lender, Loan, borrow
+from dev.sandbox.system import Counts, System
+from tests import places, warm
+from tests.lending import Borrower, Lender, Loan
 
 StartSystem = Callable[..., System]
 
 CHOICE = pytest.StashKey[Choice]()
-LENDER = pytest.StashKey[Lender]()
+LENDER = pytest.StashKey[Lender | Borrower]()
 LENDING = pytest.StashKey[Path]()
 SYSTEMS = pytest.StashKey[list[System]]()
 LOG_TAIL_BYTES = 3_000
@@ -39,18 +40,21 @@ def pytest_configure(config: pytest.Config) -> None:
     if is_worker(config):
         config.stash[CHOICE] = msgspec.json.decode(config.workerinput["choice"], type=Choice)  # type: ignore[attr-defined]
         os.environ["SANDBOX_PORTS"] = config.workerinput["ports"]  # type: ignore[attr-defined]
-        return
-    try:
-        config.stash[CHOICE] = choose(os.environ)
-    except ChoiceError as error:
-        raise pytest.UsageError(str(error)) from None
-    config.stash[LENDER] = Lender(config.stash[CHOICE])
+        config.stash[LENDER] = Borrower(config.workerinput["lending"])  # type: ignore[attr-defined]
+    else:
+        try:
+            config.stash[CHOICE] = choose(os.environ)
+        except ChoiceError as error:
+            raise pytest.UsageError(str(error)) from None
+        config.stash[LENDER] = Lender(config.stash[CHOICE])
+    warm.find_parents_by(config.stash[LENDER].parent)
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
+    places.forget()
     if LENDER in config.stash:
         config.stash[LENDER].close()
-    places.forget()
+        places.forget()
 
 
 def is_worker(config: pytest.Config) -> bool:
@@ -75,7 +79,9 @@ def pytest_configure_node(node: Any) -> None:
     config: pytest.Config = node.config
     if CHOICE in config.stash:
         if LENDING not in config.stash:
-            config.stash[LENDING] = config.stash[LENDER].serve()
+            lender = config.stash[LENDER]
+            assert isinstance(lender, Lender)
+            config.stash[LENDING] = lender.serve()
         number = int(node.gateway.id.removeprefix("gw")) + 1
         node.workerinput["choice"] = msgspec.json.encode(config.stash[CHOICE]).decode()
         node.workerinput["lending"] = str(config.stash[LENDING])
@@ -148,8 +154,6 @@ def anyio_backend() -> str:
 @pytest.fixture(scope="session")
 def loan(pytestconfig: pytest.Config) -> Loan:
     """Where the servers of all workers are."""
-    if is_worker(pytestconfig):
-        return borrow(pytestconfig.workerinput["lending"])  # type: ignore[attr-defined]
     return pytestconfig.stash[LENDER].lend()
 
 
@@ -189,7 +193,7 @@ def amqp_url(servers: Servers) -> Iterator[str]:
 @pytest.fixture
 def topology(amqp_url: str) -> str:
     """This test's vhost, with what `orders topology` declares in it."""
-    declare_topology(amqp_url)
+    warm.declare_topology(amqp_url)
     return amqp_url
 
 
@@ -261,6 +265,7 @@ def starting(
             workers: int = 1,
             settings: Mapping[str, str] | None = None,
             with_nginx: bool = True,
+            launch: Launch = warm.launch,
         ) -> System:
             own = folder / f"system-{len(systems) + 1}"
             own.mkdir()
@@ -271,6 +276,7 @@ def starting(
                 Counts(apis=apis, relays=relays, workers=workers),
                 settings=settings,
                 with_nginx=with_nginx,
+                launch=launch,
             )
             systems.append(system)
             return stack.enter_context(system)

@@ -15,8 +15,7 @@ import msgspec
 
 from dev.sandbox.choice import Choice
 from dev.sandbox.servers import ForeignServer, Servers, servers
-from dev.sandbox.system import upgrade
-from tests import places
+from tests import places, warm
 
 ACCEPT_SECONDS = 0.2
 
@@ -32,7 +31,6 @@ class Loan(msgspec.Struct, frozen=True, kw_only=True):
     amqp_url: str
     management_url: str | None
     template: str
-    error: str = ""
 
     def servers(self, choice: Choice) -> Servers:
         return Servers(
@@ -45,14 +43,24 @@ class Loan(msgspec.Struct, frozen=True, kw_only=True):
         )
 
 
+class Answer(msgspec.Struct, frozen=True, kw_only=True):
+    """What was asked for, or why there is none."""
+
+    loan: Loan | None = None
+    parent: str = ""
+    error: str = ""
+
+
 class Lender:
     """Starts the servers for the first who asks, and ends them when it is closed."""
 
     def __init__(self, choice: Choice) -> None:
         self._choice = choice
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._stack = ExitStack()
         self._loan: Loan | None = None
+        self._parents: dict[str, warm.Parent] = {}
+        self._folder: Path | None = None
 
     def lend(self) -> Loan:
         with self._lock:
@@ -60,7 +68,7 @@ class Lender:
                 # Nobody kills these, so they need not flush.
                 opened = self._stack.enter_context(servers(self._choice, testcontainers=True, flushes=False))
                 template = self._stack.enter_context(places.database(opened))
-                upgrade(template)
+                warm.upgrade(template)
                 self._loan = Loan(
                     database_url=opened.database_url,
                     amqp_url=opened.amqp_url,
@@ -68,6 +76,16 @@ class Lender:
                     template=urlsplit(template).path.removeprefix("/"),
                 )
             return self._loan
+
+    def parent(self, module: str) -> str:
+        """Return the socket of this module's warm parent, which is started for the first who asks."""
+        with self._lock:
+            if module not in self._parents:
+                if self._folder is None:
+                    self._folder = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="orders-warm-")))
+                parent = self._parents[module] = warm.Parent(self._folder, module)
+                self._stack.callback(parent.close)
+            return str(self._parents[module].path)
 
     def serve(self) -> Path:
         """Lend to other processes too, at the socket of this path."""
@@ -87,27 +105,46 @@ class Lender:
 
     def close(self) -> None:
         self._stack.close()
-        places.forget()
 
     def _answer(self, listener: socket.socket, ended: threading.Event) -> None:
         listener.settimeout(ACCEPT_SECONDS)
         while not ended.is_set():
             with suppress(TimeoutError, BrokenPipeError):
                 borrower, _ = listener.accept()
-                with borrower:
-                    try:
-                        loan = self.lend()
-                    except Exception as error:  # whatever it is, the one who asked raises it
-                        loan = Loan(database_url="", amqp_url="", management_url=None, template="", error=repr(error))
-                    borrower.sendall(msgspec.json.encode(loan))
+                with borrower, borrower.makefile("rb") as question:
+                    borrower.settimeout(None)
+                    borrower.sendall(msgspec.json.encode(self._answer_to(msgspec.json.decode(question.readline()))))
+
+    def _answer_to(self, module: str | None) -> Answer:
+        try:
+            return Answer(loan=self.lend()) if module is None else Answer(parent=self.parent(module))
+        except Exception as error:  # whatever it is, the one who asked raises it
+            return Answer(error=repr(error))
 
 
-def borrow(path: str) -> Loan:
-    """Ask the lender at this path; raise LendingError when it has nothing to lend."""
-    with socket.socket(socket.AF_UNIX) as wire:
-        wire.connect(path)
-        with wire.makefile("rb") as answer:
-            loan = msgspec.json.decode(answer.read(), type=Loan)
-    if loan.error:
-        raise LendingError(loan.error)
-    return loan
+class Borrower:
+    """Asks the lender of another process, at the socket of this path."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+
+    def lend(self) -> Loan:
+        loan = self._ask(None).loan
+        assert loan is not None
+        return loan
+
+    def parent(self, module: str) -> str:
+        return self._ask(module).parent
+
+    def close(self) -> None:
+        """What was lent is the lender's to end."""
+
+    def _ask(self, module: str | None) -> Answer:
+        with socket.socket(socket.AF_UNIX) as wire:
+            wire.connect(self._path)
+            wire.sendall(msgspec.json.encode(module) + b"\n")
+            with wire.makefile("rb") as reply:
+                answer = msgspec.json.decode(reply.read(), type=Answer)
+        if answer.error:
+            raise LendingError(answer.error)
+        return answer

@@ -19,8 +19,10 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import NoReturn
 
 PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
@@ -80,7 +82,12 @@ def become(user: str) -> None:
     os.setuid(entry.pw_uid)
 
 
-def start(command: list[str], user: str | None) -> int:
+def execute(command: list[str]) -> NoReturn:
+    """Become the command."""
+    os.execvp(command[0], command)
+
+
+def start(command: list[str], user: str | None, run: Callable[[list[str]], NoReturn]) -> int:
     keeper = os.getpid()
     pid = os.fork()
     if pid:
@@ -95,7 +102,7 @@ def start(command: list[str], user: str | None) -> int:
         # After setuid, which clears it. It covers a keeper that is itself killed.
         libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() == keeper:
-            os.execvp(command[0], command)
+            run(command)
     except OSError as error:
         print(f"{command[0]}: {error.strerror}", file=sys.stderr, flush=True)
     os._exit(127)
@@ -141,7 +148,8 @@ def has_children() -> bool:
     return True
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None, run: Callable[[list[str]], NoReturn] = execute) -> int:
+    """Keep a command by these arguments, those of this process by default; `run` turns the child into it."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--user", help="run the command as this user")
     parser.add_argument("--report", type=int, required=True, help="descriptor that gets the command's pid")
@@ -149,7 +157,7 @@ def main() -> int:
     parser.add_argument("--farewell", action="append", default=[], help="command to run when the owner is gone")
     parser.add_argument("--remove", action="append", default=[], help="folder to remove when the owner is gone")
     parser.add_argument("command", nargs="+")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
 
     libc.prctl(PR_SET_CHILD_SUBREAPER, 1)
     # A session of its own: Ctrl-C at the terminal is for the owner, who then ends each child in its order.
@@ -162,7 +170,7 @@ def main() -> int:
     signal.signal(signal.SIGTERM, lambda number, frame: terminated.append(number))
 
     os.set_inheritable(options.report, False)
-    child = start(options.command, options.user)
+    child = start(options.command, options.user, run)
     os.write(options.report, b"%d\n" % child)
     os.close(options.report)
 

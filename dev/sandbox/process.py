@@ -8,8 +8,9 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import IO, Protocol
 from urllib.parse import urlsplit
 
 import msgspec
@@ -44,12 +45,58 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True):
     ready_url: str | None = None
 
 
+class Running(Protocol):
+    """A process that was started: as much of `subprocess.Popen` as is used here."""
+
+    @property
+    def pid(self) -> int: ...
+
+    @property
+    def stdin(self) -> IO[bytes] | None: ...
+
+    def wait(self, timeout: float | None = None) -> int: ...
+
+    def poll(self) -> int | None: ...
+
+
+class Launch(Protocol):
+    """Starts a command: `by_popen`, or what tests put in its place to save the imports."""
+
+    def __call__(
+        self,
+        command: Sequence[str],
+        *,
+        stdin: int,
+        stdout: IO[bytes],
+        stderr: IO[bytes],
+        cwd: Path,
+        env: Mapping[str, str],
+        pass_fds: Sequence[int] = (),
+    ) -> Running: ...
+
+
+def by_popen(
+    command: Sequence[str],
+    *,
+    stdin: int,
+    stdout: IO[bytes],
+    stderr: IO[bytes],
+    cwd: Path,
+    env: Mapping[str, str],
+    pass_fds: Sequence[int] = (),
+) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        command, stdin=stdin, stdout=stdout, stderr=stderr, cwd=cwd, env=dict(env), pass_fds=pass_fds
+    )
+
+
 class Process:
     """A spec in execution. Its output goes to `NAME.log`, the pid that a signal stops to `NAME.pid`."""
 
-    def __init__(self, spec: Spec, folder: Path, *, restart: bool) -> None:
+    def __init__(self, spec: Spec, folder: Path, *, restart: bool, launch: Launch = by_popen) -> None:
         self.spec = spec
         self.restart = restart
+        self._launch = launch
         self.log = folder / f"{spec.name}.log"
         self.pid_file = folder / f"{spec.name}.pid"
         self.starts = 0
@@ -57,7 +104,7 @@ class Process:
         self.last_exit: int | None = None
         self._changed = threading.Condition()
         self._wanted = False
-        self._keeper: subprocess.Popen[bytes] | None = None
+        self._keeper: Running | None = None
         self._pid: int | None = None
         self._watcher: threading.Thread | None = None
         self._log_start = 0
@@ -207,7 +254,7 @@ class Process:
                     self._changed.wait_for(lambda: not self._wanted, backoff)
                     backoff = min(2 * backoff, LONGEST_BACKOFF_SECONDS)
 
-    def _spawn(self) -> subprocess.Popen[bytes]:
+    def _spawn(self) -> Running:
         report, reporter = os.pipe()
         command = [sys.executable, "-I", "-S", keeper.__file__, f"--report={reporter}"]
         if self.spec.user is not None:
@@ -218,7 +265,7 @@ class Process:
         with self.log.open("ab") as log:
             self._log_start = log.tell()
             # The open end of its stdin is what ties it to us: it closes with this process.
-            running = subprocess.Popen(
+            running = self._launch(
                 [*command, "--", *self.spec.command],
                 stdin=subprocess.PIPE,
                 stdout=log,

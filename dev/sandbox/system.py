@@ -8,6 +8,7 @@ with servers() as its_servers, System(its_servers.database_url, its_servers.amqp
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -18,7 +19,7 @@ import msgspec
 
 from dev.sandbox import nginx, packages
 from dev.sandbox.ports import free_port, is_free
-from dev.sandbox.process import ROOT, Process, Spec, StartError, write_atomically
+from dev.sandbox.process import ROOT, Launch, Process, Spec, StartError, by_popen, write_atomically
 from dev.sandbox.servers import in_parallel
 
 Role = Literal["api", "relay", "worker"]
@@ -76,6 +77,7 @@ class System:
         with_nginx: bool = True,
         own_settings: Callable[[str], Mapping[str, str]] = lambda name: {},
         way_to: Callable[[str, int], int] = lambda name, port: port,
+        launch: Launch = by_popen,
     ) -> None:
         """Logs and pid files go to `folder`; `settings` win over the environment's.
 
@@ -90,6 +92,7 @@ class System:
         self._with_nginx = with_nginx
         self._own_settings = own_settings
         self._way_to = way_to
+        self._launch = launch
         self._management_url = management_url
         self._processes: dict[str, Process] = {}
         self._ports = self._earlier_ports()
@@ -148,8 +151,8 @@ class System:
 
     def migrate(self) -> None:
         """Bring schema and topology up to date, as the processes demand before they start."""
-        upgrade(self.database_url)
-        declare_topology(self.amqp_url)
+        upgrade(self.database_url, self._launch)
+        declare_topology(self.amqp_url, self._launch)
 
     def change(self, settings: Mapping[str, str] | None = None, environ: Mapping[str, str] = os.environ) -> None:
         """Take other settings; the next `scale` restarts the processes they concern."""
@@ -169,7 +172,7 @@ class System:
             del self._processes[process.name]
         for name, spec in wanted.items():
             if name not in self._processes:
-                self._processes[name] = Process(spec, self.folder, restart=True)
+                self._processes[name] = Process(spec, self.folder, restart=True, launch=self._launch)
             self._processes[name].resume()
             self._processes[name].start()
         if self._with_nginx:
@@ -287,26 +290,25 @@ def differs(old: Spec, new: Spec) -> bool:
     return settings(old) != settings(new)
 
 
-def upgrade(database_url: str) -> None:
+def upgrade(database_url: str, launch: Launch = by_popen) -> None:
     """`alembic upgrade head` on this database."""
-    run_step("alembic upgrade head", [sys.executable, "-m", "alembic", "upgrade", "head"], DATABASE_URL=database_url)
+    command = [sys.executable, "-m", "alembic", "upgrade", "head"]
+    run_step("alembic upgrade head", command, launch, DATABASE_URL=database_url)
 
 
-def declare_topology(amqp_url: str) -> None:
+def declare_topology(amqp_url: str, launch: Launch = by_popen) -> None:
     """`orders topology` on this broker."""
-    run_step("orders topology", [str(Path(sys.executable).with_name("orders")), "topology"], AMQP_URL=amqp_url)
+    command = [str(Path(sys.executable).with_name("orders")), "topology"]
+    run_step("orders topology", command, launch, AMQP_URL=amqp_url)
 
 
-def run_step(title: str, command: list[str], **settings: str) -> None:
-    done = subprocess.run(
-        command,
-        cwd=ROOT,
-        env=os.environ | settings,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    if done.returncode != 0:
-        lines = done.stdout.strip().splitlines()
-        raise StartError(f"{title}: {lines[-1] if lines else f'exited with {done.returncode}'}")
+def run_step(title: str, command: list[str], launch: Launch, **settings: str) -> None:
+    with tempfile.TemporaryFile() as output:
+        running = launch(
+            command, cwd=ROOT, env=os.environ | settings, stdin=subprocess.DEVNULL, stdout=output, stderr=output
+        )
+        code = running.wait()
+        output.seek(0)
+        lines = output.read().decode(errors="replace").strip().splitlines()
+    if code != 0:
+        raise StartError(f"{title}: {lines[-1] if lines else f'exited with {code}'}")

@@ -6,6 +6,8 @@ import os
 import random
 from urllib.parse import urlsplit
 
+import pytest
+
 from tests.conftest import StartSystem
 from tests.journey.trace import Trace
 
@@ -41,6 +43,7 @@ async def post_and_hang_up(port: int, until: float) -> tuple[int, int]:
     return answered, gone
 
 
+@pytest.mark.long
 async def test_a_hundred_clients_post_and_hang_up(start_system: StartSystem, trace: Trace) -> None:
     """
     However many clients leave before their answer, every order that was written has its event, and is done.

@@ -87,6 +87,7 @@ def open_folder() -> Iterator[Path]:
         yield Path(name)
 
 
+@pytest.mark.long
 async def test_without_a_terminal(open_folder: Path, servers: Servers) -> None:
     """
     It takes every order to its end, says so, and leaves nothing running.
@@ -116,6 +117,7 @@ async def test_without_a_terminal(open_folder: Path, servers: Servers) -> None:
     assert demo.living() == []
 
 
+@pytest.mark.long
 async def test_at_a_terminal(open_folder: Path, servers: Servers, terminal: int) -> None:
     """
     It serves on until Ctrl-C, and then ends everything.
@@ -137,6 +139,7 @@ async def test_at_a_terminal(open_folder: Path, servers: Servers, terminal: int)
     assert demo.living() == []
 
 
+@pytest.mark.long
 async def test_ended_early(open_folder: Path, servers: Servers) -> None:
     """
     SIGTERM in the middle ends everything as well, and the code says that it was not finished.

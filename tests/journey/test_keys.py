@@ -6,6 +6,7 @@ from collections import Counter, defaultdict
 
 import msgspec
 import psycopg
+import pytest
 
 from dev.sandbox.system import System
 from tests.conftest import StartSystem
@@ -68,6 +69,7 @@ class Crowd:
         return status == 201
 
 
+@pytest.mark.long
 async def test_sixty_four_clients_with_the_same_keys(start_system: StartSystem) -> None:
     """
     Each key has one order, one event and one answer, byte for byte, though clients hang up and an api is killed.

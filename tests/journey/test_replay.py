@@ -6,6 +6,8 @@ import sys
 from functools import partial
 from pathlib import Path
 
+import pytest
+
 from tests.conftest import StartSystem
 from tests.eventually import eventually
 from tests.journey.trace import Trace
@@ -32,6 +34,7 @@ async def start(path: Path, url: str, *options: str) -> asyncio.subprocess.Proce
     )
 
 
+@pytest.mark.long
 async def test_every_api_is_killed_meanwhile(start_system: StartSystem, trace: Trace, tmp_path: Path) -> None:
     """
     While orders are replayed, every api is killed: each invoice is one order all the same, and done once.

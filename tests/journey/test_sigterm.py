@@ -2,7 +2,7 @@
 
 import pytest
 
-from dev.sandbox.process import Process
+from dev.sandbox.process import Process, by_popen
 from tests.conftest import StartSystem
 from tests.eventually import eventually
 from tests.journey import shoppers
@@ -22,12 +22,13 @@ async def replace(process: Process) -> None:
     await eventually(lambda: process.starts == starts + 1 and process.is_ready(), 30)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("front", [False, True], ids=["api, relay, worker", "nginx"])
 async def test_every_process_is_ended_under_load(start_system: StartSystem, trace: Trace, front: bool) -> None:
     """
     SIGTERM drops no request and loses no order; while nginx itself is away, a client is refused, never left in doubt.
     """
-    system = start_system(settings=trace.settings)
+    system = start_system(settings=trace.settings, launch=by_popen)
     recorder = Recorder(system.amqp_url)
     await recorder.subscribe()
     load = shoppers.Shoppers(system.base_url)

@@ -6,6 +6,7 @@ from uuid import UUID
 
 import httpx
 import psycopg
+import pytest
 
 from dev.sandbox.system import System
 from orders.api.live import TICK_SECONDS
@@ -75,6 +76,7 @@ async def metrics(system: System) -> list[str]:
     return [line for answer in answers for line in answer.text.splitlines()]
 
 
+@pytest.mark.long
 async def test_a_thousand_streams(start_system: StartSystem) -> None:
     """
     A thousand streams through nginx on one api cost one statement a tick; each sees its order's end, and closes.

@@ -4,6 +4,7 @@ from uuid import UUID
 
 import httpx
 
+from dev.sandbox.process import by_popen
 from tests.conftest import StartSystem
 from tests.eventually import eventually
 from tests.journey import shoppers
@@ -16,7 +17,7 @@ async def test_through_nginx_to_done(start_system: StartSystem, trace: Trace) ->
     """
     An order placed through nginx, by either route, is carried, worked and done, and everybody is told.
     """
-    system = start_system(settings=trace.settings)
+    system = start_system(settings=trace.settings, launch=by_popen)
     recorder = Recorder(system.amqp_url)
     await recorder.subscribe()
 

@@ -29,6 +29,7 @@ EVENTS_OF_THE_END: LiteralString = """
 """
 
 
+@pytest.mark.long
 async def test_every_way_to_fail(start_system: StartSystem) -> None:
     """
     Whatever fails is tried again until it is done; what is refused and what kills its process fails with its reason,

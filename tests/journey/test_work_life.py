@@ -9,6 +9,7 @@ from typing import LiteralString
 
 import aiormq
 import psycopg
+import pytest
 from psycopg import AsyncConnection
 
 from dev.sandbox.keeper import send
@@ -127,6 +128,7 @@ async def test_repeat_starts_no_second_handler(start_system: StartSystem, trace:
         await eventually(nothing_is_in_hand)
 
 
+@pytest.mark.long
 async def test_stopped_worker_is_replaced(start_system: StartSystem, trace: Trace) -> None:
     """
     When a worker is stopped with orders in hand, another works them within 10 s of their redelivery; when the first

@@ -1,17 +1,15 @@
 """Fixtures: a bare database, and Alembic on it."""
 
 import os
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 
 import pytest
 
-from dev.sandbox.process import ROOT
 from dev.sandbox.servers import Servers
-from tests import places
+from tests import places, warm
 
-Alembic = Callable[..., subprocess.Popen[str]]
+Alembic = Callable[..., warm.Captured]
 
 
 @pytest.fixture
@@ -28,18 +26,11 @@ def second_database(servers: Servers) -> Iterator[str]:
         yield url
 
 
-def alembic(url: str | None, *arguments: str) -> "subprocess.Popen[str]":
+def alembic(url: str | None, *arguments: str) -> warm.Captured:
     """Start Alembic as people do: from the project's root, told by DATABASE_URL."""
     environ = {name: value for name, value in os.environ.items() if name != "DATABASE_URL"}
-    return subprocess.Popen(
-        [sys.executable, "-m", "alembic", *arguments],
-        cwd=ROOT,
-        env=environ if url is None else environ | {"DATABASE_URL": url},
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    command = [sys.executable, "-m", "alembic", *arguments]
+    return warm.Captured(command, env=environ if url is None else environ | {"DATABASE_URL": url})
 
 
 @pytest.fixture
@@ -58,13 +49,12 @@ def run_alembic() -> Callable[..., str]:
 @pytest.fixture
 def start_alembic() -> Iterator[Alembic]:
     """Start several side by side."""
-    started: list[subprocess.Popen[str]] = []
+    started: list[warm.Captured] = []
 
-    def start(url: str | None, *arguments: str) -> "subprocess.Popen[str]":
+    def start(url: str | None, *arguments: str) -> warm.Captured:
         started.append(alembic(url, *arguments))
         return started[-1]
 
     yield start
     for process in started:
         process.kill()
-        process.communicate()

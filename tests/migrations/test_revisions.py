@@ -39,6 +39,7 @@ def test_up_down_and_up_again(bare_database: str, run_alembic: Callable[..., str
     assert {"orders", "outbox", "idempotency_keys"} <= {row[0] for row in made["tables"]}
 
 
+@pytest.mark.long
 def test_step_by_step(bare_database: str, run_alembic: Callable[..., str]) -> None:
     """
     Each revision's way down leads to where its way up began.

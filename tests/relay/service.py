@@ -19,6 +19,7 @@ from aiormq.abc import AbstractChannel, DeliveredMessage
 from psycopg import AsyncConnection
 
 from dev.sandbox.ports import free_port
+from tests import warm
 from tests.eventually import eventually
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -149,7 +150,7 @@ async def recording(amqp_url: str, queue: str = "orders.work") -> AsyncIterator[
 
 
 class RelayProcess:
-    """A relay as it is deployed: `python -m relay`."""
+    """A relay as it is deployed: `python -m relay`, started by a warm parent."""
 
     def __init__(self, database_url: str, amqp_url: str, folder: Path, **settings: object) -> None:
         self.port = free_port()
@@ -163,13 +164,12 @@ class RelayProcess:
             "RELAY_REQUIRED_QUEUES": "orders.work",
             **{f"RELAY_{name.upper()}": str(value) for name, value in settings.items()},
         }
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: warm.Child | subprocess.Popen[bytes] | None = None
 
     def start(self, *words: str) -> "RelayProcess":
         with self.log.open("ab") as log:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "relay", *words], cwd=ROOT, env=self._environ, stdout=log, stderr=log
-            )
+            command = [sys.executable, "-m", "relay", *words]
+            self._process = warm.launch(command, cwd=ROOT, env=self._environ, stdout=log, stderr=log)
         return self
 
     @property
@@ -237,10 +237,7 @@ class RelayProcess:
 
 def operator(database_url: str, *words: str) -> tuple[int, str, str]:
     """Run `relay WORDS` as an operator does; return exit code, output, errors."""
-    environ = {**os.environ, "DATABASE_URL": database_url}
-    done = subprocess.run(
-        [sys.executable, "-m", "relay", *words], cwd=ROOT, env=environ, capture_output=True, text=True, timeout=60
-    )
+    done = warm.run([sys.executable, "-m", "relay", *words], env={**os.environ, "DATABASE_URL": database_url})
     return done.returncode, done.stdout, done.stderr
 
 

@@ -14,13 +14,13 @@ import pytest
 from psycopg import AsyncConnection, sql
 
 from dev.sandbox.servers import Servers
-from dev.sandbox.system import upgrade
 from relay.database import DatabaseLost, connect, deadline
 from relay.outbox_table import SESSION
 from tests.eventually import eventually
 from tests.relay.conftest import StartRelay
 from tests.relay.service import RelayProcess, all_settled, append, append_many, becomes, states
 from tests.relay.wire import Wire
+from tests.warm import upgrade
 
 USER = "failover"
 

@@ -6,10 +6,10 @@ from pathlib import Path
 from psycopg import AsyncConnection
 
 from dev.sandbox.servers import Servers
-from dev.sandbox.system import declare_topology, upgrade
 from tests import places
 from tests.relay.conftest import StartRelay
 from tests.relay.service import RelayProcess, append_many, becomes, states
+from tests.warm import declare_topology, upgrade
 
 
 async def test_servers_go_and_come_back(own_servers: Servers, tmp_path: Path) -> None:

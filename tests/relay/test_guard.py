@@ -13,7 +13,6 @@ from aiormq.abc import AbstractChannel, FieldTable
 from psycopg import AsyncConnection
 
 from dev.sandbox.servers import Servers
-from dev.sandbox.system import declare_topology
 from relay import guard as guard_module
 from relay import management
 from relay.database import connect
@@ -41,6 +40,7 @@ from tests.relay.service import (
     states,
 )
 from tests.relay.wire import Wire
+from tests.warm import declare_topology
 
 PLACED = Route("orders", "order.placed")
 KEYS = 10

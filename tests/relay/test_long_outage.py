@@ -9,10 +9,10 @@ from pathlib import Path
 from psycopg import AsyncConnection
 
 from dev.sandbox.servers import Servers
-from dev.sandbox.system import declare_topology, upgrade
 from tests import places
 from tests.eventually import eventually
 from tests.relay.service import RelayProcess, append, becomes, broker, keys_by_event, recording, states
+from tests.warm import declare_topology, upgrade
 
 # `JOURNEYS=long` has each outage last: five minutes in all.
 LONG = os.environ.get("JOURNEYS") == "long"

@@ -6,6 +6,9 @@ import pytest
 
 from tests.relay.schedule import Run
 
+# One after another: five at once would starve each other.
+pytestmark = [pytest.mark.long, pytest.mark.xdist_group("properties")]
+
 EVENTS = 10_000
 
 

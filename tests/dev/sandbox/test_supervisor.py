@@ -142,6 +142,7 @@ def test_other_servers(make: Make, urls: Mapping[str, str]) -> None:
     assert "`make down` ends it first" in done.stderr
 
 
+@pytest.mark.long
 def test_killed_servers(make: Make, run: Path) -> None:
     """
     Servers that are killed come back by themselves, and all are ready again.

@@ -11,6 +11,7 @@ from typing import Any
 
 import jsonschema_rs
 import msgspec
+import pytest
 
 from dev.sandbox.process import ROOT
 from dev.sandbox.system import System
@@ -31,6 +32,7 @@ CASES = int(os.environ.get("FUZZ_CASES", "1"))
 SEED = int(os.environ.get("FUZZ_SEED", "0")) or random.randrange(1, 2**31)
 
 
+@pytest.mark.long
 def test_schemathesis(start_system: StartSystem, tmp_path: Path) -> None:
     """
     No request that the document leads to gets a 5xx, an undocumented answer, or one that is not as it says.

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from dev.sandbox.system import System
+from tests import warm
 from tests.conftest import StartSystem
 
 
@@ -21,10 +22,8 @@ class Terminal:
     def run(self, *arguments: str, stdin: str | None = None, **environ: str) -> subprocess.CompletedProcess[str]:
         own = {"BASE_URL": self.system.base_url, "DATABASE_URL": self.system.database_url}
         path = {"PYTHONPATH": ":".join(path for path in sys.path if path), "COLUMNS": "200"}
-        return subprocess.run(
-            [sys.executable, "-m", "orders.cli", *arguments],
-            cwd=self.folder, env={**path, **own, **environ}, input=stdin, text=True, capture_output=True, timeout=30,
-        )  # fmt: skip
+        command = [sys.executable, "-m", "orders.cli", *arguments]
+        return warm.run(command, cwd=self.folder, env={**path, **own, **environ}, given=stdin or "", timeout=30)
 
     def json(self, *arguments: str, stdin: str | None = None, **environ: str) -> list[dict[str, object]]:
         done = self.run(*arguments, "--json", stdin=stdin, **environ)

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import re
 import sys
 import time
@@ -15,6 +16,7 @@ from orders.database.dead_letters_table import DeadLetter, store
 from orders.database.redrive_orders import Redrive, redrive_orders
 from orders.model import events
 from orders.model.work_message import WorkMessage
+from tests import warm
 from tests.orders.work_samples import STATUSES, WORKER, claim, fail, place, rows
 
 
@@ -32,12 +34,9 @@ class Result(msgspec.Struct):
 
 async def dead(*words: str) -> Result:
     """Run `orders dead ...` in a process of its own."""
-    command = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "orders.cli", "dead", *words,
-        stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
-    )  # fmt: skip
-    output, _ = await command.communicate()
-    return Result(command.returncode, output.decode())
+    command = [sys.executable, "-m", "orders.cli", "dead", *words]
+    done = await asyncio.to_thread(warm.run, command, env=os.environ)
+    return Result(done.returncode, done.stdout + done.stderr)
 
 
 async def fail_some(conn: AsyncConnection, many: int, reason: str = "no stock") -> None:

@@ -16,7 +16,7 @@ from dev.sandbox.ports import free_port
 from dev.sandbox.servers import Servers
 from orders.broker import rabbitmq
 from orders.tools.doctor import RelayStatus
-from tests import places
+from tests import places, warm
 from tests.conftest import StartSystem
 from tests.eventually import eventually
 
@@ -25,10 +25,7 @@ Wrong = dict[str, list[str]]
 
 def ask(folder: Path, *arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
     path = {"PYTHONPATH": ":".join(path for path in sys.path if path), "COLUMNS": "200"}
-    return subprocess.run(
-        [sys.executable, "-m", "orders.cli", "doctor", *arguments],
-        cwd=folder, env=path | environ, text=True, capture_output=True, timeout=60,
-    )  # fmt: skip
+    return warm.run([sys.executable, "-m", "orders.cli", "doctor", *arguments], cwd=folder, env=path | environ)
 
 
 def examine(folder: Path, **environ: str) -> tuple[int, Wrong]:
@@ -38,6 +35,7 @@ def examine(folder: Path, **environ: str) -> tuple[int, Wrong]:
     return done.returncode, {each["what"]: each["wrong"] for each in json.loads(done.stdout)}
 
 
+@pytest.mark.long
 async def test_a_system_and_its_parts(start_system: StartSystem, tmp_path: Path) -> None:
     """All is well, also by the `.run/env` of this folder; then what is broken is named, and how it is mended."""
     system = start_system(apis=1)

@@ -52,6 +52,7 @@ async def test_neighbours_of_a_deadly_order(conn: AsyncConnection, child_setting
     assert good == [Succeeded()] * 21
 
 
+@pytest.mark.long
 async def test_order_that_blocks_its_process(conn: AsyncConnection, child_settings: None) -> None:
     """
     A handler that never gives the loop back is killed with its process, and found.

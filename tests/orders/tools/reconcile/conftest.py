@@ -1,33 +1,25 @@
 """Run `orders reconcile` in a process of its own, and read its report."""
 
 import asyncio
-import sys
-from pathlib import Path
 from typing import Any
 from uuid import UUID
 
 import msgspec
 
 from dev.sandbox.process import ROOT
+from tests import warm
 
 Found = tuple[str, str, UUID]
 
 
 async def reconcile(database_url: str, *words: str, amqp_url: str = "") -> tuple[int, dict[str, Any]]:
     """Run the command; return its exit code and its JSON."""
-    process = await asyncio.create_subprocess_exec(
-        str(Path(sys.executable).with_name("orders")),
-        "reconcile",
-        "--json",
-        *words,
-        cwd=ROOT,
+    done = await asyncio.to_thread(
+        warm.run,
+        [warm.ORDERS, "reconcile", "--json", *words],
         env={"DATABASE_URL": database_url, "AMQP_URL": amqp_url, "PYTHONPATH": f"{ROOT / 'src'}:{ROOT}"},
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
     )
-    out, err = await process.communicate()
-    assert process.returncode is not None
-    return process.returncode, msgspec.json.decode(out) if out else {"error": err.decode()}
+    return done.returncode, msgspec.json.decode(done.stdout) if done.stdout else {"error": done.stderr}
 
 
 def found(report: dict[str, Any]) -> list[Found]:

@@ -129,6 +129,7 @@ async def test_it_reads_only(database_url: str, conn: AsyncConnection) -> None:
     assert before == await versions()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("how", ["deleted", "purged"])
 async def test_what_the_broker_lost_is_sent_again(start_system: StartSystem, tmp_path: Path, how: str) -> None:
     """
