@@ -4,18 +4,27 @@ VENV := .venv
 BIN := $(VENV)/bin
 # What shares a pair of servers that it breaks, or a fixture of its module, stays together (tests/conftest.py).
 SIDE_BY_SIDE := -n auto --dist loadgroup --no-loadscope-reorder
+PROOF := tests/dev tests/model
+# Unless ARGS names its tests.
+PRODUCT = $(if $(findstring tests/,$(ARGS)),,$(addprefix --ignore=,$(PROOF)))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test fuzz bench up down lint chaos sabotage currencies
+.PHONY: help demo test test-fast proof fuzz bench up down lint chaos sabotage currencies
 
 help:
-	@sed -n 's/^\([a-z]*\):.*## /\1	/p' $(MAKEFILE_LIST) | while IFS='	' read -r name does; do printf 'make %-10s %s\n' "$$name" "$$does"; done
+	@sed -n 's/^\([a-z-]*\):.*## /\1	/p' $(MAKEFILE_LIST) | while IFS='	' read -r name does; do printf 'make %-10s %s\n' "$$name" "$$does"; done
 
 demo: $(VENV)/.made ## replay the bundled real orders through the whole system, from nginx to done
 	@$(BIN)/python -m dev.sandbox.demo
 
-test: $(VENV)/.made ## run every test on real servers, several side by side (ARGS=... for pytest; -n0: one after another)
-	@$(BIN)/python -m pytest $(SIDE_BY_SIDE) $(ARGS)
+test: $(VENV)/.made ## run the product's tests on real servers, several side by side (ARGS=... for pytest; -n0: one by one)
+	@$(BIN)/python -m pytest $(SIDE_BY_SIDE) $(PRODUCT) $(ARGS)
+
+test-fast: $(VENV)/.made ## run those of the product's tests that need no servers
+	@$(BIN)/python -m pytest -q -m "not servers" $(PRODUCT) $(ARGS)
+
+proof: $(VENV)/.made ## run the tests of sandbox, chaos, bench and sabotage, and search the models of the protocols
+	@$(BIN)/python -m pytest $(SIDE_BY_SIDE) $(PROOF) $(ARGS)
 
 fuzz: $(VENV)/.made ## send 20,000 requests and more made from the OpenAPI document to a service of its own
 	@FUZZ_CASES=$${FUZZ_CASES:-20000} FUZZ_EXAMPLES=$${FUZZ_EXAMPLES:-500} $(BIN)/python -m pytest -s tests/orders/api/test_openapi.py $(ARGS)
