@@ -3,6 +3,7 @@
 import math
 import socket
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -180,8 +181,10 @@ def test_rate(tmp_path: Path, service: Service) -> None:
     """
     With --rate orders start at most so often.
     """
-    assert run(invoices(tmp_path, 6), service, "--rate", "20").exit_code == 0
-    assert service.times[-1] - service.times[0] >= 5 / 20 - 0.02
+    # From the start of the command: on a busy machine the first request of all may come late.
+    began = time.monotonic()
+    assert run(invoices(tmp_path, 6), service, "--rate", "5").exit_code == 0
+    assert service.times[-1] - began >= 5 / 5
 
 
 def test_slow_rate_is_no_stall(tmp_path: Path, service: Service) -> None:
