@@ -424,7 +424,7 @@ _ALL = (
     _plant(
         "O14",
         "all orders that are read at once stand in one statement, however large",
-        "tests/orders/api/test_services.py::test_reads_are_bounded_by_their_size",
+        "tests/orders/api/test_services.py::test_each_read_counts_by_its_size",
         ("src/orders/api/services.py", "self.read(lookup, READ_SIZE, until)", "self.read(lookup, until=until)"),
     ),
     _plant(
