@@ -72,19 +72,19 @@ class Claimed(msgspec.Struct, frozen=True):
 
     order: Order
     failures: int
-    suspect: bool = False  # it was in the hands of a worker that has vanished: perhaps it is what ended it
+    suspect: bool = False  # a worker that is gone had claimed it: its handler may have ended that worker
 
 
 class Held(msgspec.Struct, frozen=True):
-    """Another worker, which is alive, has it."""
+    """A worker that is alive has it."""
 
 
 class Postponed(msgspec.Struct, frozen=True):
-    """It waits for its retry, and will come again by itself."""
+    """It waits for its retry, which the table `retries` sends when it is due."""
 
 
 class Settled(msgspec.Struct, frozen=True):
-    """There is nothing left to do."""
+    """The event needs no work: the order has ended, or waits for a later event."""
 
     status: Status
 
@@ -94,14 +94,14 @@ class Unknown(msgspec.Struct, frozen=True):
 
 
 class Forged(msgspec.Struct, frozen=True):
-    """The order waits for no such event, and never did."""
+    """The order does not wait for this event, and never did."""
 
 
 Claim = Claimed | Held | Postponed | Settled | Unknown | Forged
 
 
 class Orphaned(msgspec.Struct, frozen=True):
-    """It is being worked by nobody any more: to be taken over, if nobody else is faster."""
+    """Its worker is gone: it can be taken over from this claim, unless another worker is faster."""
 
     worker: int
     attempts: int
@@ -113,7 +113,7 @@ class Seen(msgspec.Struct, frozen=True):
     status: Status
     worker: int | None
     attempts: int
-    event_id: UUID | None  # of the event that it waits for, unless that is as old as the column
+    event_id: UUID | None  # the event that it waits for; None if the order is older than this column
     version: int
     redrives: int
     is_worked: bool | None  # by a worker that is alive
@@ -123,19 +123,22 @@ class Seen(msgspec.Struct, frozen=True):
 def claim_of(seen: Seen, message: WorkMessage) -> Claim | Orphaned:
     """Decide why an order could not be claimed for an event, and whether it is to be taken over."""
     if seen.event_id is not None and seen.event_id != message.event_id:
-        # Only an order that was redriven has had another event; what is older than that is old news.
+        # Only a redriven order has had another event before; one of an earlier version is such an event.
         return Settled(seen.status) if seen.redrives and message.version < seen.version else Forged()
     if seen.status not in {"placed", "processing"}:
         return Settled(seen.status)
     if seen.is_postponed:
         return Postponed()
     if seen.worker is None or seen.is_worked:
-        return Held()  # one without a worker was claimed a moment ago, and is `placed` again: the next claim finds it
+        return Held()  # without a worker it became `placed` a moment ago: the next claim finds it
     return Orphaned(seen.worker, seen.attempts)
 
 
 async def claim_orders(conn: AsyncConnection, worker: int, batch: Sequence[WorkMessage]) -> list[Claim]:
-    """Claim the orders of a batch for a worker; each order stands in it once."""
+    """Claim orders for a worker, by its number; return the outcomes in the batch's order. Each order may occur once.
+
+    An order that a worker claimed which is gone is taken over, as a suspect. Harmless to repeat by the same worker.
+    """
     asked = [
         pg_arrays.uuids([message.order_id for message in batch]),
         pg_arrays.uuids([message.event_id for message in batch]),
@@ -143,27 +146,30 @@ async def claim_orders(conn: AsyncConnection, worker: int, batch: Sequence[WorkM
     cursor = await conn.execute(CLAIM, [*asked, worker, worker], prepare=True)
     claims: dict[UUID, Claim] = {row[0]: _claimed(row) for row in await cursor.fetchall()}
 
-    left = {message.order_id: message for message in batch if message.order_id not in claims}
-    if left:
-        cursor = await conn.execute(LOOK, [list(left)], prepare=True)
+    unclaimed = {message.order_id: message for message in batch if message.order_id not in claims}
+    if unclaimed:
+        cursor = await conn.execute(LOOK, [list(unclaimed)], prepare=True)
         orphans: dict[UUID, Orphaned] = {}
         for order_id, *found in await cursor.fetchall():
-            match claim_of(Seen(*found), left[order_id]):
+            match claim_of(Seen(*found), unclaimed[order_id]):
                 case Orphaned() as orphan:
                     orphans[order_id] = orphan
-                    claims[order_id] = Held()  # by whoever is faster than we are
+                    claims[order_id] = Held()  # unless this worker takes it over below
                 case claim:
                     claims[order_id] = claim
         if orphans:
-            of, attempts = [o.worker for o in orphans.values()], [o.attempts for o in orphans.values()]
-            cursor = await conn.execute(TAKE_OVER, [list(orphans), of, attempts, worker], prepare=True)
+            workers, attempts = [o.worker for o in orphans.values()], [o.attempts for o in orphans.values()]
+            cursor = await conn.execute(TAKE_OVER, [list(orphans), workers, attempts, worker], prepare=True)
             for row in await cursor.fetchall():
                 claims[row[0]] = _claimed(row, suspect=orphans[row[0]].worker != NO_WORKER)
     return [claims.get(message.order_id, Unknown()) for message in batch]
 
 
 async def hand_back(conn: AsyncConnection, worker: int, order_ids: Sequence[UUID]) -> int:
-    """Let others take these orders, where they are ours still, without suspicion; return how many there were."""
+    """Release the claims of this worker on these orders; another worker may then claim them, not as suspects.
+
+    Returns how many of them this worker still held.
+    """
     return (await conn.execute(HAND_BACK, [list(order_ids), worker])).rowcount
 
 

@@ -1,5 +1,7 @@
 """Hints to the relay: the first leaves at once, and under load one serves many commits."""
 
+from collections.abc import Sequence
+
 import pytest
 from psycopg import AsyncConnection
 
@@ -42,3 +44,27 @@ async def test_commits_that_come_together_are_one_hint(
         await eventually(has_heard_twice)
 
     assert heard == ["outbox", "outbox"]
+
+
+async def test_a_batch_is_followed_by_a_hint(database_url: str, conn: AsyncConnection) -> None:
+    """
+    What a batch answers is not changed by the hint that follows it, and one that fails is followed by none.
+    """
+    heard: list[str] = []
+    conn.add_notify_handler(lambda notify: heard.append(notify.channel))
+    await conn.execute("LISTEN outbox")
+
+    async def run(_: AsyncConnection, batch: Sequence[int]) -> Sequence[int]:
+        return [100 // item for item in batch]
+
+    async def has_heard() -> bool:
+        await conn.execute("SELECT 1")
+        return len(heard) == 1
+
+    async with RelayNotifier(database_url) as notifier:
+        with pytest.raises(ZeroDivisionError):
+            await notifier.after(run)(conn, [0])
+        assert notifier._rows == 0
+
+        assert await notifier.after(run)(conn, [50, 25]) == [2, 4]
+        await eventually(has_heard)
