@@ -14,13 +14,13 @@ from orders.model.order import TERMINAL, Status
 from orders.model.work_message import WorkMessage
 from orders.work import decision
 from orders.work.decision import Decision
-from orders.work.runner import ChildDied, HandlerFailed, HandlerRefused, Outcome, Succeeded, TransientFailure
+from orders.work.runner import ChildDied, HandlerFailed, HandlerRefused, RunOutcome, Succeeded, TransientFailure
 from tests.model.relay_world import Broken
 
 MAX_FAILURES = 2
 ORDER = UUID(int=1)
 ROUNDS_TO_SETTLE = 30
-OUTCOMES: dict[str, Outcome] = {
+OUTCOMES: dict[str, RunOutcome] = {
     "done": Succeeded(),
     "again": HandlerFailed("no stock"),
     "never": HandlerRefused("no such card"),
@@ -33,7 +33,7 @@ class Decisions(msgspec.Struct, frozen=True):
     """What the worker decides with."""
 
     claim_of: Callable[[Seen, WorkMessage], Claim | Orphaned] = claim_of
-    decide: Callable[[Outcome, int, int], Decision] = decision.decide
+    decide: Callable[[RunOutcome, int, int], Decision] = decision.decide
 
 
 class Row(msgspec.Struct):
@@ -56,7 +56,7 @@ class Job(msgspec.Struct):
     orphan: Orphaned | None = None  # found by a look, to be taken over by the next statement
     attempt: int | None = None  # under which it was claimed
     failures: int = 0
-    outcome: Outcome | None = None
+    outcome: RunOutcome | None = None
 
 
 class World:

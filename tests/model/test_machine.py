@@ -12,7 +12,7 @@ from orders.database.claim_orders import Claim, Held, Orphaned, Seen, Settled, c
 from orders.model.work_message import WorkMessage
 from orders.work import decision
 from orders.work.decision import Decision
-from orders.work.runner import HandlerFailed, Outcome, TransientFailure
+from orders.work.runner import HandlerFailed, RunOutcome, TransientFailure
 from relay.mark import LowWaterMark
 from relay.message import Answer, Message, Reply, Route
 from relay.replies import Classified, Sent, classify
@@ -266,14 +266,14 @@ def careless_claim_of(seen: Seen, message: WorkMessage) -> Claim | Orphaned:
     return Settled(seen.status) if isinstance(found, Orphaned | Held) else found
 
 
-def count_every_failure(outcome: Outcome, failures: int, max_failures: int) -> Decision:
+def count_every_failure(outcome: RunOutcome, failures: int, max_failures: int) -> Decision:
     """A failure is a failure, whoever's it is."""
     return decision.decide(
         HandlerFailed(outcome.reason) if isinstance(outcome, TransientFailure) else outcome, failures, max_failures
     )
 
 
-def count_one_too_many(outcome: Outcome, failures: int, max_failures: int) -> Decision:
+def count_one_too_many(outcome: RunOutcome, failures: int, max_failures: int) -> Decision:
     """The budget is one less than was said."""
     return decision.decide(outcome, failures + 1, max_failures)
 

@@ -23,7 +23,9 @@ from orders.model.storable_text import storable_text
 from orders.model.traceparent import continue_trace
 from orders.model.work_message import InvalidMessage, WorkMessage
 
-Kind = Literal["refused", "exhausted", "deadly", "malformed", "oversized", "unknown", "forged", "undeliverable"]
+DeadLetterKind = Literal[
+    "refused", "exhausted", "deadly", "malformed", "oversized", "unknown", "forged", "undeliverable"
+]
 
 UNDELIVERABLE = "the broker gave it up: it was delivered too often, and never answered"
 MAX_STORED_BYTES = 64 << 10  # of a message's body
@@ -78,7 +80,7 @@ GROUPS: LiteralString = """
 """
 
 # `ids` are of letters or, as text, of orders.
-CHOSEN: LiteralString = """
+SELECT: LiteralString = """
     SELECT d.id, d.kind, d.reason, o.status = 'failed' AS is_redrivable
     FROM dead_letters d LEFT JOIN orders o ON o.order_id = d.order_id
     WHERE d.state = 'dead' AND d.id > %(above)s
@@ -127,8 +129,8 @@ class DeadLetter(msgspec.Struct, frozen=True):
     size: int
 
 
-class Group(msgspec.Struct, frozen=True, kw_only=True):
-    """The dead letters of one reason."""
+class ReasonGroup(msgspec.Struct, frozen=True, kw_only=True):
+    """The dead letters of one kind and reason: how many, how many of them can be redriven, their times and ids."""
 
     kind: str
     reason: str
@@ -140,8 +142,8 @@ class Group(msgspec.Struct, frozen=True, kw_only=True):
     last_id: int
 
 
-class Chosen(msgspec.Struct, frozen=True, kw_only=True):
-    """A dead letter that a command is about."""
+class SelectedLetter(msgspec.Struct, frozen=True, kw_only=True):
+    """A dead letter of a selection. `is_redrivable`: whether its order is failed; None if it has no order."""
 
     id: int
     kind: str
@@ -149,8 +151,8 @@ class Chosen(msgspec.Struct, frozen=True, kw_only=True):
     is_redrivable: bool | None
 
 
-class Choice(msgspec.Struct, frozen=True, kw_only=True):
-    """Which dead letters: these ids (of letters or orders), or those whose reason contains a text; neither is all."""
+class LetterSelection(msgspec.Struct, frozen=True, kw_only=True):
+    """Dead letters with one of `ids` (of letters or orders, as text) and with `reason` in theirs; None selects any."""
 
     ids: Sequence[str] | None = None
     reason: str | None = None
@@ -197,7 +199,7 @@ async def _store_letter(conn: AsyncConnection, letter: DeadLetter) -> None:
 async def _store_and_fail(conn: AsyncConnection, letter: DeadLetter, message: WorkMessage, order: Order) -> None:
     cursor = await conn.execute(TAKE_POISON_MARK, [message.event_id], prepare=True)
     mark = await cursor.fetchone()
-    kind: Kind = "deadly" if mark else "undeliverable"
+    kind: DeadLetterKind = "deadly" if mark else "undeliverable"
     reason = mark[0] if mark else UNDELIVERABLE
     await _insert(conn, letter, kind, reason, message)
     if order.status not in TERMINAL:
@@ -207,7 +209,7 @@ async def _store_and_fail(conn: AsyncConnection, letter: DeadLetter, message: Wo
 
 
 async def _insert(
-    conn: AsyncConnection, letter: DeadLetter, kind: Kind, reason: str, message: WorkMessage | None = None
+    conn: AsyncConnection, letter: DeadLetter, kind: DeadLetterKind, reason: str, message: WorkMessage | None = None
 ) -> None:
     """Insert a dead letter; without a `message` it belongs to no order."""
     fingerprint = message.event_id.bytes if message else sha256(letter.body).digest()
@@ -222,19 +224,20 @@ def _failed(order: Order, reason: str) -> Event:
     return events.event_of("order.failed", data, continue_trace(None))
 
 
-async def groups(conn: AsyncConnection, reason: str | None) -> list[Group]:
+async def groups(conn: AsyncConnection, reason: str | None) -> list[ReasonGroup]:
     """Return the dead letters by reason, the largest group first."""
-    async with conn.cursor(row_factory=class_row(Group)) as cursor:
+    async with conn.cursor(row_factory=class_row(ReasonGroup)) as cursor:
         return await (await cursor.execute(GROUPS, {"reason": reason})).fetchall()
 
 
-async def chosen(conn: AsyncConnection, choice: Choice, *, above: int, limit: int) -> list[Chosen]:
-    """Return the next dead letters of a choice above an id."""
+async def select(conn: AsyncConnection, selection: LetterSelection, *, above: int, limit: int) -> list[SelectedLetter]:
+    """Return the next `limit` dead letters of a selection, with ids above `above`, in their order."""
     asked = {
-        "ids": None if choice.ids is None else list(choice.ids), "reason": choice.reason, "above": above, "limit": limit
+        "ids": None if selection.ids is None else list(selection.ids), "reason": selection.reason,
+        "above": above, "limit": limit,
     }  # fmt: skip
-    async with conn.cursor(row_factory=class_row(Chosen)) as cursor:
-        return await (await cursor.execute(CHOSEN, asked)).fetchall()
+    async with conn.cursor(row_factory=class_row(SelectedLetter)) as cursor:
+        return await (await cursor.execute(SELECT, asked)).fetchall()
 
 
 async def show(conn: AsyncConnection, letter: str) -> dict[str, object] | None:

@@ -50,7 +50,7 @@ FINISH: LiteralString = f"""
     SELECT order_id, seconds FROM finished
 """
 
-Kind = Literal["refused", "exhausted"]
+FailureKind = Literal["refused", "exhausted"]
 
 
 class Finish(msgspec.Struct, frozen=True):
@@ -59,7 +59,7 @@ class Finish(msgspec.Struct, frozen=True):
     claimed: Claimed
     event: Event
     failure_reason: str | None = None
-    kind: Kind | None = None
+    kind: FailureKind | None = None
 
     @property
     def order_id(self) -> UUID:
@@ -75,7 +75,7 @@ class Finished(msgspec.Struct, frozen=True):
 
 
 def finish_of(
-    claimed: Claimed, traceparent: str, failure_reason: str | None = None, kind: Kind | None = None
+    claimed: Claimed, traceparent: str, failure_reason: str | None = None, kind: FailureKind | None = None
 ) -> Finish:
     """Make the end of a claimed order, and its event: `order.failed` with a `failure_reason`, else `order.done`."""
     reason = None if failure_reason is None else storable_text(failure_reason)

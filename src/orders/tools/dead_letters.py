@@ -14,7 +14,7 @@ import psycopg
 from psycopg import AsyncConnection
 
 from orders.database import dead_letters_table, redrive_orders
-from orders.database.dead_letters_table import Choice
+from orders.database.dead_letters_table import LetterSelection
 from orders.database.errors import ErrorClass, classify
 from orders.database.outbox_table import add_partitions
 from orders.database.redrive_orders import Redrive
@@ -90,9 +90,9 @@ def redrive(
     """
     if sum([bool(ids), reason is not None, everything]) != 1:
         raise click.UsageError("choose dead letters by one of --id, --reason and --all")
-    choice = Choice(ids=list(ids) or None, reason=reason)
+    selection = LetterSelection(ids=list(ids) or None, reason=reason)
     who = None if dry_run else Redrive(actor(), why)
-    redriven, left = _on_database(lambda conn: _redrive(conn, choice, who, rate), is_one_call=False)
+    redriven, left = _on_database(lambda conn: _redrive(conn, selection, who, rate), is_one_call=False)
     click.echo(f"{'would redrive' if dry_run else 'redriven'}: {redriven}")
     if left:
         click.echo(f"left alone, since no failed order belongs to them: {left}; `orders dead discard` settles them")
@@ -122,7 +122,7 @@ def _on_database(act: Callable[[AsyncConnection], Awaitable[T]], *, is_one_call:
 
 
 async def _redrive(
-    conn: AsyncConnection, choice: Choice, redrive: Redrive | None, rate: float | None
+    conn: AsyncConnection, selection: LetterSelection, redrive: Redrive | None, rate: float | None
 ) -> tuple[int, int]:
     """Redrive the chosen dead letters in chunks; return how many, and how many have no failed order.
 
@@ -131,7 +131,7 @@ async def _redrive(
     chunk = CHUNK if rate is None else max(1, min(CHUNK, round(rate * CHUNK_SECONDS)))
     started = time.monotonic()
     redriven = left = above = 0
-    while letters := await within(conn, dead_letters_table.chosen(conn, choice, above=above, limit=chunk)):
+    while letters := await within(conn, dead_letters_table.select(conn, selection, above=above, limit=chunk)):
         above = letters[-1].id
         able = [letter.id for letter in letters if letter.is_redrivable]
         left += len(letters) - len(able)

@@ -21,7 +21,7 @@ from prometheus_client import Counter
 from orders.runtime.crash import stop_the_process_if_it_crashed
 from orders.runtime.retry_pauses import backoff
 from orders.work.isolation_child import LARGEST_LINE, READY, ChildJob, ChildResult
-from orders.work.runner import ChildDied, Job, Outcome
+from orders.work.runner import ChildDied, Job, RunOutcome
 
 log = logging.getLogger(__name__)
 
@@ -47,15 +47,15 @@ class _IsolatedJob:
     def __init__(self, job: Job) -> None:
         self.job = job
         self.deaths = 0
-        self.outcome: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
+        self.outcome: asyncio.Future[RunOutcome] = asyncio.get_running_loop().create_future()
 
-    def settle(self, outcome: Outcome) -> None:
+    def settle(self, outcome: RunOutcome) -> None:
         if not self.outcome.done():
             self.outcome.set_result(outcome)
 
 
 class CrashIsolation:
-    """Runs jobs in child processes. It is called like a `Runner`: a `Job` in, its `Outcome` out."""
+    """Runs jobs in child processes. It is called like a `Runner`: a `Job` in, its `RunOutcome` out."""
 
     def __init__(self, *, timeout: float) -> None:
         self.timeout = timeout
@@ -80,7 +80,7 @@ class CrashIsolation:
         for child in list(self._children):  # whose end was cancelled
             await self._end(child)
 
-    async def __call__(self, job: Job) -> Outcome:
+    async def __call__(self, job: Job) -> RunOutcome:
         """Run the handler for a suspect; return `ChildDied` if its child died DEATHS_ALONE times, alone."""
         isolated = _IsolatedJob(job)
         self._waiting.append(isolated)

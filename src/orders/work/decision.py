@@ -4,9 +4,17 @@ from typing import assert_never
 
 import msgspec
 
-from orders.database.finish_orders import Finished, Kind
+from orders.database.finish_orders import FailureKind, Finished
 from orders.runtime.retry_pauses import backoff
-from orders.work.runner import ChildDied, Committed, HandlerFailed, HandlerRefused, Outcome, Succeeded, TransientFailure
+from orders.work.runner import (
+    ChildDied,
+    Committed,
+    HandlerFailed,
+    HandlerRefused,
+    RunOutcome,
+    Succeeded,
+    TransientFailure,
+)
 
 FIRST_RETRY_SECONDS = 0.2
 MAX_RETRY_SECONDS = 30.0
@@ -16,7 +24,7 @@ class EndOrder(msgspec.Struct, frozen=True):
     """Write the end of the order: done, or failed if there is a reason. `kind`: that of the dead letter it leaves."""
 
     failure_reason: str | None = None
-    kind: Kind | None = None
+    kind: FailureKind | None = None
 
 
 class OrderEnded(msgspec.Struct, frozen=True):
@@ -47,7 +55,7 @@ class MarkPoison(msgspec.Struct, frozen=True):
 Decision = EndOrder | OrderEnded | RetryLater | RunAgain | MarkPoison
 
 
-def decide(outcome: Outcome, failures: int, max_failures: int) -> Decision:
+def decide(outcome: RunOutcome, failures: int, max_failures: int) -> Decision:
     """Decide what follows an outcome. `failures`: of the handler before this run; `max_failures`: WORK_MAX_ATTEMPTS."""
     match outcome:
         case Succeeded():

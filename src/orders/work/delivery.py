@@ -14,7 +14,7 @@ from prometheus_client import Counter, Gauge, Histogram
 
 from orders.broker.consumer import Delivery
 from orders.database.claim_orders import Claimed, Forged, Held, Postponed, Settled, Unknown
-from orders.database.dead_letters_table import Kind, PoisonMark
+from orders.database.dead_letters_table import DeadLetterKind, PoisonMark
 from orders.database.finish_orders import Finished, finish_of
 from orders.database.postpone_orders import Postpone
 from orders.model import work_message
@@ -24,7 +24,7 @@ from orders.runtime.retry_pauses import backoff
 from orders.work import decision
 from orders.work.batches import WorkBatches
 from orders.work.decision import Decision
-from orders.work.runner import Job, Outcome, Run
+from orders.work.runner import Job, Run, RunOutcome
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +55,7 @@ PLACED_TO_FINISHED = Histogram(
 class Rejection(msgspec.Struct, frozen=True):
     """Why a message goes to the dead letters."""
 
-    kind: Kind
+    kind: DeadLetterKind
     reason: str
 
 
@@ -222,7 +222,7 @@ class OrdersInHand:
                 case Claimed():
                     await asyncio.sleep(next(pauses))
 
-    async def _run(self, job: Job, *, suspect: bool) -> Outcome:
+    async def _run(self, job: Job, *, suspect: bool) -> RunOutcome:
         if suspect:
             SUSPECTS.inc()
         started = asyncio.get_running_loop().time()

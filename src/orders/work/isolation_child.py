@@ -15,7 +15,7 @@ import uvloop
 
 from orders import handlers
 from orders.runtime.settings import WorkerSettings
-from orders.work.runner import Job, Outcome, Runner
+from orders.work.runner import Job, Runner, RunOutcome
 
 PR_SET_PDEATHSIG = 1
 READY = b"ready\n"
@@ -26,7 +26,7 @@ class ChildResult(msgspec.Struct, frozen=True):
     """The outcome of the job with this number."""
 
     number: int
-    outcome: Outcome
+    outcome: RunOutcome
 
 
 class ChildJob(msgspec.Struct, frozen=True):

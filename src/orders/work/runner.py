@@ -65,8 +65,8 @@ class ChildDied(msgspec.Struct, frozen=True, tag=True):
     reason: str
 
 
-Outcome = Succeeded | Committed | HandlerFailed | HandlerRefused | TransientFailure | ChildDied
-Run = Callable[[Job], Awaitable[Outcome]]
+RunOutcome = Succeeded | Committed | HandlerFailed | HandlerRefused | TransientFailure | ChildDied
+Run = Callable[[Job], Awaitable[RunOutcome]]
 
 
 class Runner:
@@ -80,7 +80,7 @@ class Runner:
         self._idle: list[AsyncConnection] = []
         self._busy: set[AsyncConnection] = set()
 
-    async def __call__(self, job: Job) -> Outcome:
+    async def __call__(self, job: Job) -> RunOutcome:
         """Run the handler for a claimed order and return its outcome; a handler's errors never propagate."""
         try:
             if self.wants_connection:
@@ -110,7 +110,7 @@ class Runner:
             with time_limit(self.timeout, lambda: end.reschedule(loop.time())):
                 await cast(PlainHandler, self.handler)(job.claimed.order)
 
-    async def _run_in_transaction(self, job: Job) -> Outcome:
+    async def _run_in_transaction(self, job: Job) -> RunOutcome:
         try:
             conn = await self._connection()
         except psycopg.Error as error:

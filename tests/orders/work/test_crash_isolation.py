@@ -8,7 +8,7 @@ from psycopg import AsyncConnection
 
 from orders.model.traceparent import continue_trace
 from orders.work.crash_isolation import CrashIsolation, halves
-from orders.work.runner import ChildDied, HandlerFailed, HandlerRefused, Job, Outcome, Succeeded
+from orders.work.runner import ChildDied, HandlerFailed, HandlerRefused, Job, RunOutcome, Succeeded
 from tests.orders.work_samples import claim, place
 
 TIMEOUT = 2.0
@@ -28,9 +28,9 @@ async def jobs(conn: AsyncConnection, references: list[str]) -> list[Job]:
     return [Job(claimed, continue_trace(None)) for claimed in await claim(conn, placed)]
 
 
-async def outcomes(conn: AsyncConnection, references: list[str]) -> list[Outcome]:
+async def outcomes(conn: AsyncConnection, references: list[str]) -> list[RunOutcome]:
     """Run one order of each reference, all of them suspects."""
-    by_reference: dict[str | None, Outcome] = {}
+    by_reference: dict[str | None, RunOutcome] = {}
     async with CrashIsolation(timeout=TIMEOUT) as isolation:
         asked = await jobs(conn, references)
         for job, outcome in zip(asked, await asyncio.gather(*map(isolation, asked)), strict=True):

@@ -17,12 +17,20 @@ from orders.work.decision import (
     decide,
     retry_seconds,
 )
-from orders.work.runner import ChildDied, Committed, HandlerFailed, HandlerRefused, Outcome, Succeeded, TransientFailure
+from orders.work.runner import (
+    ChildDied,
+    Committed,
+    HandlerFailed,
+    HandlerRefused,
+    RunOutcome,
+    Succeeded,
+    TransientFailure,
+)
 
 MOST = 5
 FINISHED = Finished("done", 0.5)
 
-CASES: list[tuple[Outcome, int, Decision]] = [
+CASES: list[tuple[RunOutcome, int, Decision]] = [
     (Succeeded(), 0, EndOrder()),
     (Succeeded(), MOST - 1, EndOrder()),
     (Committed(FINISHED), 0, OrderEnded(FINISHED)),
@@ -42,7 +50,7 @@ CASES: list[tuple[Outcome, int, Decision]] = [
 
 
 @pytest.mark.parametrize(("outcome", "failures", "step"), CASES)
-def test_next_step(outcome: Outcome, failures: int, step: Decision) -> None:
+def test_next_step(outcome: RunOutcome, failures: int, step: Decision) -> None:
     """
     Only the handler's own failures count, and only the last of them ends the order.
     """
@@ -53,7 +61,7 @@ def test_every_outcome_has_its_step() -> None:
     """
     No outcome was forgotten in this table.
     """
-    assert {type(outcome) for outcome, _, _ in CASES} == set(get_args(Outcome))
+    assert {type(outcome) for outcome, _, _ in CASES} == set(get_args(RunOutcome))
 
 
 def test_a_single_attempt() -> None:

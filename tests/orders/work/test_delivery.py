@@ -14,7 +14,7 @@ from orders.database.notify import RelayNotifier
 from orders.database.worker_lock import WorkerLock
 from orders.work.batches import WorkBatches
 from orders.work.delivery import OrdersInHand
-from orders.work.runner import ChildDied, Job, Outcome, Run, Runner, Succeeded
+from orders.work.runner import ChildDied, Job, Run, Runner, RunOutcome, Succeeded
 from tests.eventually import eventually
 from tests.orders.work_handlers import obey
 from tests.orders.work_samples import WORKER, claim, place
@@ -22,7 +22,7 @@ from tests.orders.work_samples import WORKER, claim, place
 VANISHED = WORKER + 1
 
 
-async def die(_job: Job) -> Outcome:
+async def die(_job: Job) -> RunOutcome:
     """Do as a child process of a deadly order."""
     return ChildDied("it died alone")
 
@@ -58,7 +58,7 @@ async def test_condemned_order_comes_again(conn: AsyncConnection, database_url: 
     """
     ran: list[Job] = []
 
-    async def run(job: Job) -> Outcome:
+    async def run(job: Job) -> RunOutcome:
         ran.append(job)
         return Succeeded()
 

@@ -11,13 +11,13 @@ from orders.work.dead_letter_mover import DeadLetterMover
 from orders.work.delivery import OrdersInHand
 from orders.work.due_retries import DueRetries
 from orders.work.health import WorkerHealth
-from orders.work.runner import Job, Outcome, Succeeded
+from orders.work.runner import Job, RunOutcome, Succeeded
 
 URL = "postgresql://nobody@127.0.0.1:1/nowhere"
 AMQP_URL = "amqp://127.0.0.1:1"
 
 
-async def succeed(_job: Job) -> Outcome:
+async def succeed(_job: Job) -> RunOutcome:
     return Succeeded()
 
 

@@ -19,8 +19,8 @@ from orders.work.runner import (
     HandlerFailed,
     HandlerRefused,
     Job,
-    Outcome,
     Runner,
+    RunOutcome,
     Succeeded,
     TransientFailure,
     cause_of,
@@ -46,7 +46,7 @@ async def running(handler: Handler, database_url: str) -> AsyncIterator[Runner]:
     await runner.close()
 
 
-async def run(conn: AsyncConnection, database_url: str, handler: Handler, reference: str) -> Outcome:
+async def run(conn: AsyncConnection, database_url: str, handler: Handler, reference: str) -> RunOutcome:
     """Run a handler once, on an order of its own."""
     [claimed] = await claim(conn, await place(conn, reference=reference))
     async with running(handler, database_url) as runner:
@@ -65,7 +65,7 @@ async def run(conn: AsyncConnection, database_url: str, handler: Handler, refere
         ("be cancelled", HandlerFailed("something that the handler waited for was cancelled")),
     ],
 )
-async def test_plain_handler(conn: AsyncConnection, database_url: str, reference: str, outcome: Outcome) -> None:
+async def test_plain_handler(conn: AsyncConnection, database_url: str, reference: str, outcome: RunOutcome) -> None:
     """
     A handler that returns is done, one that refuses never comes again, and everything else is tried again.
     """
@@ -95,7 +95,7 @@ async def test_transaction_holds_effect_and_end(conn: AsyncConnection, database_
     ],
 )
 async def test_failure_rolls_back(
-    conn: AsyncConnection, database_url: str, effects: None, reference: str, outcome: Outcome
+    conn: AsyncConnection, database_url: str, effects: None, reference: str, outcome: RunOutcome
 ) -> None:
     """
     Whatever a handler wrote before it failed is gone, also when it hangs in a query of its own.
@@ -232,7 +232,7 @@ class Speechless(Exception):
         (Speechless(), HandlerFailed("Speechless: Speechless")),
     ],
 )
-def test_a_handlers_own_failure(error: Exception, outcome: Outcome) -> None:
+def test_a_handlers_own_failure(error: Exception, outcome: RunOutcome) -> None:
     """
     A refusal is final, and everything else may be tried again, with its reason in one line.
     """
