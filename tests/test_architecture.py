@@ -2,6 +2,7 @@
 
 import ast
 import gc
+import re
 import sys
 from collections.abc import Iterator
 from functools import cache
@@ -94,3 +95,14 @@ def test_nobody_takes_a_private_name(package: str, module: str) -> None:
     ]
 
     assert taken == []
+
+
+def test_the_page_lists_each_module_once() -> None:
+    """
+    docs/architecture.md has one line for each module of the product, and none for what is not there.
+    """
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    listed = re.findall(r"^(?:1\.|\|) `((?:src/orders|relay)/\S+\.py)`", page, re.MULTILINE)
+    there = [str(path.relative_to(ROOT)) for folder in FOLDERS.values() for path in folder.rglob("*.py")]
+
+    assert sorted(listed) == sorted(path for path in there if not path.endswith("__init__.py"))

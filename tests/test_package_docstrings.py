@@ -9,7 +9,7 @@ import pytest
 from dev.sandbox.process import ROOT
 
 PACKAGES = [
-    *sorted(path.parent for path in (ROOT / "src" / "orders").glob("*/__init__.py") if path.read_text()),
+    *sorted(path.parent for path in (ROOT / "src" / "orders").rglob("__init__.py")),
     *(ROOT / folder for folder in ("relay", "dev/chaos", "dev/sabotage")),
 ]
 
@@ -17,10 +17,11 @@ PACKAGES = [
 @pytest.mark.parametrize("package", PACKAGES, ids=lambda package: package.name)
 def test_lists_its_modules(package: Path) -> None:
     """
-    The docstring of a package lists each of its modules, one line each, and no others.
+    The docstring of a package lists each of its modules and packages once, and no others.
     """
     docstring = ast.get_docstring(ast.parse((package / "__init__.py").read_text())) or ""
-    listed = re.findall(r"^(\w+)  +\S", docstring, re.MULTILINE)
+    lines = re.findall(r"^ *((?:\w+, )*\w+)  +\S", docstring, re.MULTILINE)
+    listed = [name for names in lines for name in names.split(", ")]
     modules = {path.stem for path in package.glob("*.py")} | {
         path.parent.name for path in package.glob("*/__init__.py")
     }

@@ -16,7 +16,11 @@ orders.subscriber     `Subscription` and `main`: a consumer of the events, each 
 orders.model.order    `Order`, `Line`, `Status`
 orders.model.events   `Envelope`, `Data`, `EventType`, `open_envelope`
 
-Processes: app (the api), worker, cli (the command `orders`), healthcheck. Packages, each may import those below it:
+Processes, then packages; each may import those below it:
+
+app, worker           the api and the worker; app.py and worker.py put their parts together
+cli, healthcheck      the command `orders`; a look at a health endpoint, for containers
+handlers, subscriber  public, as above
 
 tools      commands: client, admin, dead letters, doctor, reconcile, replay
 api        HTTP: routes, fast path, problems, authentication, live status

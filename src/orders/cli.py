@@ -5,7 +5,7 @@ import logging
 
 import click
 
-from orders.broker.topology import wait_and
+from orders.broker import topology as broker_topology
 from orders.model.errors import StartupError
 from orders.runtime.settings import TopologySettings
 from orders.tools import admin, client
@@ -33,7 +33,7 @@ def topology(wait: float) -> None:
     """
     settings = TopologySettings.read_or_exit("orders topology")
     try:
-        asyncio.run(wait_and("declare", settings.amqp_url, wait))
+        asyncio.run(broker_topology.wait_and("declare", settings.amqp_url, wait))
     except StartupError as error:
         fail("orders topology", str(error))
     click.echo("exchange orders, queues orders.work and orders.dead, and their bindings are there")
