@@ -1,38 +1,42 @@
 """PostgreSQL: connections, batches, one module for each table and one for each transition of an order.
 
-Connections and batches
-    postgres                connections with a deadline for every call; checks at start
-    severing                ends a call by shutting its socket down
-    session                 a connection for one task, replaced whenever it is lost
-    periodic                recurring jobs that share one connection
-    notify                  notifies the relay of new outbox rows
-    worker_lock             the advisory lock that shows a worker alive
-    batcher                 many callers, one statement
-    errors                  what a database error means: the class of its SQLSTATE
-    pg_arrays               arrays as parameters of a batch statement
+Connections and batches:
 
-Tables: columns, and the statements that belong to no transition
-    orders_table            orders; look-ups and lists
-    outbox_table            events, for the relay
-    idempotency_keys_table  the first use of each Idempotency-Key
-    api_keys_table          the clients' API keys
-    retries_table           messages of orders that wait for a retry
-    dead_letters_table      dead letters, poison marks and the operators' audit
-    inbox                   the events that a subscriber has seen
+postgres                connections with a deadline for every call; checks at start
+severing                ends a call by shutting its socket down
+session                 a connection for one task, replaced whenever it is lost
+periodic                recurring jobs that share one connection
+notify                  notifies the relay of new outbox rows
+worker_lock             the advisory lock that shows a worker alive
+batcher                 many callers, one statement
+errors                  what a database error means: the class of its SQLSTATE
+pg_arrays               arrays as parameters of a batch statement
 
-Transitions: the change of an order and its event, in one statement
-    place_orders            -> placed
-    cancel_orders           placed -> cancelled
-    claim_orders            placed -> processing
-    finish_orders           processing -> done | failed
-    postpone_orders         processing, and waits for a retry
-    redrive_orders          failed -> placed
-    resend_messages         the same status, and its message again
-    purge_orders            deletes or anonymises orders that ended long ago
+Tables, with their columns and the statements that belong to no transition:
 
-What the api runs in a batch
-    writes                  placements and cancellations
-    reads                   orders, API keys and steps down a list
+orders_table            orders; look-ups and lists
+outbox_table            events, for the relay
+idempotency_keys_table  the first use of each Idempotency-Key
+api_keys_table          the clients' API keys
+retries_table           messages of orders that wait for a retry
+dead_letters_table      dead letters, poison marks and the operators' audit
+inbox                   the events that a subscriber has seen
+
+Transitions of an order; one that has an event writes it in the same transaction:
+
+place_orders            -> placed
+cancel_orders           placed -> cancelled
+claim_orders            placed -> processing
+finish_orders           processing -> done | failed
+postpone_orders         processing, and waits for a retry
+redrive_orders          failed -> placed
+resend_messages         the same status, and its message again
+purge_orders            deletes or anonymises orders that ended long ago
+
+Batches of the api:
+
+writes                  placements and cancellations
+reads                   orders, API keys and steps down a list
 
 `tests/orders/database/test_table_owners.py` holds who may name a table. Statements are constants. One that needs
 the columns or the INSERT of another table contains the constant of that table's module.
