@@ -19,7 +19,7 @@ outbox_table            events, for the relay
 idempotency_keys_table  the first use of each Idempotency-Key
 api_keys_table          the clients' API keys
 retries_table           messages of orders that wait for a retry
-dead_letters_table      dead letters, poison marks and the operators' audit
+dead_letters_table      dead letters, poison marks and the operators' audit; fails the order of a dead letter
 inbox                   the events that a subscriber has seen
 
 Transitions of an order; one that has an event writes it in the same transaction:
