@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from dev.sabotage.plants import PLANTS
+
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted(
     path
@@ -107,3 +109,18 @@ def test_the_worked_example_fits_the_code() -> None:
             missing.append(line)
 
     assert missing == []
+
+
+def test_the_page_lists_each_plant() -> None:
+    """
+    docs/reliability.md has a row for each planted bug, and names the test that catches it.
+    """
+    page = (ROOT / "docs" / "reliability.md").read_text()
+    rows = re.findall(r"^\| (\w+) \| [^|]+ \| `([\w/.]+)` ([^|]+) \| [\d.]+ \|$", page, re.MULTILINE)
+    checks = {}
+    for plant in PLANTS.values():
+        path, _, test = plant.check.partition("::")
+        words = test.partition("[")[0].removeprefix("test_").replace("_", " ")
+        checks[plant.id] = (path.removeprefix("tests/"), words)
+
+    assert {id_: (path, words) for id_, path, words in rows} == checks
