@@ -3,8 +3,8 @@
 import contextlib
 import sys
 import time
-from collections.abc import AsyncIterator, Callable
-from datetime import datetime
+from collections.abc import AsyncIterator, Callable, Iterator
+from datetime import UTC, datetime
 
 import click
 import msgspec
@@ -21,6 +21,8 @@ from orders.tools.command_line import Parsed, fail
 from orders.tools.reconcile.run import ReconcileOptions, ReconcileReport, Reconciliation, Span
 from orders.tools.time_ago import parse_moment
 
+RETRIES_SHOWN = 10
+
 
 def table_of(report: ReconcileReport) -> Table:
     """Lay out the faults of a report."""
@@ -30,6 +32,15 @@ def table_of(report: ReconcileReport) -> Table:
     for fault in report.findings:
         table.add_row(f"{fault.kind}: {fault.cause}", str(fault.order_id), fault.reason)
     return table
+
+
+def lines_of_retries(report: ReconcileReport) -> Iterator[str]:
+    """Yield a line for each of the first orders that wait for a retry: since its last failure, until it is due."""
+    for wait in report.retries[:RETRIES_SHOWN]:
+        since, until = (f"{datetime.fromtimestamp(at, UTC):%Y-%m-%dT%H:%M:%SZ}" for at in (wait.since, wait.until))
+        yield f"waiting for a retry: {wait.order_id}, since {since}, until {until}"
+    if more := report.waiting_for_retry - min(len(report.retries), RETRIES_SHOWN):
+        yield f"waiting for a retry: {more} more orders"
 
 
 @contextlib.asynccontextmanager
@@ -113,8 +124,11 @@ def show(report: ReconcileReport) -> None:
     console = Console(soft_wrap=not sys.stdout.isatty())
     if report.findings:
         console.print(table_of(report))
+    for line in lines_of_retries(report):
+        console.print(line, highlight=False, markup=False)
     counts = ", ".join(f"{kind.replace('_', ' ')} {count}" for kind, count in report.counts.items())
     waiting = f", {report.waiting} wait in the queue" if report.waiting else ""
+    waiting += f", {report.waiting_for_retry} wait for a retry" if report.waiting_for_retry else ""
     repaired = f"; {report.repaired} messages sent again" if report.repaired else ""
     console.print(
         f"{report.orders} orders and {report.rows} outbox rows in {report.seconds:.1f} s: {counts}{waiting}{repaired}",

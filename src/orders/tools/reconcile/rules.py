@@ -68,6 +68,14 @@ class EventSeen(msgspec.Struct, frozen=True, kw_only=True):
     waits: str = ""
 
 
+class RetryWait(msgspec.Struct, frozen=True):
+    """An order that waits for its retry: since its last failure, until its message is due; seconds since 1970."""
+
+    order_id: UUID
+    since: float
+    until: float
+
+
 class OutboxCoverage(msgspec.Struct, frozen=True):
     """Since when the outbox has every row, and when operators requeued rows; seconds since 1970."""
 
@@ -92,9 +100,16 @@ class Fault(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 def find_faults(
-    order_id: UUID, order: OrderSeen | None, rows: Sequence[EventSeen], coverage: OutboxCoverage
+    order_id: UUID,
+    order: OrderSeen | None,
+    rows: Sequence[EventSeen],
+    coverage: OutboxCoverage,
+    now: float = float("inf"),
 ) -> list[Fault]:
-    """Return the faults of an order, from its row (None: it has none) and its outbox rows in the order of their ids."""
+    """Return the faults of an order, from its row (None: it has none) and its outbox rows in the order of their ids.
+
+    An order whose retry is due after `now`, in seconds since 1970, lacks no message.
+    """
     if order is None and rows[-1].type in ENDS:
         return []  # it ended and was erased by `orders purge`; the relay's retention removes its events
     if order is None:
@@ -106,8 +121,17 @@ def find_faults(
         *_missing(order, rows, coverage),
         *_doubled(order, rows),
         *_out_of_order(order, rows, coverage),
-        *_on_its_way(order, rows),
+        *_on_its_way(order, rows, now),
     ]
+
+
+def retry_wait(order: OrderSeen | None, now: float) -> RetryWait | None:
+    """Return until when an order waits for its retry; None if it does not wait, or its retry is due at `now`."""
+    if order is None or order.status != "processing" or order.is_worked:
+        return None
+    if order.retry_due is None or order.retry_due <= now:
+        return None
+    return RetryWait(order.order_id, order.updated, order.retry_due)
 
 
 def _missing(order: OrderSeen, rows: Sequence[EventSeen], coverage: OutboxCoverage) -> Iterator[Fault]:
@@ -178,7 +202,7 @@ def _overtakes(earlier: EventSeen, later: EventSeen, coverage: OutboxCoverage) -
     return until > later.settled and not coverage.explains(later.settled, until)
 
 
-def _on_its_way(order: OrderSeen, rows: Sequence[EventSeen]) -> Iterator[Fault]:
+def _on_its_way(order: OrderSeen, rows: Sequence[EventSeen], now: float) -> Iterator[Fault]:
     unsent = next((row for row in rows if row.state not in SETTLED), None)
     if unsent is not None:
         waits = f": {unsent.waits}" if unsent.waits else ""
@@ -201,7 +225,7 @@ def _on_its_way(order: OrderSeen, rows: Sequence[EventSeen]) -> Iterator[Fault]:
             since=max(message.settled or 0.0, order.updated),
             reason=f"{message.type} (row {message.row_id}) was sent, and no worker ever claimed the order",
         )  # fmt: skip
-    elif order.status == "processing" and not order.is_worked:
+    elif order.status == "processing" and not order.is_worked and retry_wait(order, now) is None:
         since = order.updated if order.retry_due is None else order.retry_due
         yield Fault(
             kind="stuck", cause="unworked", order_id=order.order_id, row_id=message.row_id, version=order.version,

@@ -30,8 +30,8 @@ from orders.runtime.retry_pauses import backoff
 from orders.runtime.settings import ReconcileSettings
 from orders.tools.database_command import actor
 from orders.tools.reconcile import queries, rules
-from orders.tools.reconcile.rules import Cause, Fault, FaultKind, OutboxCoverage
-from orders.tools.reconcile.scratch import ScratchDatabase
+from orders.tools.reconcile.rules import Cause, Fault, FaultKind, OutboxCoverage, RetryWait
+from orders.tools.reconcile.scratch import OrderHistory, ScratchDatabase
 
 T = TypeVar("T")
 
@@ -69,7 +69,10 @@ class Span(msgspec.Struct, frozen=True):
 
 
 class ReconcileReport(msgspec.Struct, kw_only=True):
-    """The result, as `--json` prints it. `findings` holds the first faults, `counts` counts all of them by kind."""
+    """The result, as `--json` prints it. `findings` holds the first faults, `counts` counts all of them by kind.
+
+    `retries` holds the first of the orders that wait for a retry, `waiting_for_retry` counts all of them.
+    """
 
     ok: bool = True
     since: datetime | None
@@ -81,9 +84,11 @@ class ReconcileReport(msgspec.Struct, kw_only=True):
     )
     waiting: int = 0  # orders that lack a message, while the queue holds enough for all of them
     queue_ready: int | None = None  # messages ready in the work queue; None without --broker
+    waiting_for_retry: int = 0  # orders whose retry is not due yet: no fault
     repaired: int = 0  # messages sent again
     seconds: float = 0.0
     findings: list[Fault] = msgspec.field(default_factory=list)
+    retries: list[RetryWait] = msgspec.field(default_factory=list)
 
 
 class ReconcileOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -106,6 +111,7 @@ class Reconciliation:
         self.report = ReconcileReport(since=options.span.since, until=options.span.until)
         self._conn: AsyncConnection | None = None
         self._began = 0.0  # seconds since 1970, by the server's clock
+        self._now = 0.0  # the server's clock when the suspects were read last
         self._coverage = OutboxCoverage(0.0)
 
     async def run(self) -> ReconcileReport:
@@ -157,15 +163,28 @@ class Reconciliation:
             self.progress(f"outbox rows read to {above - first} of {last - first}")
 
     def _faulty(self, scratch: ScratchDatabase, *, of_suspects: bool) -> Iterator[tuple[UUID, list[Fault]]]:
-        for order_id, order, rows in scratch.histories(of_suspects=of_suspects):
-            if found := rules.find_faults(order_id, order, rows, self._coverage):
-                yield order_id, found
+        for history in scratch.histories(of_suspects=of_suspects):
+            if found := self._faults(history):
+                yield history.order_id, found
+
+    def _faults(self, history: OrderHistory) -> list[Fault]:
+        """Return the faults of an order, except those that began after the time in which this run looks for faults."""
+        found = rules.find_faults(*history, self._coverage, self._now)
+        return [fault for fault in found if self._since(fault) <= self._began + self.options.grace]
+
+    def _since(self, fault: Fault) -> float:
+        """Return since when a fault is true. A time that lies ahead is that of an api's fast clock: the run's start."""
+        if fault.since is None:
+            return 0.0
+        return fault.since if fault.since <= self._now else self._began
 
     async def _look_again(self, scratch: ScratchDatabase) -> None:
         """Read the suspects again until each is faultless or certainly faulty; the faulty ones stay suspects.
 
         Orders are read before outbox rows: an order's row and its event are one commit, so a later look at the outbox
         has the event.
+
+        This ends after twice the grace: a fault that is younger than that belongs to an order that moves.
         """
         read = self.report.rows
         while True:
@@ -175,22 +194,30 @@ class Reconciliation:
             for ids in scratch.rows_of_suspects():
                 scratch.add_rows(await self._ask(partial(queries.these_rows, ids=ids)))
             self.report.rows = read
-            now = await self._ask(queries.clock)
+            self._now = await self._ask(queries.clock)
             self._coverage = OutboxCoverage(self._coverage.since, await self._ask(queries.requeues))
 
-            late, young = now - self.options.grace, 0
+            young = 0
 
-            def still_wrong(late: float = late) -> Iterator[UUID]:
+            def still_wrong() -> Iterator[UUID]:
                 nonlocal young
-                for order_id, found in self._faulty(scratch, of_suspects=True):
-                    young += any(fault.since is not None and fault.since > late for fault in found)
-                    yield order_id
+                for history in scratch.histories(of_suspects=True):
+                    if found := self._faults(history):
+                        young += any(self._since(fault) > self._now - self.options.grace for fault in found)
+                        yield history.order_id
+                    elif wait := rules.retry_wait(history.order, self._now):
+                        self._count_wait(wait)  # once: it is no suspect from here on
 
             scratch.suspect(still_wrong())
             if not young:
                 return
             self.progress(f"{young} orders are under way: waiting until they end or are late")
             await asyncio.sleep(ROUND_SECONDS)
+
+    def _count_wait(self, wait: RetryWait) -> None:
+        self.report.waiting_for_retry += 1
+        if len(self.report.retries) < self.options.limit:
+            self.report.retries.append(wait)
 
     async def _may_wait_in_the_queue(self, scratch: ScratchDatabase) -> bool:
         """Return whether the queue has enough messages for all the orders that lack one."""

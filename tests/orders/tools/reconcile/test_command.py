@@ -6,6 +6,9 @@ import pytest
 from psycopg import AsyncConnection
 
 from orders.model.ids import uuid7
+from orders.tools.reconcile.command import lines_of_retries
+from orders.tools.reconcile.rules import RetryWait
+from orders.tools.reconcile.run import ReconcileReport
 from tests.orders.planted import plant
 from tests.orders.tools.reconcile.conftest import found, reconcile
 
@@ -64,3 +67,17 @@ async def test_a_wrong_call_ends_with_2(words: list[str], complaint: str) -> Non
 
     assert code == 2
     assert complaint in report["error"]
+
+
+def test_orders_that_wait_for_a_retry_are_named() -> None:
+    """
+    The first ten have a line each, with both times; the others are counted.
+    """
+    waits = [RetryWait(uuid7(), 0.0, 600.0) for _ in range(12)]
+    report = ReconcileReport(since=None, until=None, waiting_for_retry=15, retries=waits)
+
+    lines = list(lines_of_retries(report))
+
+    assert len(lines) == 11
+    assert lines[0].endswith(f"{waits[0].order_id}, since 1970-01-01T00:00:00Z, until 1970-01-01T00:10:00Z")
+    assert lines[-1] == "waiting for a retry: 5 more orders"

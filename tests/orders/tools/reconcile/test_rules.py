@@ -4,7 +4,16 @@ import msgspec
 import pytest
 
 from orders.model.ids import uuid7
-from orders.tools.reconcile.rules import AGAIN, EventSeen, Fault, OrderSeen, OutboxCoverage, find_faults
+from orders.tools.reconcile.rules import (
+    AGAIN,
+    EventSeen,
+    Fault,
+    OrderSeen,
+    OutboxCoverage,
+    RetryWait,
+    find_faults,
+    retry_wait,
+)
 
 ORDER = OrderSeen(order_id=uuid7(), status="done", version=3, updated=100.0)
 PLACED = EventSeen(row_id=1, type="order.placed", version=1, state="sent", created=90.0, settled=91.0, transaction=1)
@@ -172,3 +181,23 @@ def test_a_status_that_went_back() -> None:
     )
 
     assert [each.cause for each in found] == ["status_went_back"]
+
+
+def test_an_order_whose_retry_is_not_due_lacks_nothing() -> None:
+    """
+    It waits, since its last failure and until its retry is due; from then on it is stuck.
+    """
+    waits = order(status="processing", version=2, updated=95.0, retry_due=700.0)
+
+    assert find_faults(ORDER.order_id, waits, [PLACED], LONG, now=699.0) == []
+    assert retry_wait(waits, 699.0) == RetryWait(ORDER.order_id, 95.0, 700.0)
+    assert [fault.cause for fault in find_faults(ORDER.order_id, waits, [PLACED], LONG, now=700.0)] == ["unworked"]
+    assert retry_wait(waits, 700.0) is None
+
+
+@pytest.mark.parametrize("changes", [{"status": "done"}, {"is_worked": True}, {"retry_due": None}])
+def test_only_an_order_without_a_worker_waits_for_its_retry(changes: dict[str, object]) -> None:
+    """
+    An order that ended, that a worker has in hand, or that has no retry does not wait for one.
+    """
+    assert retry_wait(order(**{"status": "processing", "retry_due": 700.0} | changes), 0.0) is None

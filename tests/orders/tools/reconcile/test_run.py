@@ -1,9 +1,11 @@
 """`orders reconcile` on a real database: what was planted is found, what is healthy or young is not."""
 
 import asyncio
+import uuid
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import aiormq
 import psycopg
@@ -110,6 +112,60 @@ async def test_what_is_young_is_waited_for(database_url: str, conn: AsyncConnect
     code, report = await looking
 
     assert (code, found(report)) == (0, [])
+
+
+async def wait_for_retry(conn: AsyncConnection, order_id: UUID, seconds: float) -> None:
+    """Write the retry of an order, due in `seconds`."""
+    await conn.execute(
+        "INSERT INTO retries (order_id, due_at, event_id, body, traceparent)"
+        " VALUES (%s, now() + make_interval(secs => %s), %s, '{}', '')",
+        [order_id, seconds, uuid.uuid4()],
+    )
+
+
+async def test_an_order_that_waits_for_a_retry_is_waiting(database_url: str, conn: AsyncConnection) -> None:
+    """
+    An order that its handler postponed for an hour delays nothing: the report has it as waiting, since, and until.
+    """
+    order_id = await plant(conn, [PLACED], status="processing", version=2, worker=0)
+    await wait_for_retry(conn, order_id, 3600)
+
+    async with asyncio.timeout(30):
+        code, report = await reconcile(database_url, "--grace", "1")
+
+    assert (code, found(report), report["waiting_for_retry"]) == (0, [], 1)
+    [wait] = report["retries"]
+    assert wait["order_id"] == str(order_id)
+    assert wait["until"] - wait["since"] == pytest.approx(7200, abs=60)
+
+
+async def test_a_retry_that_came_due_and_was_not_sent_is_stuck(database_url: str, conn: AsyncConnection) -> None:
+    """
+    Behind its time a retry is a fault, and so is another fault of an order that waits.
+    """
+    late = await plant(conn, [PLACED], status="processing", version=2, worker=0)
+    await wait_for_retry(conn, late, -600)
+    doubled = await plant(conn, [PLACED, PLACED], status="processing", version=2, worker=0)
+    await wait_for_retry(conn, doubled, 3600)
+
+    code, report = await reconcile(database_url, "--grace", "1")
+
+    assert code == 1
+    assert {("stuck", "unworked", late), ("doubled", "event_twice", doubled)} == set(found(report))
+    assert report["waiting_for_retry"] == 0
+
+
+async def test_a_fast_clock_of_an_api_delays_nothing(database_url: str, conn: AsyncConnection) -> None:
+    """
+    An order from an api whose clock is an hour ahead is not under way for an hour.
+    """
+    order_id = await plant(conn, [PLACED], status="placed", version=1)
+    await conn.execute("UPDATE orders SET updated_at = now() + interval '1 hour' WHERE order_id = %s", [order_id])
+
+    async with asyncio.timeout(30):
+        code, report = await reconcile(database_url, "--grace", "1")
+
+    assert (code, found(report)) == (1, [("lost", "undelivered", order_id)])
 
 
 async def test_it_reads_only(database_url: str, conn: AsyncConnection) -> None:
