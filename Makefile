@@ -21,7 +21,7 @@ test: $(VENV)/.made ## run the product's tests on real servers, several side by 
 	@$(BIN)/python -m pytest $(SIDE_BY_SIDE) $(PRODUCT) $(ARGS)
 
 test-fast: $(VENV)/.made ## run those of the product's tests that need no servers
-	@$(BIN)/python -m pytest -q -m "not servers" $(PRODUCT) $(ARGS)
+	@$(BIN)/python -m pytest $(SIDE_BY_SIDE) -q -m "not servers" $(PRODUCT) $(ARGS)
 
 proof: $(VENV)/.made ## run the tests of sandbox, chaos, bench and sabotage, and search the models of the protocols
 	@$(BIN)/python -m pytest $(SIDE_BY_SIDE) $(PROOF) $(ARGS)

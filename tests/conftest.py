@@ -35,18 +35,19 @@ SERVER_FIXTURES = {"loan", "breakable_servers", "nginx"}
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", f"{SERVERS}: needs a server (set by the fixtures that a test uses)")
     config.addinivalue_line("markers", "long: takes more than ten seconds, so it starts among the first")
-    if config.option.markexpr == f"not {SERVERS}":
-        return
     if is_worker(config):
-        config.stash[CHOICE] = msgspec.json.decode(config.workerinput["choice"], type=Choice)  # type: ignore[attr-defined]
-        os.environ["SANDBOX_PORTS"] = config.workerinput["ports"]  # type: ignore[attr-defined]
-        config.stash[LENDER] = Borrower(config.workerinput["lending"])  # type: ignore[attr-defined]
+        given = config.workerinput  # type: ignore[attr-defined]
+        if given["choice"]:
+            config.stash[CHOICE] = msgspec.json.decode(given["choice"], type=Choice)
+        os.environ["SANDBOX_PORTS"] = given["ports"]
+        config.stash[LENDER] = Borrower(given["lending"])
     else:
-        try:
-            config.stash[CHOICE] = choose(os.environ)
-        except ChoiceError as error:
-            raise pytest.UsageError(str(error)) from None
-        config.stash[LENDER] = Lender(config.stash[CHOICE])
+        if not without_servers(config):
+            try:
+                config.stash[CHOICE] = choose(os.environ)
+            except ChoiceError as error:
+                raise pytest.UsageError(str(error)) from None
+        config.stash[LENDER] = Lender(config.stash.get(CHOICE, None))
     warm.find_parents_by(config.stash[LENDER].parent)
 
 
@@ -67,25 +68,33 @@ def pytest_report_header(config: pytest.Config) -> str | None:
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """`-n auto`: none for a test that is asked for by name; else two for each processor, since half of them wait."""
+    """`-n auto`: none for a test that is asked for by name; else two for each processor, since half of them wait.
+
+    Tests without servers do not wait.
+    """
     if any("::" in str(argument) for argument in config.args):
         return 0
-    return 2 * len(os.sched_getaffinity(0))
+    return len(os.sched_getaffinity(0)) * (1 if without_servers(config) else 2)
+
+
+def without_servers(config: pytest.Config) -> bool:
+    """`make test-fast`: no server is chosen, let alone started."""
+    return str(config.option.markexpr) == f"not {SERVERS}"
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_configure_node(node: Any) -> None:
     """Tell a worker which servers were chosen, who lends them, and which ports are its own."""
     config: pytest.Config = node.config
-    if CHOICE in config.stash:
-        if LENDING not in config.stash:
-            lender = config.stash[LENDER]
-            assert isinstance(lender, Lender)
-            config.stash[LENDING] = lender.serve()
-        number = int(node.gateway.id.removeprefix("gw")) + 1
-        node.workerinput["choice"] = msgspec.json.encode(config.stash[CHOICE]).decode()
-        node.workerinput["lending"] = str(config.stash[LENDING])
-        node.workerinput["ports"] = f"{number}/{max(len(node.nodemanager.specs), number)}"
+    if LENDING not in config.stash:
+        lender = config.stash[LENDER]
+        assert isinstance(lender, Lender)
+        config.stash[LENDING] = lender.serve()
+    choice = config.stash.get(CHOICE, None)
+    number = int(node.gateway.id.removeprefix("gw")) + 1
+    node.workerinput["choice"] = "" if choice is None else msgspec.json.encode(choice).decode()
+    node.workerinput["lending"] = str(config.stash[LENDING])
+    node.workerinput["ports"] = f"{number}/{max(len(node.nodemanager.specs), number)}"
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -21,7 +21,7 @@ ACCEPT_SECONDS = 0.2
 
 
 class LendingError(Exception):
-    """The controller could not start the servers; the message says why."""
+    """There are no servers to lend; the message says why."""
 
 
 class Loan(msgspec.Struct, frozen=True, kw_only=True):
@@ -54,7 +54,7 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
 class Lender:
     """Starts the servers for the first who asks, and ends them when it is closed."""
 
-    def __init__(self, choice: Choice) -> None:
+    def __init__(self, choice: Choice | None) -> None:
         self._choice = choice
         self._lock = threading.RLock()
         self._stack = ExitStack()
@@ -64,6 +64,8 @@ class Lender:
 
     def lend(self) -> Loan:
         with self._lock:
+            if self._choice is None:
+                raise LendingError("this run was to need no servers")
             if self._loan is None:
                 # Nobody kills these, so they need not flush.
                 opened = self._stack.enter_context(servers(self._choice, testcontainers=True, flushes=False))

@@ -172,10 +172,8 @@ def run(command: list[str]) -> None:
         sys.argv = command[2:]
         runpy.run_module(command[2], run_name="__main__", alter_sys=True)
     else:
-        from orders.cli import main as orders
-
         sys.argv = command
-        sys.exit(orders())
+        runpy.run_path(command[0], run_name="__main__")
 
 
 def main() -> Callable[[], None]:

@@ -7,7 +7,7 @@ import msgspec
 import pamqp.decode
 import pamqp.frame
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pamqp.body import ContentBody
 from pamqp.commands import Basic
@@ -115,6 +115,7 @@ def test_headers_may_be_nested() -> None:
     assert header.properties.headers == headers
 
 
+@settings(deadline=None)
 @given(st.dictionaries(st.text(max_size=32), st.text(max_size=300), max_size=5))
 def test_headers_of_strings_are_read_by_pamqp(headers: dict[str, str]) -> None:
     """

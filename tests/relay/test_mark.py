@@ -84,7 +84,7 @@ def test_it_never_goes_back() -> None:
     assert mark.mark == 30
 
 
-@settings(max_examples=400)
+@settings(max_examples=400, deadline=None)
 @given(st.data())
 def test_no_row_is_ever_passed_unsettled(data: st.DataObject) -> None:
     """

@@ -1,7 +1,7 @@
 """Which messages of a claim go when."""
 
 import msgspec
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from relay.message import Message, Route
@@ -88,6 +88,7 @@ def test_the_order_is_that_of_ids() -> None:
     assert ids(Waves([late, early]).next()) == [1]
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from("xyz")), max_size=12),
     st.lists(st.booleans(), min_size=12, max_size=12),

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orders.tools.replay.client import Latencies
@@ -210,6 +210,7 @@ def test_concurrency(tmp_path: Path, service: Service) -> None:
     assert service.most_at_once == 3
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(1e-5, 1e5), min_size=1), st.sampled_from([0.5, 0.99]))
 def test_percentiles(latencies: list[float], share: float) -> None:
     """
