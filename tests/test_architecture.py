@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = {"orders": ROOT / "src" / "orders", "relay": ROOT / "relay"}
 
 # Commands for people stand at the edge themselves: where nothing else is said, they look around in the caller's shell.
-COMMANDS = {"orders.tools.doctor", "orders.tools.replay.command", "relay.operate"}
+COMMANDS = {"orders.tools.replay.command", "orders.tools.run_env", "relay.operate"}
 
 # `python -m relay` runs with these: the four of pyproject.toml, and the two that aiormq itself brings and speaks in.
 RELAYS_PACKAGES = {"aiormq", "msgspec", "prometheus_client", "psycopg"} | {"pamqp", "yarl"}

@@ -14,6 +14,7 @@ from orders.tools.dead_letters import dead
 from orders.tools.doctor import doctor
 from orders.tools.reconcile.command import reconcile
 from orders.tools.replay.command import replay
+from orders.tools.run_env import environment_for
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -28,10 +29,10 @@ def main() -> None:
 def topology(wait: float) -> None:
     """Declare RabbitMQ's exchanges, queues and bindings.
 
-    Reads AMQP_URL. Running it again changes nothing. If one of them exists with other properties, the command leaves it
-    unchanged, names it and ends with exit code 1.
+    Reads AMQP_URL; if it is not set, .run/env of `make up`. Running it again changes nothing. If one of them exists
+    with other properties, the command leaves it unchanged, names it and ends with exit code 1.
     """
-    settings = TopologySettings.read_or_exit("orders topology")
+    settings = TopologySettings.read_or_exit("orders topology", environment_for(TopologySettings))
     try:
         asyncio.run(broker_topology.wait_and("declare", settings.amqp_url, wait))
     except StartupError as error:

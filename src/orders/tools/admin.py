@@ -23,7 +23,8 @@ AGE = Parsed("age", partial(parse_span, units="dwy"))
 def clients() -> None:
     """Manage the API keys of clients.
 
-    A key gives a client access to its own orders, and to no other client's. Reads DATABASE_URL.
+    A key gives a client access to its own orders, and to no other client's. Reads DATABASE_URL; if it is not set,
+    .run/env of `make up`.
     """
 
 
@@ -74,7 +75,7 @@ def purge(older_than: timedelta, *, anonymise: bool) -> None:
 
     An order has ended when it is done, failed or cancelled. The command also erases idempotency keys of that age. It
     works in batches of 1,000 and may run beside the live service. Events about an order stay in the outbox until the
-    relay's retention removes them. Reads DATABASE_URL.
+    relay's retention removes them. Reads DATABASE_URL; if it is not set, .run/env of `make up`.
     """
 
     async def act(conn: AsyncConnection) -> int:

@@ -1,4 +1,4 @@
-"""Run an operator's command on the database of DATABASE_URL: connection, deadlines, errors, and the actor it audits."""
+"""Run an operator's command on the database: address, connection, deadlines, errors, and the actor it audits."""
 
 import asyncio
 import getpass
@@ -13,6 +13,7 @@ from orders.database import postgres
 from orders.model.error_text import first_line
 from orders.runtime.settings import DatabaseSettings
 from orders.tools.command_line import fail
+from orders.tools.run_env import environment_for
 
 T = TypeVar("T")
 
@@ -33,7 +34,7 @@ def run_on_database(
     Ends the process with one line and exit code 1 if the database fails or is not migrated; `after_error` is added to
     that line.
     """
-    settings = DatabaseSettings.read_or_exit(program)
+    settings = DatabaseSettings.read_or_exit(program, environment_for(DatabaseSettings))
     limit = str(round(statement_seconds * 1000))
 
     async def run() -> T:

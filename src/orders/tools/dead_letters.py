@@ -33,7 +33,7 @@ def dead() -> None:
     """List, redrive or discard dead letters.
 
     A dead letter is an order that failed, or a message that no worker can use. Each change adds an audit row. Reads
-    DATABASE_URL.
+    DATABASE_URL; if it is not set, .run/env of `make up`.
     """
 
 

@@ -5,9 +5,8 @@ single orders: `orders reconcile` does.
 """
 
 import asyncio
-import os
 import sys
-from collections.abc import Awaitable, Iterator, Mapping
+from collections.abc import Awaitable, Iterator
 
 import click
 import httpx
@@ -33,7 +32,7 @@ from orders.model.error_text import first_line
 from orders.model.errors import OrdersError, StartupError
 from orders.runtime.settings import DoctorSettings
 from orders.tools.command_line import fail
-from orders.tools.run_env import read_run_env
+from orders.tools.run_env import environment_for
 
 PATIENCE_SECONDS = 5.0
 OLD_SECONDS = 10.0  # an event that stays unsent for longer is a fault
@@ -216,12 +215,6 @@ def silence(error: Exception) -> str:
     return f"no answer ({type(error).__name__}): start it, and see its log"
 
 
-def settings_from(environ: Mapping[str, str]) -> Mapping[str, str]:
-    """Return the environment if it names a part of the system, else what `make up` wrote in this folder."""
-    names = [field.name.upper() for field in msgspec.structs.fields(DoctorSettings)]
-    return environ if any(environ.get(name) for name in names) else read_run_env()
-
-
 def show(reports: list[PartReport], console: Console) -> None:
     """Print a row for each part: its faults, or what it reports."""
     table = Table("", "what", Column("where", overflow="fold"), Column("says", overflow="fold"), box=None)
@@ -243,7 +236,7 @@ def doctor(*, as_json: bool) -> None:
 
     Exit code 0: no fault. 1: a fault. 2: no address is known.
     """
-    settings = DoctorSettings.read_or_exit("orders doctor", settings_from(os.environ))
+    settings = DoctorSettings.read_or_exit("orders doctor", environment_for(DoctorSettings))
     reports = uvloop.run(examine(settings))
     if not reports:
         hint = "set DATABASE_URL, AMQP_URL and BASE_URL, or start one here with `make up`"

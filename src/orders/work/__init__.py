@@ -3,6 +3,7 @@
 delivery            one delivery: claim, run, write the end or the retry, ack
 batches             the statements for that, batched over the orders in hand
 runner              one run of the handler, and its outcome as data
+failure_log         the tracebacks of failed runs, once for each kind and minute
 decision            what follows an outcome: the end, a retry, another run, or the dead letters
 crash_isolation     runs suspects in child processes, to find the order whose handler ends its process
 isolation_child     the child process of crash isolation

@@ -7,6 +7,8 @@ from collections.abc import Awaitable, Callable
 from orders.broker.consumer import Consumer, Delivery
 from orders.broker.topology import DEAD_QUEUE
 from orders.database.dead_letters_table import DeadLetter
+from orders.model import work_message
+from orders.model.work_message import InvalidMessage
 from orders.runtime.crash import stop_the_process_if_it_crashed
 
 log = logging.getLogger(__name__)
@@ -49,4 +51,13 @@ class DeadLetterMover:
     async def _store(self, delivery: Delivery) -> None:
         await self.store(DeadLetter(delivery.body, delivery.size))
         self.stored += 1
+        log.warning("a dead letter is stored: %s", _name_of(delivery))
         delivery.ack()
+
+
+def _name_of(delivery: Delivery) -> str:
+    """Return the name of a message for the log; one that has no order id is named by its fault."""
+    try:
+        return f"the message of order {work_message.parse(delivery.body, delivery.size).order_id}"
+    except InvalidMessage as invalid:
+        return f"{invalid.kind}: {invalid}"

@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Callable, Sequence
+from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
 import msgspec
@@ -234,11 +235,15 @@ class OrdersInHand:
         """Carry out a decision: write it, and return once that is committed."""
         match step:
             case decision.EndOrder(reason, kind):
-                self._count_end(await self.batches.finish(finish_of(job.claimed, job.traceparent, reason, kind)))
+                finished = await self.batches.finish(finish_of(job.claimed, job.traceparent, reason, kind))
+                if finished is not None and reason is not None:
+                    log.warning("order %s failed, %s: %s", message.order_id, kind, reason)
+                self._count_end(finished)
             case decision.OrderEnded(finished):
                 self._count_end(finished)
             case decision.RetryLater(seconds, reason):
-                log.info("order %s: again in %.1f s: %s", message.order_id, seconds, reason)
+                until = datetime.now(UTC) + timedelta(seconds=seconds)
+                log.info("order %s waits %.1f s, until %s: %s", message.order_id, seconds, f"{until:%FT%TZ}", reason)
                 POSTPONED.inc()
                 self.counters.postponed += 1
                 await self.batches.postpone(Postpone(job.claimed, message, seconds, delivery.body, job.traceparent))
@@ -247,6 +252,7 @@ class OrdersInHand:
                 TRANSIENT_FAILURES.inc()
                 TRANSIENT_FAILURES_OLD_NAME.inc()
             case decision.MarkPoison(reason):
+                log.warning("order %s is poison and will fail: %s", message.order_id, reason)
                 await self.batches.store(PoisonMark(message.event_id, reason))
                 self._poison[message.event_id] = reason
 

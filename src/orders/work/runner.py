@@ -18,6 +18,7 @@ from orders.database.finish_orders import Finished, finish_of, finish_orders
 from orders.handlers import Handler, PlainHandler, Refuse, Retry, TransactionalHandler, wants_connection
 from orders.model.error_text import first_line, message_of
 from orders.runtime.timeouts import STATEMENT_SECONDS
+from orders.work.failure_log import FailureLog
 
 LAST_WORDS_SECONDS = 0.2  # for a handler to notice that its connection was severed, and to end by itself
 STANDSTILL_SECONDS = 0.5  # a timer that is this late means that the process was stopped, not that it was busy
@@ -77,6 +78,7 @@ class Runner:
         self.database_url = database_url
         self.timeout = timeout
         self.wants_connection = wants_connection(handler)
+        self._failures = FailureLog()
         self._idle: list[AsyncConnection] = []
         self._busy: set[AsyncConnection] = set()
 
@@ -91,6 +93,8 @@ class Runner:
                 raise
             return HandlerFailed("something that the handler waited for was cancelled")
         except Exception as error:  # any error of a handler is a failure of the handler
+            if not isinstance(error, Refuse | Retry):
+                self._failures.add(job.claimed.order.order_id, error)
             return outcome_of(error, self.timeout)
         return Succeeded()
 
@@ -100,7 +104,8 @@ class Runner:
             postgres.sever(conn)
 
     async def close(self) -> None:
-        """Close the idle connections."""
+        """Close the idle connections, and log what was counted of the handler's failures."""
+        self._failures.close()
         while self._idle:
             await postgres.close(self._idle.pop())
 
@@ -131,7 +136,7 @@ class Runner:
         except Exception as error:
             match cause_of(error, late=late, broken=conn.broken):
                 case FailureCause.TIMEOUT:
-                    raise TimeoutError from None
+                    raise TimeoutError from error
                 case FailureCause.DATABASE:
                     return TransientFailure(first_line(error))
                 case FailureCause.NO_PARTITION:

@@ -6,6 +6,7 @@ import os
 import re
 import sys
 import time
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -41,6 +42,23 @@ async def dead(*words: str) -> Result:
 
 async def fail_some(conn: AsyncConnection, many: int, reason: str = "no stock") -> None:
     await fail(conn, await claim(conn, await place(conn, many)), reason)
+
+
+@pytest.mark.parametrize("words", [["dead", "list"], ["clients", "list"], ["reconcile"]])
+async def test_the_addresses_of_make_up(
+    database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str]
+) -> None:
+    """
+    In the folder of `make up` a command on the database needs no setting, as `orders get` needs none.
+    """
+    monkeypatch.delenv("DATABASE_URL", raising=False)
+    (tmp_path / ".run").mkdir()
+    (tmp_path / ".run" / "env").write_text(f"DATABASE_URL={database_url}\n")
+    environ = os.environ | {"PYTHONPATH": ":".join(path for path in sys.path if path)}
+
+    done = await asyncio.to_thread(warm.run, [sys.executable, "-m", "orders.cli", *words], cwd=tmp_path, env=environ)
+
+    assert done.returncode == 0, done.stderr
 
 
 async def test_letters_are_listed_by_reason(conn: AsyncConnection, environment: None) -> None:

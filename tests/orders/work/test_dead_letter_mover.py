@@ -11,6 +11,7 @@ from orders.broker.topology import DEAD_QUEUE
 from orders.database.dead_letters_table import DeadLetter
 from orders.work.dead_letter_mover import DeadLetterMover
 from tests.eventually import eventually
+from tests.orders.samples import placement
 
 
 @pytest.fixture
@@ -53,3 +54,23 @@ async def test_a_bug_in_consuming_ends_the_process(
     await eventually(stopped.is_set)
     with pytest.raises(KeyError):
         await mover.__aexit__()
+
+
+async def test_a_stored_dead_letter_has_its_line(topology: str, caplog: pytest.LogCaptureFixture) -> None:
+    """
+    The log names the order of a dead letter, or why its message has none.
+    """
+    placed = placement()
+
+    async def store(letter: DeadLetter) -> None:
+        pass
+
+    async with DeadLetterMover(topology, store) as mover:
+        async with await aiormq.connect(topology) as connection:
+            channel = await connection.channel()
+            for body in (b"a letter", placed.event.body):
+                await channel.basic_publish(body, routing_key=DEAD_QUEUE)
+        await eventually(lambda: mover.stored == 2)
+
+    assert f"a dead letter is stored: the message of order {placed.order.order_id}" in caplog.messages
+    assert any(line.startswith("a dead letter is stored: malformed: ") for line in caplog.messages)

@@ -1,6 +1,8 @@
 """What is done with a delivery, on real servers."""
 
 import asyncio
+import logging
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -85,3 +87,24 @@ async def test_handler_that_cancels_its_own_task(conn: AsyncConnection, database
         await eventually(work.crashed.is_set)
     with pytest.raises(RuntimeError, match="cancelled by its own handler"):
         work.raise_crash()
+
+
+async def test_each_end_but_done_has_its_line(
+    conn: AsyncConnection, database_url: str, topology: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """
+    The log names an order that failed with its reason, and an order that waits with the time until which it waits.
+    """
+    caplog.set_level(logging.INFO, "orders.work.delivery")
+    [refused] = await place(conn, reference="refuse")
+    [waiting] = await place(conn, reference="retry")
+    [done] = await place(conn)
+    async with working(database_url, topology, Runner(obey, database_url, timeout=5)) as work:
+        for placed in (refused, waiting, done):
+            await publish(topology, placed.event.body)
+        await eventually(lambda: (work.counters.failed, work.counters.postponed, work.counters.done) == (1, 1, 1))
+
+    assert f"order {refused.order.order_id} failed, refused: no stock" in caplog.messages
+    [line] = [line for line in caplog.messages if str(waiting.order.order_id) in line]
+    assert re.fullmatch(r"order \S+ waits 7.0 s, until 2\d{3}-\d\d-\d\dT\d\d:\d\d:\d\dZ: busy", line)
+    assert str(done.order.order_id) not in caplog.text

@@ -272,3 +272,30 @@ async def test_a_connection_that_was_lost_while_idle(conn: AsyncConnection, data
         assert isinstance(lost, TransientFailure), "nobody knew that it was lost"
         assert isinstance(await runner(Job(third, continue_trace(None))), Committed)
         assert await rows(conn, backends) != [pid]
+
+
+@pytest.mark.parametrize(("reference", "line"), [("raise", 'raise KeyError("a bug'), ("hang", "sleep(3600)")])
+async def test_a_failure_leaves_its_traceback(
+    conn: AsyncConnection, database_url: str, caplog: pytest.LogCaptureFixture, reference: str, line: str
+) -> None:
+    """
+    The log has the line of the handler that raised, or at which its time ended, and the order.
+    """
+    [claimed] = await claim(conn, await place(conn, reference=reference))
+    async with running(obey, database_url) as runner:
+        await runner(Job(claimed, continue_trace(None)))
+
+    assert line in caplog.text
+    assert str(claimed.order.order_id) in caplog.text
+
+
+@pytest.mark.parametrize("reference", ["refuse", "retry"])
+async def test_an_answer_of_a_handler_is_no_failure_of_its_code(
+    conn: AsyncConnection, database_url: str, caplog: pytest.LogCaptureFixture, reference: str
+) -> None:
+    """
+    Refuse and Retry are the handler's own words: they leave no traceback.
+    """
+    await run(conn, database_url, obey, reference)
+
+    assert "Traceback" not in caplog.text

@@ -19,6 +19,7 @@ from orders.model.errors import OrdersError
 from orders.runtime.settings import ReconcileSettings
 from orders.tools.command_line import Parsed, fail
 from orders.tools.reconcile.run import ReconcileOptions, ReconcileReport, Reconciliation, Span
+from orders.tools.run_env import environment_for
 from orders.tools.time_ago import parse_moment
 
 RETRIES_SHOWN = 10
@@ -96,12 +97,13 @@ def reconcile(
 ) -> None:
     """Report orders that are lost, stuck, doubled or misordered.
 
-    Compares the orders with the outbox (DATABASE_URL), and on request with the work queue. Short statements read the
-    tables, so the command may run beside a live system. Only --repair writes.
+    Compares the orders with the outbox (DATABASE_URL), and on request with the work queue. If neither DATABASE_URL nor
+    AMQP_URL is set, reads .run/env of `make up`. Short statements read the tables, so the command may run beside a live
+    system. Only --repair writes.
 
     Exit code 0: no fault. 1: faults. 2: wrong usage. 3: the database or the broker did not answer.
     """
-    settings = ReconcileSettings.read_or_exit("orders reconcile")
+    settings = ReconcileSettings.read_or_exit("orders reconcile", environment_for(ReconcileSettings))
     with_broker = with_broker or repair
     if with_broker and not settings.amqp_url:
         fail("orders reconcile", "AMQP_URL is not set: --broker and --repair need it", 2)
