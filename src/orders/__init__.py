@@ -20,6 +20,7 @@ Processes, then packages; each may import those below it:
 
 app, worker           the api and the worker; app.py and worker.py put their parts together
 cli, healthcheck      the command `orders`; a look at a health endpoint, for containers
+__main__              starts cli, or names the packages that are missing
 handlers, subscriber  public, as above
 
 tools      commands: client, admin, dead letters, doctor, reconcile, replay
