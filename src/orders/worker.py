@@ -101,7 +101,11 @@ async def serve(settings: WorkerSettings, handler: Handler) -> None:
             batches, runner, crash_isolation, max_failures=settings.work_max_attempts, max_running=max_running
         )
         consumer = Consumer(settings.amqp_url, WORK_QUEUE, settings.worker_concurrency, in_hand.take)
-        health = create_health(WorkerHealth(in_hand, consumer, worker_lock, batches, retries, dead_letters))
+        health = create_health(
+            WorkerHealth(
+                in_hand, consumer, worker_lock, batches, retries, dead_letters, handler=settings.orders_handler
+            )
+        )
         server = HttpServer(health, settings.worker_host, settings.worker_port, HTTP_GRACE_SECONDS)
         consuming = asyncio.create_task(consumer.run(), name="consumer")
         serving = asyncio.create_task(server.serve(), name="health")

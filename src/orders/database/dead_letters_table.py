@@ -79,6 +79,11 @@ GROUPS: LiteralString = """
     GROUP BY d.kind, d.reason ORDER BY letters DESC, d.kind, d.reason
 """
 
+# The inner LIMIT bounds the cost.
+COUNT_DEAD: LiteralString = """
+    SELECT count(*) FROM (SELECT FROM dead_letters WHERE state = 'dead' LIMIT %b) AS dead
+"""
+
 # `ids` are of letters or, as text, of orders.
 SELECT: LiteralString = """
     SELECT d.id, d.kind, d.reason, o.status = 'failed' AS is_redrivable
@@ -228,6 +233,12 @@ async def groups(conn: AsyncConnection, reason: str | None) -> list[ReasonGroup]
     """Return the dead letters by reason, the largest group first."""
     async with conn.cursor(row_factory=class_row(ReasonGroup)) as cursor:
         return await (await cursor.execute(GROUPS, {"reason": reason})).fetchall()
+
+
+async def count_dead(conn: AsyncConnection, limit: int) -> int:
+    """Return how many dead letters wait for an operator, `limit` at most."""
+    row = await (await conn.execute(COUNT_DEAD, [limit])).fetchone()
+    return row[0] if row else 0
 
 
 async def select(conn: AsyncConnection, selection: LetterSelection, *, above: int, limit: int) -> list[SelectedLetter]:

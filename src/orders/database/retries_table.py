@@ -1,6 +1,8 @@
 """The orders that wait for a retry, each with the message to send again. `work/due_retries.py` has the clock."""
 
-from typing import LiteralString
+from datetime import datetime
+from typing import LiteralString, NamedTuple
+from uuid import UUID
 
 from psycopg import AsyncConnection
 
@@ -40,6 +42,24 @@ SEND_DUE: LiteralString = f"""
 
 COUNT: LiteralString = "SELECT count(*) FROM retries"
 
+# The orders that have failed again and again since long. The inner LIMIT bounds the cost, however many wait.
+GOING_ROUND: LiteralString = """
+    SELECT o.order_id, o.failures, o.placed_at, r.due_at, count(*) OVER () AS orders
+    FROM (SELECT order_id, due_at FROM retries ORDER BY due_at LIMIT 1000) AS r JOIN orders o USING (order_id)
+    WHERE o.failures >= %b AND o.placed_at < clock_timestamp() - make_interval(secs => %b)
+    ORDER BY o.placed_at LIMIT 1
+"""
+
+
+class GoingRound(NamedTuple):
+    """The order that has gone from retry to retry for longest, and how many orders do so in all."""
+
+    order_id: UUID
+    failures: int
+    placed_at: datetime
+    due_at: datetime
+    orders: int
+
 
 async def send_due(conn: AsyncConnection, queue: str, rows: int, *, within_seconds: float) -> int:
     """Move at most `rows` retries that are due to the outbox, for `queue`; return how many there were.
@@ -55,3 +75,12 @@ async def count(conn: AsyncConnection) -> int:
     cursor = await conn.execute(COUNT)
     row = await cursor.fetchone()
     return row[0] if row else 0
+
+
+async def going_round(conn: AsyncConnection, failures: int, seconds: float) -> GoingRound | None:
+    """Return the oldest order that waits for a retry after `failures` failures or more, and was placed `seconds` ago.
+
+    Only the 1,000 retries that are due next are looked at; None: no such order is among them.
+    """
+    row = await (await conn.execute(GOING_ROUND, [failures, seconds])).fetchone()
+    return GoingRound(*row) if row else None

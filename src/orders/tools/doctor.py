@@ -1,12 +1,12 @@
 """`orders doctor`: check every part of the system, and say what is wrong and how to fix it.
 
-It only reads, checks all parts at the same time, and gives each of them some seconds to answer. It does not look at
-single orders: `orders reconcile` does.
+It only reads, checks all parts at the same time, and gives each of them some seconds to answer. Of the orders it sees
+those that wait for an operator; `orders reconcile` compares all of them.
 """
 
 import asyncio
 import sys
-from collections.abc import Awaitable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Iterator
 
 import click
 import httpx
@@ -36,6 +36,9 @@ from orders.tools.run_env import environment_for
 
 PATIENCE_SECONDS = 5.0
 OLD_SECONDS = 10.0  # an event that stays unsent for longer is a fault
+MOST_DEAD = 1000  # dead letters are counted up to here
+ROUNDS = 3  # failures after which an order goes round, if it was placed LONG_SECONDS ago
+LONG_SECONDS = 3600.0
 MEANWHILE = "the service still takes orders, and nothing is lost"
 
 COLUMNS = (
@@ -100,10 +103,12 @@ class WorkerStatus(msgspec.Struct, frozen=True):
     database: str
     in_hand: int
     waiting_for_retry: int
+    handler: str = ""  # a worker of an earlier version does not name it
 
     def says(self) -> str:
         """Summarise a healthy state in one line."""
-        return f"{self.in_hand} orders in hand; {self.waiting_for_retry} wait for a retry"
+        runs = f"runs {self.handler}; " if self.handler else ""
+        return f"{runs}{self.in_hand} orders in hand; {self.waiting_for_retry} wait for a retry"
 
     def complaints(self) -> Iterator[str]:
         """Yield each fault, with the way to fix it."""
@@ -135,13 +140,15 @@ def split(urls: str) -> list[str]:
 
 
 async def look_at_database(url: str) -> PartReport:
-    """Check that PostgreSQL takes writes and has every column that the service uses."""
+    """Check that PostgreSQL takes writes, has every column that the service uses, and no order needs an operator."""
     conn: psycopg.AsyncConnection | None = None
     try:
         conn = await postgres.connect(url, "orders-doctor")
         where = f"{conn.info.host}:{conn.info.port}/{conn.info.dbname}"
         await postgres.require(conn, *COLUMNS)
-        return PartReport("PostgreSQL", where, f"version {conn.info.parameter_status('server_version')}, migrated")
+        version = f"version {conn.info.parameter_status('server_version')}, migrated"
+        with postgres.deadline(conn, PATIENCE_SECONDS):
+            return PartReport("PostgreSQL", where, version, [line async for line in complaints_of_orders(conn)])
     except StartupError as error:
         return PartReport("PostgreSQL", "DATABASE_URL", wrong=[str(error)])
     except psycopg.Error as error:
@@ -153,17 +160,30 @@ async def look_at_database(url: str) -> PartReport:
         await postgres.close(conn)
 
 
+async def complaints_of_orders(conn: psycopg.AsyncConnection) -> AsyncIterator[str]:
+    """Yield what an operator has to settle: dead letters, and orders that go from retry to retry."""
+    if dead := await dead_letters_table.count_dead(conn, MOST_DEAD):
+        many = f"{dead} dead letters" if dead < MOST_DEAD else f"{dead} dead letters or more"
+        yield f"{many}: see `orders dead list`, then `orders dead redrive` or `orders dead discard`"
+    if order := await retries_table.going_round(conn, ROUNDS, LONG_SECONDS):
+        yield (
+            f"{order.orders} orders go from retry to retry for more than {LONG_SECONDS / 3600:.0f} h, the oldest is "
+            f"{order.order_id}, placed {order.placed_at:%Y-%m-%dT%H:%M:%SZ}: {order.failures} failures, the next "
+            f"attempt at {order.due_at:%Y-%m-%dT%H:%M:%SZ}: see the workers' logs for the reason"
+        )
+
+
 async def look_at_broker(urls: str) -> PartReport:
-    """Check that RabbitMQ answers and has the queues."""
+    """Check that RabbitMQ answers, has the queues, and a worker consumes them."""
     try:
         async with rabbitmq.connect(urls, "orders-doctor") as connection, asyncio.timeout(PATIENCE_SECONDS):
             await topology.verify(connection)
             channel = await connection.channel()
-            ready = {
-                queue: (await channel.queue_declare(queue, passive=True)).message_count for queue in topology.QUEUES
-            }
+            queues = {queue: await channel.queue_declare(queue, passive=True) for queue in topology.QUEUES}
         where = f"{connection.url.host}:{connection.url.port}"
-        return PartReport("RabbitMQ", where, ", ".join(f"{many} ready in {queue}" for queue, many in ready.items()))
+        ready = ", ".join(f"{declared.message_count} ready in {queue}" for queue, declared in queues.items())
+        no_worker = f"no worker consumes {topology.WORK_QUEUE}: start one, and see its log; {MEANWHILE}"
+        return PartReport("RabbitMQ", where, ready, [] if queues[topology.WORK_QUEUE].consumer_count else [no_worker])
     except StartupError as error:
         return PartReport("RabbitMQ", "AMQP_URL", wrong=[str(error)])
     except (OrdersError, AMQPError, OSError, TimeoutError) as error:

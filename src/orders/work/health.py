@@ -23,10 +23,12 @@ class WorkerHealth(msgspec.Struct, frozen=True):
     batches: WorkBatches
     retries: DueRetries
     dead_letters: DeadLetterMover
+    handler: str  # module:function, as ORDERS_HANDLER names it
 
     def status(self) -> dict[str, object]:
         """Return the fields of /status, as docs/worker.md lists them."""
         return {
+            "handler": self.handler,
             "in_hand": self.orders.in_hand,
             "waiting_for_retry": self.retries.waiting,  # of all workers
             **msgspec.structs.asdict(self.orders.counters),

@@ -9,16 +9,19 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import httpx
+import msgspec
 import psycopg
 import pytest
+from psycopg import AsyncConnection
 
 from dev.sandbox.ports import free_port
 from dev.sandbox.servers import Servers
 from orders.broker import rabbitmq
-from orders.tools.doctor import RelayStatus
+from orders.tools.doctor import RelayStatus, WorkerStatus
 from tests import places, warm
 from tests.conftest import StartSystem
 from tests.eventually import eventually
+from tests.orders.work_samples import claim, fail, place
 
 Wrong = dict[str, list[str]]
 
@@ -81,6 +84,61 @@ async def test_a_relay_that_may_not_publish(start_system: StartSystem, tmp_path:
         return wrong["relay"][0]
 
     assert "order.placed does not take messages" in await eventually(told, 30)
+
+
+async def test_dead_letters(conn: AsyncConnection, database_url: str, tmp_path: Path) -> None:
+    """Dead letters are a fault until an operator has settled them."""
+    await fail(conn, await claim(conn, await place(conn, 10)))
+
+    code, wrong = examine(tmp_path, DATABASE_URL=database_url)
+    assert code == 1
+    [line] = wrong["PostgreSQL"]
+    assert line.startswith("10 dead letters: ")
+    assert "`orders dead redrive`" in line
+
+    await conn.execute("UPDATE dead_letters SET state = 'discarded', settled_at = now()")
+    assert examine(tmp_path, DATABASE_URL=database_url) == (0, {"PostgreSQL": []})
+
+
+async def test_an_order_that_goes_round(conn: AsyncConnection, database_url: str, tmp_path: Path) -> None:
+    """An order that goes from retry to retry for hours is named; one that waits for its first retry is not."""
+    [order, first, young] = await claim(conn, await place(conn, 3))
+    for claimed, failures, hours in ((order, 7, 3), (first, 1, 3), (young, 7, 0)):
+        await conn.execute(
+            "UPDATE orders SET worker = 0, failures = %s, placed_at = now() - make_interval(hours => %s)"
+            " WHERE order_id = %s",
+            [failures, hours, claimed.order.order_id],
+        )
+        await conn.execute(
+            "INSERT INTO retries (order_id, due_at, event_id, body, traceparent)"
+            " VALUES (%s, now() + interval '1 minute', gen_random_uuid(), '{}', '')",
+            [claimed.order.order_id],
+        )
+
+    code, wrong = examine(tmp_path, DATABASE_URL=database_url)
+
+    assert code == 1
+    [line] = wrong["PostgreSQL"]
+    assert line.startswith(f"1 orders go from retry to retry for more than 1 h, the oldest is {order.order.order_id}")
+    assert "7 failures" in line
+
+
+def test_no_worker_at_all(topology: str, tmp_path: Path) -> None:
+    """A work queue that no worker consumes is a fault, also where no worker has an address."""
+    code, wrong = examine(tmp_path, AMQP_URL=topology)
+
+    assert code == 1
+    [line] = wrong["RabbitMQ"]
+    assert line.startswith("no worker consumes orders.work: start one")
+
+
+def test_the_handler_is_named() -> None:
+    """A worker reports the handler that it runs; one of an earlier version has none to report."""
+    status = WorkerStatus("connected", "connected", 2, 1)
+
+    assert status.says() == "2 orders in hand; 1 wait for a retry"
+    named = msgspec.structs.replace(status, handler="shop.work:handle")
+    assert named.says() == "runs shop.work:handle; 2 orders in hand; 1 wait for a retry"
 
 
 def test_nobody_is_there(tmp_path: Path) -> None:

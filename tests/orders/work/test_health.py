@@ -36,6 +36,7 @@ async def test_ready(missing: str) -> None:
         batches,
         DueRetries(URL, lambda: None),
         DeadLetterMover(AMQP_URL, batches.store),
+        handler="shop.work:handle",
     )
     consumer.connected = missing != "broker"
     if missing != "lock":
@@ -49,4 +50,5 @@ async def test_ready(missing: str) -> None:
     assert health.is_ready() == (missing == "nothing")
     status = health.status()
     assert status["broker"] == ("disconnected" if missing == "broker" else "connected")
+    assert status["handler"] == "shop.work:handle"
     assert status["database"] == ("disconnected" if missing in {"lock", "a connection"} else "connected")
