@@ -1,7 +1,8 @@
-"""Handlers: the async function that works an order, named by the setting ORDERS_HANDLER. Public API.
+"""Handlers: the function that works an order, named by the setting ORDERS_HANDLER. Public API.
 
     async def handle(order): ...          the worker finishes the order, batched with others
     async def handle(order, conn): ...    the handler's own transaction also finishes the order
+    def handle(order): ...                the same as the first, in a thread: for code that blocks
 
 `order` is an `orders.model.order.Order`. `conn` is a psycopg connection with an open transaction: its rows are
 committed together with the end of the order, exactly once. A call to any other system may be repeated after a crash, so
@@ -27,6 +28,7 @@ from orders.model.order import Order
 from orders.runtime.settings import SettingsError, WaitSettings
 
 __all__ = [
+    "BlockingHandler",
     "Handler",
     "PlainHandler",
     "Refuse",
@@ -37,8 +39,9 @@ __all__ = [
 ]
 
 PlainHandler = Callable[[Order], Awaitable[object]]
+BlockingHandler = Callable[[Order], object]
 TransactionalHandler = Callable[[Order, AsyncConnection], Awaitable[object]]
-Handler = PlainHandler | TransactionalHandler
+Handler = PlainHandler | TransactionalHandler | BlockingHandler
 
 LONGEST_AFTER_SECONDS = 30 * 86400.0  # a time that PostgreSQL can add to now
 
@@ -93,13 +96,20 @@ def load(name: str) -> Handler:
         raise StartupError(f"ORDERS_HANDLER is wrong: {error}") from None
     except SettingsError as error:
         raise StartupError(str(error)) from None
-    if not inspect.iscoroutinefunction(handler):
-        raise StartupError(f"ORDERS_HANDLER is wrong: {name} is not an async function")
+    if not inspect.isroutine(handler):
+        raise StartupError(f"ORDERS_HANDLER is wrong: {name} is not a function")
     if len(inspect.signature(handler).parameters) not in {1, 2}:
         raise StartupError(f"ORDERS_HANDLER is wrong: {name} takes neither (order) nor (order, conn)")
-    return handler  # type: ignore[no-any-return]
+    if wants_connection(handler) and is_blocking(handler):
+        raise StartupError(f"ORDERS_HANDLER is wrong: {name} takes (order, conn), so it has to be async")
+    return handler
 
 
 def wants_connection(handler: Handler) -> bool:
     """Whether a handler takes a connection."""
     return len(inspect.signature(handler).parameters) == 2
+
+
+def is_blocking(handler: Handler) -> bool:
+    """Whether a handler is a plain function, which runs in a thread."""
+    return not inspect.iscoroutinefunction(handler)

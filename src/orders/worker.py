@@ -96,7 +96,11 @@ async def serve(settings: WorkerSettings, handler: Handler) -> None:
         DueRetries(url, notifier.soon) as retries,
         DeadLetterMover(settings.amqp_url, batches.store) as dead_letters,
     ):
-        max_running = settings.work_connections if runner.wants_connection else None
+        max_running = None
+        if runner.wants_connection:
+            max_running = settings.work_connections
+        elif runner.is_blocking:
+            max_running = settings.work_threads
         in_hand = OrdersInHand(
             batches, runner, crash_isolation, max_failures=settings.work_max_attempts, max_running=max_running
         )

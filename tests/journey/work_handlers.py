@@ -3,12 +3,16 @@
 import asyncio
 import os
 import random
+import time
+from pathlib import Path
 
 from orders.handlers import Refuse, Retry
 from orders.model.order import Order
 from tests.journey.placing import DEADLY, REFUSED
 
 NAP_SECONDS = (0.005, 0.03)
+BLOCKING = "blocks"
+BLOCK_SECONDS = 12.0  # longer than the broker waits for a heartbeat, and the server for a sign of life
 
 
 async def mixed(order: Order) -> None:
@@ -25,6 +29,25 @@ async def mixed(order: Order) -> None:
         raise Retry("busy")
     if chance < 0.3:
         raise RuntimeError("a bug that shows now and then")
+
+
+def write_down(order: Order) -> None:
+    with Path(os.environ["RUNS"]).open("a") as runs:
+        runs.write(f"{order.order_id}\n")
+
+
+async def block(order: Order) -> None:
+    """Write down each run; the order that is to block does what one call without `await` does."""
+    write_down(order)
+    if order.reference == BLOCKING:
+        time.sleep(BLOCK_SECONDS)  # noqa: ASYNC251  # the mistake itself
+    await asyncio.sleep(2)  # so that its neighbours are in hand meanwhile
+
+
+def block_in_a_thread(order: Order) -> None:
+    """Do the same as a plain function."""
+    write_down(order)
+    time.sleep(BLOCK_SECONDS if order.reference == BLOCKING else 0.1)
 
 
 async def refuse(order: Order) -> None:

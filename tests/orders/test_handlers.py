@@ -1,11 +1,15 @@
 """What a handler may say."""
 
+import re
 from datetime import timedelta
 from typing import Any
 
 import pytest
+from psycopg import AsyncConnection
 
-from orders.handlers import LONGEST_AFTER_SECONDS, Retry
+from orders.handlers import LONGEST_AFTER_SECONDS, Retry, load
+from orders.model.errors import StartupError
+from orders.model.order import Order
 
 
 @pytest.mark.parametrize(
@@ -26,3 +30,36 @@ def test_what_is_no_number_of_seconds_is_refused(after: Any) -> None:
     """
     with pytest.raises((TypeError, ValueError, OverflowError)):
         Retry("busy", after=after)
+
+
+async def transactional(order: Order, conn: AsyncConnection) -> None:
+    """An async handler with a connection."""
+
+
+def blocking(order: Order) -> None:
+    """A plain function."""
+
+
+def blocking_with_a_connection(order: Order, conn: AsyncConnection) -> None:
+    """No thread may use the loop's connection."""
+
+
+@pytest.mark.parametrize(
+    ("name", "complaint"),
+    [
+        ("transactional", None),
+        ("blocking", None),
+        ("blocking_with_a_connection", "takes (order, conn), so it has to be async"),
+        ("LONGEST_AFTER_SECONDS", "is not a function"),
+        ("pytest_asyncio", "has no attribute"),
+    ],
+)
+def test_what_is_a_handler(name: str, complaint: str | None) -> None:
+    """
+    A function of an order, or an async one of an order and a connection; anything else is refused at start, in a line.
+    """
+    if complaint is None:
+        assert load(f"{__name__}:{name}") is globals()[name]
+    else:
+        with pytest.raises(StartupError, match=re.escape(complaint)):
+            load(f"{__name__}:{name}")

@@ -113,7 +113,7 @@ class WorkerSettings(Settings, frozen=True, kw_only=True):
     worker_grace: Annotated[float, Meta(ge=0, le=25, description="seconds for orders in hand after SIGTERM")] = 12
     orders_handler: Annotated[
         str,
-        Meta(pattern=r"^[\w.]+:\w+$", description="the work itself: module:function, an async function of the order"),
+        Meta(pattern=r"^[\w.]+:\w+$", description="the work itself: module:function, a function of the order"),
     ] = "orders.handlers:wait_a_little"
     work_timeout: Annotated[
         float, Meta(gt=0, description="seconds after which a handler is cut off, which counts as its failure")
@@ -124,6 +124,9 @@ class WorkerSettings(Settings, frozen=True, kw_only=True):
     work_connections: Annotated[
         int, Meta(ge=1, le=100, description="transactions open at once, where the handler takes a connection")
     ] = 10
+    work_threads: Annotated[
+        int, Meta(ge=1, le=1000, description="threads at once, where the handler is a plain function, not async")
+    ] = 16
     log_level: LogLevel = "INFO"
 
 

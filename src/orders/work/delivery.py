@@ -154,7 +154,7 @@ class OrdersInHand:
             repeats = self._repeats.get(order_id, ())
             self._repeats[order_id] = [repeat for repeat in repeats if not repeat.lost] + [delivery]
             return
-        task = asyncio.create_task(self._work(message, delivery), name="order")
+        task = asyncio.create_task(self._work(message, delivery), name=f"order {order_id}")
         self._tasks[order_id] = task
         IN_HAND.set(len(self._tasks))
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import threading
 from collections.abc import Awaitable, Callable, Iterator
 from enum import Enum
 from typing import cast
@@ -15,8 +16,18 @@ from orders.database import outbox_table, postgres
 from orders.database.claim_orders import Claimed
 from orders.database.errors import ErrorClass, classify, is_server_failure
 from orders.database.finish_orders import Finished, finish_of, finish_orders
-from orders.handlers import Handler, PlainHandler, Refuse, Retry, TransactionalHandler, wants_connection
+from orders.handlers import (
+    BlockingHandler,
+    Handler,
+    PlainHandler,
+    Refuse,
+    Retry,
+    TransactionalHandler,
+    is_blocking,
+    wants_connection,
+)
 from orders.model.error_text import first_line, message_of
+from orders.model.order import Order
 from orders.runtime.timeouts import STATEMENT_SECONDS
 from orders.work.failure_log import FailureLog
 
@@ -71,7 +82,11 @@ Run = Callable[[Job], Awaitable[RunOutcome]]
 
 
 class Runner:
-    """Runs one handler. A transactional handler gets a connection, which is kept for the next run."""
+    """Runs one handler. A transactional handler gets a connection, which is kept for the next run.
+
+    A blocking handler gets a thread for each run. Nothing can cut a thread off: after its timeout the run counts as
+    failed, and the thread goes on beside the next attempt.
+    """
 
     def __init__(self, handler: Handler, database_url: str, *, timeout: float) -> None:
         self.handler = handler
@@ -79,6 +94,7 @@ class Runner:
         self.timeout = timeout
         self.wants_connection = wants_connection(handler)
         self._failures = FailureLog()
+        self.is_blocking = is_blocking(handler)
         self._idle: list[AsyncConnection] = []
         self._busy: set[AsyncConnection] = set()
 
@@ -113,7 +129,10 @@ class Runner:
         loop = asyncio.get_running_loop()
         async with asyncio.timeout(None) as end:
             with time_limit(self.timeout, lambda: end.reschedule(loop.time())):
-                await cast(PlainHandler, self.handler)(job.claimed.order)
+                if self.is_blocking:
+                    await _in_a_thread(cast(BlockingHandler, self.handler), job.claimed.order)
+                else:
+                    await cast(PlainHandler, self.handler)(job.claimed.order)
 
     async def _run_in_transaction(self, job: Job) -> RunOutcome:
         try:
@@ -175,6 +194,34 @@ class Runner:
             statement_timeout=limit,
             lock_timeout=limit,
         )
+
+
+async def _in_a_thread(handler: BlockingHandler, order: Order) -> None:
+    """Run a handler in a thread that ends with the process: one that hangs does not keep a worker from stopping."""
+    loop = asyncio.get_running_loop()
+    ended: asyncio.Future[None] = loop.create_future()
+
+    def end(error: BaseException | None) -> None:
+        if ended.done():  # its time is over
+            return
+        if error is None:
+            ended.set_result(None)
+        elif isinstance(error, Exception) and not isinstance(error, StopIteration):
+            ended.set_exception(error)
+        else:
+            ended.set_exception(RuntimeError(type(error).__name__))
+
+    def run() -> None:
+        error: BaseException | None = None
+        try:
+            handler(order)
+        except BaseException as raised:  # also what would end a thread without a word
+            error = raised
+        with contextlib.suppress(RuntimeError):  # the loop is closed
+            loop.call_soon_threadsafe(end, error)
+
+    threading.Thread(target=run, name=f"handler of order {order.order_id}", daemon=True).start()
+    await ended
 
 
 @contextlib.contextmanager

@@ -1,6 +1,8 @@
 """What comes of one run of a handler, told in data."""
 
 import asyncio
+import sys
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -299,3 +301,46 @@ async def test_an_answer_of_a_handler_is_no_failure_of_its_code(
     await run(conn, database_url, obey, reference)
 
     assert "Traceback" not in caplog.text
+
+
+def work_in_a_thread(order: Order) -> None:
+    """Do as the order's reference says, blocking."""
+    match order.reference:
+        case "refuse":
+            raise Refuse("no stock")
+        case "exit":
+            sys.exit(7)
+        case "hang":
+            time.sleep(1)
+        case "stop":
+            raise StopIteration
+
+
+@pytest.mark.parametrize(
+    ("reference", "outcome"),
+    [
+        (None, Succeeded()),
+        ("refuse", HandlerRefused("no stock")),
+        ("exit", HandlerFailed("RuntimeError: SystemExit")),
+        ("stop", HandlerFailed("RuntimeError: StopIteration")),
+        ("hang", HandlerFailed("the handler took longer than 0.3 s")),
+    ],
+)
+async def test_plain_function(
+    conn: AsyncConnection, database_url: str, reference: str | None, outcome: RunOutcome
+) -> None:
+    """
+    A handler that is not async runs in a thread: its loop turns meanwhile, and each way to end has its outcome.
+    """
+    ticks = 0
+
+    async def tick() -> None:
+        nonlocal ticks
+        while True:
+            ticks += 1
+            await asyncio.sleep(0.01)
+
+    ticking = asyncio.create_task(tick(), name="tick")
+    assert await run(conn, database_url, work_in_a_thread, reference or "") == outcome
+    ticking.cancel()
+    assert reference != "hang" or ticks > 5
