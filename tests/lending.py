@@ -56,7 +56,8 @@ class Lender:
 
     def __init__(self, choice: Choice | None) -> None:
         self._choice = choice
-        self._lock = threading.RLock()
+        self._lock = threading.Lock()
+        self._parents_lock = threading.Lock()
         self._stack = ExitStack()
         self._loan: Loan | None = None
         self._parents: dict[str, warm.Parent] = {}
@@ -67,6 +68,10 @@ class Lender:
             if self._choice is None:
                 raise LendingError("this run was to need no servers")
             if self._loan is None:
+                # Alembic imports while the servers start.
+                imports = threading.Thread(target=self.parent, args=["alembic"], name="alembic")
+                imports.start()
+                self._stack.callback(imports.join)
                 # Nobody kills these, so they need not flush.
                 opened = self._stack.enter_context(servers(self._choice, testcontainers=True, flushes=False))
                 template = self._stack.enter_context(places.database(opened))
@@ -81,7 +86,7 @@ class Lender:
 
     def parent(self, module: str) -> str:
         """Return the socket of this module's warm parent, which is started for the first who asks."""
-        with self._lock:
+        with self._parents_lock:
             if module not in self._parents:
                 if self._folder is None:
                     self._folder = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="orders-warm-")))
