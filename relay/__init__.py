@@ -22,7 +22,7 @@ frame_filter       takes the frames that `channel` reads out of the stream to ai
 amqp_bytes         reads those frames
 replies            what a reply means: sent, unrouted, a route failure, or rejected
 guard              proves after the confirms that required messages reached their queues
-topology           verifies exchanges and queues at the start
+topology           verifies exchanges and queues at the start; declares them for `relay declare`
 management         reads bindings and policies from RabbitMQ's management interface
 outcome            what becomes of each message of a claim
 stored_mark        the low-water mark of a claimer: loaded, moved, saved
@@ -36,7 +36,7 @@ outbox_partitions  the statements of upkeep
 state              what the relay knows of itself
 health             shows it over HTTP: /health, /status, /metrics
 metrics            a Prometheus histogram for batches
-operate            the operators' commands: blocked, retry, skip, requeue, schema
+operate            the operators' commands: blocked, retry, skip, requeue, schema, declare
 outbox_repairs     their statements
 time_ago           parses the times of a command line
 

@@ -103,7 +103,7 @@ def translated() -> Iterator[None]:
             "run `alembic upgrade head`, or load what `relay schema` prints"
         ) from error
     except errors.InsufficientPrivilege as error:
-        raise SchemaMissing(f"{first_line(error)}: `relay schema` prints the grants") from error
+        raise SchemaMissing(f"{first_line(error)}: `relay schema --writer ROLE` prints the grants") from error
     except (psycopg.OperationalError, psycopg.InterfaceError, psycopg.InternalError) as error:
         # InternalError: 25006 after a demotion, 25P03 when a stop outlasted the session's patience.
         raise DatabaseLost(first_line(error)) from error

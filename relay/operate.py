@@ -13,20 +13,25 @@ import time
 import msgspec
 
 from relay import outbox_repairs
+from relay.backoff import backoff_seconds
 from relay.database import Connection, DatabaseLost, connect, deadline
 from relay.outbox_repairs import NotBlocked, RequeueFilter
-from relay.settings import BadSetting
+from relay.publisher import BrokerLost, Publisher
+from relay.settings import BadSetting, TopologySettings
 from relay.severing import close
 from relay.time_ago import parse_moment
+from relay.topology import TopologyWrong, declare
 
 COMMAND_SECONDS = 60.0
 CHUNK = 500
+DECLARE_SECONDS = 15.0  # of one try to connect and declare
 
 
 def parse(words: list[str]) -> argparse.Namespace:
     """Parse the words of the command line; its `command` is None without one. Exits with 2 on a mistake."""
     about = (
-        "Carry an outbox to RabbitMQ, or repair what is blocked. Reads DATABASE_URL; `run` also AMQP_URL and RELAY_…."
+        "Carry an outbox to RabbitMQ, or repair what is blocked. "
+        "Reads DATABASE_URL; `run` also AMQP_URL and RELAY_…; `declare` only these."
     )
     parser = argparse.ArgumentParser(prog="relay", description=about)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
@@ -46,8 +51,11 @@ def parse(words: list[str]) -> argparse.Namespace:
     requeue.add_argument("--key", help="only this key")
     requeue.add_argument("--rate", type=float, default=1000.0, help="rows a second (default 1000), once all are parked")
     requeue.add_argument("--dry-run", action="store_true", help="only count")
-    schema = commands.add_parser("schema", help="print the table's DDL and grants")
-    schema.add_argument("--writer", default="outbox_writer", help="the role that inserts")
+    schema = commands.add_parser("schema", help="print the table's DDL as one transaction")
+    schema.add_argument(
+        "--writer", metavar="ROLE", help="also grant this role what a writer needs, and create it first"
+    )
+    commands.add_parser("declare", help="declare the exchanges, the queue and its bindings that the settings name")
     return parser.parse_args(words)
 
 
@@ -56,6 +64,8 @@ def operate(asked: argparse.Namespace) -> int:
     if asked.command == "schema":
         print(schema(asked.writer))
         return 0
+    if asked.command == "declare":
+        return _declare(TopologySettings.read())
     url = os.environ.get("DATABASE_URL")
     if not url:
         raise BadSetting("DATABASE_URL: it is not set")
@@ -162,17 +172,72 @@ async def _resume(conn: Connection, audit_id: int, rate: float) -> None:
         await asyncio.sleep(max(0.0, began + resumed_rows / rate - time.monotonic()))
 
 
-def schema(writer: str) -> str:
-    """Return the DDL of the outbox and the grants of its writer."""
-    ddl = importlib.resources.files("relay").joinpath("schema.sql").read_text()
-    columns = "event_id, key, exchange, routing_key, required, content_type, headers, body"
-    return f"""{ddl.strip()}
+def _declare(settings: TopologySettings) -> int:
+    try:
+        asyncio.run(_declare_when_it_answers(settings))
+    except (BrokerLost, TopologyWrong) as error:
+        print(f"relay declare: {error}", file=sys.stderr)
+        return 1
+    for name in settings.exchange_names:
+        print(f"exchange {name!r} is there")
+    for name in settings.queue_names:
+        print(f"queue {name!r} is there, bound to {', '.join(map(str, settings.routes))}")
+    return 0
 
--- Load this as the role that the relay connects as: only an owner may detach a partition and drop it.
--- A writer inserts into these columns alone: it draws no ids, and looks at nothing.
-GRANT INSERT ({columns}) ON outbox TO {_quoted(writer)};
-GRANT USAGE ON SEQUENCE outbox_id_seq TO {_quoted(writer)};
-GRANT EXECUTE ON FUNCTION outbox_add_partitions(integer) TO {_quoted(writer)};"""
+
+async def _declare_when_it_answers(settings: TopologySettings) -> None:
+    """Declare; try again until `start_seconds` are over. Raises BrokerLost and TopologyWrong."""
+    publisher = Publisher(settings.amqp_urls, DECLARE_SECONDS, "relay-declare")
+    end = time.monotonic() + settings.start_seconds
+    tries = 0
+    while True:
+        tries += 1
+        try:
+            async with asyncio.timeout(DECLARE_SECONDS):
+                await declare(await publisher.connect(), settings)
+            await publisher.close()
+        except (BrokerLost, TimeoutError) as error:
+            publisher.drop()
+            if time.monotonic() > end:
+                reason = str(error) or f"no answer within {DECLARE_SECONDS:g} s"
+                raise BrokerLost(
+                    f"RabbitMQ did not answer within {settings.start_seconds:g} s ({reason}): is AMQP_URL right?"
+                ) from error
+        else:
+            return
+        await asyncio.sleep(backoff_seconds(tries, 0.1, 1.0))
+
+
+def schema(writer: str | None = None) -> str:
+    """Return the DDL of the outbox, and the grants of its writer if it has a role of its own, as one transaction."""
+    ddl = importlib.resources.files("relay").joinpath("schema.sql").read_text()
+    grants = "" if writer is None else f"{_grants(writer)}\n\n"
+    return f"""-- Load this as the role that the relay connects as: only an owner may detach a partition and drop it.
+BEGIN;
+
+{ddl.strip()}
+
+{grants}COMMIT;"""
+
+
+def _grants(writer: str) -> str:
+    columns = "event_id, key, exchange, routing_key, required, content_type, headers, body"
+    role, literal = _quoted(writer), "'" + writer.replace("'", "''") + "'"
+    tag = "writer"
+    while f"${tag}$" in writer:
+        tag += "_"
+    return f"""-- A writer inserts into these columns alone: it draws no ids, and looks at nothing.
+DO ${tag}$
+BEGIN
+    IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = {literal}) THEN
+        CREATE ROLE {role} NOLOGIN;
+    END IF;
+END
+${tag}$;
+
+GRANT INSERT ({columns}) ON outbox TO {role};
+GRANT USAGE ON SEQUENCE outbox_id_seq TO {role};
+GRANT EXECUTE ON FUNCTION outbox_add_partitions(integer) TO {role};"""
 
 
 def actor() -> str:

@@ -26,30 +26,14 @@ def _variable(field: str) -> str:
     return field.upper() if field in ("database_url", "amqp_url") else f"RELAY_{field.upper()}"
 
 
-class Settings(msgspec.Struct, frozen=True, kw_only=True, rename=_variable):
-    """The relay's settings; the variable of `batch_rows` is RELAY_BATCH_ROWS, and so on."""
+class TopologySettings(msgspec.Struct, frozen=True, kw_only=True, rename=_variable):
+    """The settings of `relay declare`: what RabbitMQ has to have."""
 
-    database_url: str  # libpq's form; several hosts are tried in turn
     amqp_url: str  # several, with commas between, are tried in turn
-    host: str = "127.0.0.1"
-    port: Annotated[int, msgspec.Meta(ge=0, le=65535)] = 8001
     exchanges: str = ""  # have to exist, with commas between
     required_queues: str = ""  # quorum queues that have to exist, and to be there at each confirm; commas between
     required_routes: str = ""  # exchange/routing key, commas between: have to be bound to one of the queues
-    management_url: str = ""  # http://user:password@host:15672, commas between: bindings and policies are verified too
-
-    batch_rows: Count = 2000  # rows of one claim
-    batch_bytes: Count = 4 * 1024 * 1024  # of one claim, or one row: bounds memory and the bytes in the socket
-    lanes: Annotated[int, msgspec.Meta(ge=1, le=8)] = 2  # claims at work at once while there is a backlog
-    hold_seconds: Positive = 0.25  # no wave of a claim starts later than this
-    confirm_seconds: Positive = 5.0  # the longest wait for confirms; the claiming transaction is open that long
-    rate: Annotated[float, msgspec.Meta(ge=0)] = 0.0  # rows per second at most; 0 is no limit
-    poll_seconds: Positive = 0.25  # what a lost NOTIFY costs; also proves that the relay's session is alive
-    probe_seconds: Positive = 2.0  # the longest pause before a failed route is tried again
     start_seconds: Positive = 30.0  # how long the servers may be away at start
-    retention: str = "7d"  # how long settled rows are kept
-    upkeep_seconds: Positive = 60.0  # between two looks at the partitions
-    partitions_ahead: Count = 10
 
     @classmethod
     def read(cls, environ: Mapping[str, str] = os.environ) -> Self:
@@ -59,35 +43,31 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename=_variable):
             settings = msgspec.convert(given, cls, strict=False)
         except msgspec.ValidationError as error:
             raise BadSetting(_say(str(error))) from None
-        if not settings.amqp_urls or not all(re.match(r"amqps?://", url) for url in settings.amqp_urls):
-            raise BadSetting("AMQP_URL: expected amqp://user:password@host:port/vhost, several with commas between")
-        if not re.match(r"postgres(ql)?://", settings.database_url):
-            raise BadSetting("DATABASE_URL: expected postgresql://user@host:port/database")
-        if not all(re.match(r"https?://", url) for url in settings.management_urls):
-            raise BadSetting(
-                "RELAY_MANAGEMENT_URL: expected http://user:password@host:15672, several with commas between"
-            )
-        if settings.poll_seconds > LONGEST_POLL_SECONDS:
-            raise BadSetting(
-                f"RELAY_POLL_SECONDS: at most {LONGEST_POLL_SECONDS:g}, since PostgreSQL ends a session that is silent "
-                "for longer"
-            )
-        if settings.confirm_seconds > 60:
-            raise BadSetting("RELAY_CONFIRM_SECONDS: at most 60, since a transaction is open that long")
-        if not all(route.exchange and route.routing_key for route in settings.routes):
-            raise BadSetting("RELAY_REQUIRED_ROUTES: expected exchange/routing.key, several with commas between")
-        if settings.routes and not (settings.management_urls and settings.queue_names):
-            raise BadSetting("RELAY_REQUIRED_ROUTES: needs RELAY_REQUIRED_QUEUES, and RELAY_MANAGEMENT_URL to see them")
-        _ = settings.retention_seconds
+        settings.check()
         return settings
+
+    def check(self) -> None:
+        """Raise BadSetting if these settings do not say what to declare."""
+        self._check_forms()
+        if not (self.exchange_names or self.queue_names):
+            raise BadSetting("RELAY_EXCHANGES, RELAY_REQUIRED_QUEUES: neither is set, so there is nothing to declare")
+        if self.queue_names and not self.routes:
+            raise BadSetting("RELAY_REQUIRED_ROUTES: it is not set, so the queue would be bound to nothing")
+        if self.routes and len(self.queue_names) != 1:
+            raise BadSetting(
+                "RELAY_REQUIRED_QUEUES: expected the one queue that the routes are bound to; "
+                "declare several one after the other, each with its routes"
+            )
+
+    def _check_forms(self) -> None:
+        if not self.amqp_urls or not all(re.match(r"amqps?://", url) for url in self.amqp_urls):
+            raise BadSetting("AMQP_URL: expected amqp://user:password@host:port/vhost, several with commas between")
+        if not all(route.exchange and route.routing_key for route in self.routes):
+            raise BadSetting("RELAY_REQUIRED_ROUTES: expected exchange/routing.key, several with commas between")
 
     @property
     def amqp_urls(self) -> tuple[str, ...]:
         return _listed(self.amqp_url)
-
-    @property
-    def management_urls(self) -> tuple[str, ...]:
-        return _listed(self.management_url)
 
     @property
     def exchange_names(self) -> tuple[str, ...]:
@@ -101,6 +81,51 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename=_variable):
     def routes(self) -> tuple[Route, ...]:
         pairs = (item.partition("/") for item in _listed(self.required_routes))
         return tuple(Route(exchange, routing_key) for exchange, _, routing_key in pairs)
+
+
+class Settings(TopologySettings, frozen=True, kw_only=True, rename=_variable):
+    """The relay's settings; the variable of `batch_rows` is RELAY_BATCH_ROWS, and so on."""
+
+    database_url: str  # libpq's form; several hosts are tried in turn
+    host: str = "127.0.0.1"
+    port: Annotated[int, msgspec.Meta(ge=0, le=65535)] = 8001
+    management_url: str = ""  # http://user:password@host:15672, commas between: bindings and policies are verified too
+
+    batch_rows: Count = 2000  # rows of one claim
+    batch_bytes: Count = 4 * 1024 * 1024  # of one claim, or one row: bounds memory and the bytes in the socket
+    lanes: Annotated[int, msgspec.Meta(ge=1, le=8)] = 2  # claims at work at once while there is a backlog
+    hold_seconds: Positive = 0.25  # no wave of a claim starts later than this
+    confirm_seconds: Positive = 5.0  # the longest wait for confirms; the claiming transaction is open that long
+    rate: Annotated[float, msgspec.Meta(ge=0)] = 0.0  # rows per second at most; 0 is no limit
+    poll_seconds: Positive = 0.25  # what a lost NOTIFY costs; also proves that the relay's session is alive
+    probe_seconds: Positive = 2.0  # the longest pause before a failed route is tried again
+    retention: str = "7d"  # how long settled rows are kept
+    upkeep_seconds: Positive = 60.0  # between two looks at the partitions
+    partitions_ahead: Count = 10
+
+    def check(self) -> None:
+        """Raise BadSetting if a value is not valid, or does not fit another one."""
+        self._check_forms()
+        if not re.match(r"postgres(ql)?://", self.database_url):
+            raise BadSetting("DATABASE_URL: expected postgresql://user@host:port/database")
+        if not all(re.match(r"https?://", url) for url in self.management_urls):
+            raise BadSetting(
+                "RELAY_MANAGEMENT_URL: expected http://user:password@host:15672, several with commas between"
+            )
+        if self.poll_seconds > LONGEST_POLL_SECONDS:
+            raise BadSetting(
+                f"RELAY_POLL_SECONDS: at most {LONGEST_POLL_SECONDS:g}, since PostgreSQL ends a session that is silent "
+                "for longer"
+            )
+        if self.confirm_seconds > 60:
+            raise BadSetting("RELAY_CONFIRM_SECONDS: at most 60, since a transaction is open that long")
+        if self.routes and not (self.management_urls and self.queue_names):
+            raise BadSetting("RELAY_REQUIRED_ROUTES: needs RELAY_REQUIRED_QUEUES, and RELAY_MANAGEMENT_URL to see them")
+        _ = self.retention_seconds
+
+    @property
+    def management_urls(self) -> tuple[str, ...]:
+        return _listed(self.management_url)
 
     @property
     def retention_seconds(self) -> float:

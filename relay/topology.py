@@ -1,4 +1,4 @@
-"""Verifies the exchanges and queues before the first message, as far as AMQP shows them.
+"""Verifies the exchanges and queues before the first message, as far as AMQP shows them; declares them if asked to.
 
 A passive declare comes first, since an active one would create what is missing, and so hide it. Then the relay declares
 the same thing with arguments: the broker answers 406 with the first argument that differs and its value. A few such
@@ -17,7 +17,7 @@ import aiormq.exceptions
 from relay.management import Binding, Management
 from relay.message import Route
 from relay.publisher import RPC_SECONDS, BrokerLost, translated
-from relay.settings import Settings
+from relay.settings import Settings, TopologySettings
 
 log = logging.getLogger("relay")
 
@@ -25,6 +25,9 @@ MAX_ARGUMENTS = 30
 # RabbitMQ compares this argument after all others, and creates no queue with our value of it: if the queue was deleted
 # just now, the declare fails instead of creating it.
 NEVER = "x-queue-leader-locator"
+# A queue that is declared here may be worked by a consumer that crashes: RabbitMQ 4 drops a message after 20 returns.
+QUEUE_ARGUMENTS = {"x-queue-type": "quorum", "x-delivery-limit": 1000}
+REMEDY = "`orders topology`, or `relay declare` for another service"
 
 _DIFFERS = re.compile(
     r"inequivalent arg '(?P<name>[^']+)' for (?:exchange|queue) '.*' in vhost '.*': "
@@ -61,19 +64,59 @@ async def verify(connection: aiormq.Connection, settings: Settings) -> None:
                 raise TopologyWrong(unbound(route, queues))
 
 
+async def declare(connection: aiormq.Connection, settings: TopologySettings) -> None:
+    """Declare the exchanges, the queue and its bindings that are missing; change nothing that is there.
+
+    Raises TopologyWrong if one has another shape or this user may not declare it, and BrokerLost.
+    """
+    exchanges = dict.fromkeys([*settings.exchange_names, *(route.exchange for route in settings.routes)])
+    options: dict[str, dict[str, Any]] = {
+        "exchange": {"exchange_type": "topic"},
+        "queue": {"arguments": QUEUE_ARGUMENTS},
+    }
+    wanted = [*(("exchange", name) for name in exchanges), *(("queue", name) for name in settings.queue_names)]
+    for kind, name in wanted:
+        if not await _exists(connection, kind, name):
+            try:
+                await _declare(connection, kind, name, durable=True, **options[kind])
+            except (aiormq.exceptions.ChannelAccessRefused, aiormq.exceptions.ChannelPreconditionFailed) as error:
+                raise TopologyWrong(f"{kind} {name!r} cannot be declared: {error}") from error
+        complaint = fault_of_shape(kind, name, await shape_of(connection, kind, name))
+        if complaint:
+            raise TopologyWrong(complaint)
+    for queue in settings.queue_names:
+        await _bind(connection, queue, settings.routes)
+
+
+async def _bind(connection: aiormq.Connection, queue: str, routes: Iterable[Route]) -> None:
+    if connection.is_closed:
+        raise BrokerLost("the connection is gone")
+    refusals = (aiormq.exceptions.ChannelAccessRefused, aiormq.exceptions.ChannelNotFoundEntity)
+    with translated(*refusals):
+        channel = await connection.channel(publisher_confirms=False, timeout=RPC_SECONDS)
+        try:
+            for route in routes:
+                await channel.queue_bind(queue, route.exchange, route.routing_key, timeout=RPC_SECONDS)
+        except refusals as error:
+            raise TopologyWrong(f"queue {queue!r} cannot be bound: {error}") from error
+        finally:
+            if not channel.is_closed:
+                await channel.close()
+
+
 async def complaint_about(connection: aiormq.Connection, kind: str, name: str) -> str:
     """Return what is wrong with an exchange or a required queue (`kind`: "exchange" or "queue"), "" if nothing is.
 
     Raises BrokerLost, and TopologyWrong if this user has no access.
     """
     if not await _exists(connection, kind, name):
-        return f"{kind} {name!r} does not exist in vhost {connection.vhost!r}: declare it (`orders topology`)"
+        return f"{kind} {name!r} does not exist in vhost {connection.vhost!r}: declare it ({REMEDY})"
     return fault_of_shape(kind, name, await shape_of(connection, kind, name))
 
 
 def unbound(route: Route, queues: Sequence[str]) -> str:
     """Return the complaint that a route leads to no required queue."""
-    return f"no binding leads from {route} to {' or '.join(map(repr, queues))}: bind it (`orders topology`)"
+    return f"no binding leads from {route} to {' or '.join(map(repr, queues))}: bind it ({REMEDY})"
 
 
 def leads_to_one(route: Route, bindings: Iterable[Binding]) -> bool:
@@ -98,7 +141,7 @@ def _match(pattern: list[str], words: list[str]) -> bool:
 
 def fault_of_shape(kind: str, name: str, shape: dict[str, Any]) -> str:
     """Return what is wrong with an exchange or queue of this shape, "" if nothing is."""
-    advice = f"delete it when it is empty, and declare it durable (`orders topology` declares what {name!r} should be)"
+    advice = f"delete it when it is empty, and declare it durable ({REMEDY})"
     if shape.get("durable") == "false":
         return f"{kind} {name!r} is not durable, and a restart of the broker would lose it: {advice}"
     if shape.get("auto_delete") == "true":
@@ -118,7 +161,7 @@ def fault_of_queue(queue: str, exchanges: Sequence[str], found: dict[str, Any], 
     if exchanges and not {binding.source for binding in bindings} & set(exchanges):
         return (
             f"queue {queue!r} is bound to none of {', '.join(exchanges)}: "
-            "bind it (`orders topology`), or required messages come back"
+            f"bind it ({REMEDY}), or required messages come back"
         )
     limits = {**found.get("arguments", {}), **found.get("effective_policy_definition", {})}
     limits = {name.removeprefix("x-"): value for name, value in limits.items()}

@@ -3,12 +3,15 @@
 import ast
 import asyncio
 import os
+import secrets
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import psycopg
-from psycopg import AsyncConnection
+import pytest
+from psycopg import AsyncConnection, sql
 
 from dev.sandbox.servers import Servers
 from tests import places
@@ -72,6 +75,127 @@ async def test_schema_serves_a_writer_with_few_rights(servers: Servers) -> None:
             except psycopg.errors.InsufficientPrivilege as error:
                 refused = error
             assert refused is not None
+
+
+@pytest.fixture
+def role(servers: Servers) -> Iterator[str]:
+    """A name of a role that does not exist; removed afterwards."""
+    name = f"writer's {secrets.token_hex(6)}"
+    yield name
+    with psycopg.connect(servers.database_url, autocommit=True) as administrator:
+        administrator.execute(sql.SQL("DROP ROLE IF EXISTS {}").format(sql.Identifier(name)))
+
+
+@pytest.mark.parametrize("exists", [False, True])
+async def test_schema_creates_a_writer_that_is_missing(servers: Servers, role: str, exists: bool) -> None:
+    """
+    `relay schema --writer` loads whether or not the role exists, and the role may insert then.
+    """
+    with places.database(servers) as url:
+        async with await AsyncConnection.connect(url, autocommit=True) as conn:
+            if exists:
+                await conn.execute(sql.SQL("CREATE ROLE {}").format(sql.Identifier(role)))
+            _, printed, _ = await asyncio.to_thread(operator, url, "schema", "--writer", role)
+            await conn.execute(printed.encode())
+            await conn.execute(sql.SQL("SET ROLE {}").format(sql.Identifier(role)))
+            await conn.execute(
+                "INSERT INTO outbox (event_id, key, exchange, routing_key, required, content_type, body) "
+                "VALUES (gen_random_uuid(), 'k', 'x', 'y', true, 'text/plain', '')"
+            )
+
+
+async def test_schema_loads_whole_or_not_at_all(servers: Servers) -> None:
+    """
+    A writer that cannot be created leaves no table behind; without a writer, no grants are printed.
+    """
+    with places.database(servers) as url:
+        async with await AsyncConnection.connect(url, autocommit=True) as conn:
+            _, printed, _ = await asyncio.to_thread(operator, url, "schema", "--writer", "pg_reserved")
+            with pytest.raises(psycopg.errors.ReservedName):
+                await conn.execute(printed.encode())
+            await conn.execute("ROLLBACK")
+            _, printed, _ = await asyncio.to_thread(operator, url, "schema")
+            assert "GRANT" not in printed
+            await conn.execute(printed.encode())
+
+
+DECLARED = {
+    "RELAY_EXCHANGES": "sensors",
+    "RELAY_REQUIRED_QUEUES": "readings",
+    "RELAY_REQUIRED_ROUTES": "sensors/sensor.measured, alarms/alarm.raised",
+    "RELAY_START_SECONDS": "20",
+}
+
+
+async def declare(amqp_url: str, **settings: str) -> tuple[int, str, str]:
+    """Run `relay declare`; return the exit code, the output and the errors."""
+    environ = {"PATH": os.environ["PATH"], "AMQP_URL": amqp_url} | DECLARED | settings
+    command = [sys.executable, "-m", "relay", "declare"]
+    done = await asyncio.to_thread(
+        subprocess.run, command, cwd=ROOT, env=environ, capture_output=True, text=True, timeout=60
+    )
+    return done.returncode, done.stdout, done.stderr
+
+
+async def test_declare_makes_what_is_missing(amqp_url: str) -> None:
+    """
+    `relay declare` needs no database; run again it changes nothing, and each route leads to the queue.
+    """
+    for _ in range(2):
+        code, said, errors = await declare(amqp_url)
+        assert (code, errors) == (0, "")
+        assert said.splitlines() == [
+            "exchange 'sensors' is there",
+            "queue 'readings' is there, bound to sensors/sensor.measured, alarms/alarm.raised",
+        ]
+
+    async with broker(amqp_url) as channel, recording(amqp_url, "readings") as recorder:
+        for exchange, routing_key in (("sensors", "sensor.measured"), ("alarms", "alarm.raised"), ("sensors", "else")):
+            await channel.basic_publish(routing_key.encode(), exchange=exchange, routing_key=routing_key)
+        await becomes([b"sensor.measured", b"alarm.raised"], lambda: asyncio.sleep(0, recorder.bodies()))
+
+
+async def test_declare_leaves_what_is_there(amqp_url: str) -> None:
+    """
+    An exchange of another type and a queue with arguments of its own stay; a queue that may lose messages is refused.
+    """
+    async with broker(amqp_url) as channel:
+        await channel.exchange_declare("sensors", exchange_type="direct", durable=True)
+        await channel.queue_declare(
+            "readings", durable=True, arguments={"x-queue-type": "quorum", "x-delivery-limit": 7}
+        )
+        await channel.queue_declare("classic", durable=True)
+
+        assert (await declare(amqp_url))[0] == 0
+        await channel.exchange_declare("sensors", exchange_type="direct", durable=True)
+        code, _, line = await declare(amqp_url, RELAY_REQUIRED_QUEUES="classic")
+        assert code == 1
+        assert line.startswith("relay declare: queue 'classic' is no quorum queue, and may lose what it confirmed: ")
+        assert line.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("settings", "code", "line"),
+    [
+        ({"RELAY_REQUIRED_ROUTES": ""}, 2, "relay: RELAY_REQUIRED_ROUTES: it is not set, so the queue"),
+        ({"RELAY_REQUIRED_QUEUES": "a,b"}, 2, "relay: RELAY_REQUIRED_QUEUES: expected the one queue"),
+        (dict.fromkeys(DECLARED, ""), 2, "relay: RELAY_EXCHANGES, RELAY_REQUIRED_QUEUES: neither is set"),
+        (
+            {"AMQP_URL": "amqp://127.0.0.1:1", "RELAY_START_SECONDS": "0.5"},
+            1,
+            "relay declare: RabbitMQ did not answer within 0.5 s",
+        ),
+    ],
+)
+async def test_declare_refuses_in_one_line(settings: dict[str, str], code: int, line: str) -> None:
+    """
+    Settings that do not say what to declare, and a broker that is away, end it with one line.
+    """
+    ended, said, errors = await declare("amqp://127.0.0.1:1", **settings)
+
+    assert (ended, said) == (code, "")
+    assert errors.startswith(line)
+    assert errors.count("\n") == 1
 
 
 async def test_a_second_service(
