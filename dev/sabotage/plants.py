@@ -106,8 +106,13 @@ _ALL = (
         "tests/orders/database/test_claim_orders.py::test_repeat_of_a_finished_order_is_settled",
         (
             "src/orders/database/claim_orders.py",
-            "(o.status = 'placed' OR o.status = 'processing' AND o.worker = %b)",
-            "(o.status <> 'processing' OR o.worker = %b)",
+            "(o.status = 'placed' OR o.status = 'processing' AND o.worker = %b)\n    RETURNING",
+            "(o.status <> 'processing' OR o.worker = %b)\n    RETURNING",
+        ),
+        (
+            "src/orders/database/claim_orders.py",
+            "(o.status = 'placed' OR o.status = 'processing' AND o.worker = %b)\n        FOR NO KEY",
+            "(o.status <> 'processing' OR o.worker = %b)\n        FOR NO KEY",
         ),
     ),
     _plant(
@@ -419,7 +424,7 @@ _ALL = (
         "O13",
         "a failure is counted once more when the answer to its commit got lost",
         "tests/orders/database/test_postpone_orders.py::test_batch_that_is_run_again",
-        ("src/orders/database/postpone_orders.py", "\n          AND o.worker <> 0\n", "\n"),
+        ("src/orders/database/postpone_orders.py", "asked.attempts AND o.worker <> 0\n", "asked.attempts\n"),
     ),
     _plant(
         "O14",
@@ -464,6 +469,22 @@ _ALL = (
             "coalesce(d.high, 0), false, d.partition IS NOT NULL",
             "coalesce(d.high, 0), false, true",
         ),
+    ),
+    _plant(
+        "L1",
+        "a claim waits for an order that a stranger has locked, and its batch with it",
+        "tests/orders/work/test_locked_orders.py::test_others_are_claimed_while_one_is_locked",
+        (
+            "src/orders/database/claim_orders.py",
+            "o.worker = %b)\n        FOR NO KEY UPDATE OF o SKIP LOCKED",
+            "o.worker = %b)\n        FOR NO KEY UPDATE OF o",
+        ),
+    ),
+    _plant(
+        "L2",
+        "an order that is locked when it ends counts as ended by another claim",
+        "tests/orders/work/test_locked_orders.py::test_others_finish_while_one_is_locked",
+        ("src/orders/database/finish_orders.py", "        if f.order_id in locked\n", "        if False\n"),
     ),
     _plant(
         "O20",

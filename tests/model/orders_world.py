@@ -10,6 +10,7 @@ from uuid import UUID
 import msgspec
 
 from orders.database.claim_orders import Claim, Forged, Held, Orphaned, Postponed, Seen, Settled, claim_of
+from orders.database.row_locks import Busy
 from orders.model.order import TERMINAL, Status
 from orders.model.work_message import WorkMessage
 from orders.work import decision
@@ -32,7 +33,7 @@ OUTCOMES: dict[str, RunOutcome] = {
 class Decisions(msgspec.Struct, frozen=True):
     """What the worker decides with."""
 
-    claim_of: Callable[[Seen, WorkMessage], Claim | Orphaned] = claim_of
+    claim_of: Callable[[Seen, WorkMessage, int], Claim | Orphaned] = claim_of
     decide: Callable[[RunOutcome, int, int], Decision] = decision.decide
 
 
@@ -161,7 +162,7 @@ class World:
             status=row.status, worker=row.worker, attempts=row.attempts, event_id=row.event_id, version=row.version,
             redrives=row.redrives, is_worked=row.worker in self.locked, is_postponed=row.retry is not None,
         )  # fmt: skip
-        match self.decisions.claim_of(seen, job.message):
+        match self.decisions.claim_of(seen, job.message, number):
             case Orphaned() as orphan:
                 self._promise(not seen.is_worked, f"the order is taken from worker {seen.worker}, which is alive")
                 job.orphan = orphan
@@ -169,7 +170,7 @@ class World:
                 self._ack(at, job)
             case Forged():
                 self._dead_letter(at, job, "forged")
-            case Held():
+            case Held() | Busy():
                 pass
 
     def _start(self, job: Job, number: int) -> None:

@@ -244,25 +244,25 @@ PLANTED = {
 }
 
 
-def greedy_claim_of(seen: Seen, message: WorkMessage) -> Claim | Orphaned:
+def greedy_claim_of(seen: Seen, message: WorkMessage, worker: int) -> Claim | Orphaned:
     """Whoever has the order has had it long enough."""
-    found = claim_of(seen, message)
+    found = claim_of(seen, message, worker)
     return Orphaned(seen.worker, seen.attempts) if isinstance(found, Held) and seen.worker is not None else found
 
 
-def credulous_claim_of(seen: Seen, message: WorkMessage) -> Claim | Orphaned:
+def credulous_claim_of(seen: Seen, message: WorkMessage, worker: int) -> Claim | Orphaned:
     """A message about an order is a message about an order."""
-    return claim_of(msgspec.structs.replace(seen, event_id=message.event_id), message)
+    return claim_of(msgspec.structs.replace(seen, event_id=message.event_id), message, worker)
 
 
-def impatient_claim_of(seen: Seen, message: WorkMessage) -> Claim | Orphaned:
+def impatient_claim_of(seen: Seen, message: WorkMessage, worker: int) -> Claim | Orphaned:
     """Who waits for a retry may as well have it now."""
-    return claim_of(msgspec.structs.replace(seen, is_postponed=False), message)
+    return claim_of(msgspec.structs.replace(seen, is_postponed=False), message, worker)
 
 
-def careless_claim_of(seen: Seen, message: WorkMessage) -> Claim | Orphaned:
+def careless_claim_of(seen: Seen, message: WorkMessage, worker: int) -> Claim | Orphaned:
     """An order that is being worked needs no second message."""
-    found = claim_of(seen, message)
+    found = claim_of(seen, message, worker)
     return Settled(seen.status) if isinstance(found, Orphaned | Held) else found
 
 

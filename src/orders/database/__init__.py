@@ -10,6 +10,7 @@ notify                  notifies the relay of new outbox rows
 worker_lock             the advisory lock that shows a worker alive
 batcher                 many callers, one statement
 errors                  what a database error means: the class of its SQLSTATE
+row_locks               orders that another session has locked: skipped, paused, made visible
 pg_arrays               arrays as parameters of a batch statement
 
 Tables, with their columns and the statements that belong to no transition:

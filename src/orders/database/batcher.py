@@ -24,6 +24,7 @@ from psycopg import AsyncConnection
 
 from orders.database import postgres
 from orders.database.errors import STATEMENT_ERRORS, ErrorClass, classify
+from orders.database.row_locks import Busy, LockedOrders
 from orders.model.error_text import first_line
 from orders.model.errors import OrdersError, Overloaded, Refused, Unavailable
 from orders.runtime import timeouts
@@ -91,18 +92,20 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     queue_bytes: int = 64 << 20
     patience: float | None = None  # seconds that a caller waits; None: for ever
     statement_seconds: float = timeouts.STATEMENT_SECONDS  # then the connection is severed and the batch run again
+    retry_busy: bool = True  # an item whose answer is Busy is set aside and runs again; False: its caller gets Busy
 
 
 class _Waiting(Generic[Item, Answer]):
     """An item, and the future of its answer, for which the caller waits."""
 
-    __slots__ = ("answer", "item", "since", "size")
+    __slots__ = ("answer", "comes_back", "item", "since", "size")
 
     def __init__(self, item: Item, size: int, loop: asyncio.AbstractEventLoop) -> None:
         self.item = item
         self.size = size
         self.since = loop.time()
         self.answer: asyncio.Future[Answer] = loop.create_future()
+        self.comes_back: asyncio.TimerHandle | None = None  # the next try, if another session has locked its row
 
 
 class _Writer(Generic[Item, Answer]):
@@ -118,7 +121,7 @@ class _Writer(Generic[Item, Answer]):
         self.last_logged = ""  # once for each trouble, not for each try
 
 
-Run = Callable[[AsyncConnection, Sequence[Item]], Awaitable[Sequence[Answer | OrdersError]]]
+Run = Callable[[AsyncConnection, Sequence[Item]], Awaitable[Sequence[Answer | OrdersError | Busy]]]
 Mend = Callable[[AsyncConnection], Awaitable[None]]
 
 
@@ -126,8 +129,9 @@ class Batcher(Generic[Item, Answer]):
     """Runs `run` on the items of all callers that wait, a batch at a time.
 
     `run` gets an autocommit connection and the items, and returns an answer or an OrdersError for each, in their order.
-    It must be harmless to repeat: a batch whose outcome is unknown is run again. `mend` adds the outbox's missing
-    partition. `session` holds PostgreSQL settings of the connections.
+    It must be harmless to repeat: a batch whose outcome is unknown is run again. An item for which it returns Busy is
+    set aside, and comes back after a pause. `mend` adds the outbox's missing partition. `session` holds PostgreSQL
+    settings of the connections.
     """
 
     def __init__(
@@ -147,8 +151,10 @@ class Batcher(Generic[Item, Answer]):
         self.session = session or {}  # settings of its connections
         self.connections = 0  # how many writers have one at this moment
         self.stopping = False
+        self.locked = LockedOrders(name)
         self._alive = limits.writers
         self._queue: deque[_Waiting[Item, Answer]] = deque()
+        self._aside: set[_Waiting[Item, Answer]] = set()
         self._rows = 0  # waiting or in flight
         self._bytes = 0
         self._running = 0  # statements in flight
@@ -173,6 +179,7 @@ class Batcher(Generic[Item, Answer]):
     async def __aexit__(self, *exc: object) -> None:
         """Stop taking items, and let the writers finish those that wait, within their callers' patience."""
         self.stopping = True
+        self._give_up_those_aside()
         self._wake(all_of_them=True)
         await asyncio.gather(*self._tasks)
 
@@ -201,18 +208,47 @@ class Batcher(Generic[Item, Answer]):
         self._queue.append(waiting)
         self._rows += 1
         self._bytes += size
-        if self._gathering is not None:
-            if len(self._queue) >= self._hoped_for and not self._gathering.done():
-                self._gathering.set_result(None)
-        elif self._running == self._slow or len(self._queue) >= limits.batch_rows:
-            self._wake()
+        self._call_a_writer()
         try:
             return await waiting.answer
         finally:
             if timer is not None:
                 timer.cancel()
+            if waiting.comes_back is not None:
+                waiting.comes_back.cancel()
+                self._aside.discard(waiting)
+                self.locked.end(waiting)
             self._rows -= 1
             self._bytes -= size
+
+    def _call_a_writer(self) -> None:
+        """Wake a writer for an item that joined the queue, unless one will come by itself."""
+        if self._gathering is not None:
+            if len(self._queue) >= self._hoped_for and not self._gathering.done():
+                self._gathering.set_result(None)
+        elif self._running == self._slow or len(self._queue) >= self.limits.batch_rows:
+            self._wake()
+
+    def _set_aside(self, waiting: _Waiting[Item, Answer], busy: Busy) -> None:
+        """Have an item, whose row another session has locked, come back to the queue after a pause."""
+        if waiting.answer.done():
+            return
+        if self.stopping:
+            _settle(waiting, Unavailable())
+            return
+        pause = self.locked.pause(waiting, busy)
+        waiting.comes_back = asyncio.get_running_loop().call_later(pause, self._bring_back, waiting)
+        self._aside.add(waiting)
+
+    def _bring_back(self, waiting: _Waiting[Item, Answer]) -> None:
+        self._aside.discard(waiting)
+        waiting.since = asyncio.get_running_loop().time()
+        self._queue.append(waiting)
+        self._call_a_writer()
+
+    def _give_up_those_aside(self) -> None:
+        for waiting in self._aside:
+            _settle(waiting, Unavailable())
 
     def _wake(self, *, all_of_them: bool = False) -> None:
         while self._idle:
@@ -283,7 +319,8 @@ class Batcher(Generic[Item, Answer]):
 
     def _has_batch(self, writer: _Writer[Item, Answer]) -> bool:
         """Give the writer what it runs next: the rest of its last batch, else what waits, at most `max_rows` of it."""
-        batch = [waiting for waiting in writer.batch if not waiting.answer.done()] or self._take(writer.max_rows)
+        rest = [waiting for waiting in writer.batch if not waiting.answer.done() and waiting not in self._aside]
+        batch = rest or self._take(writer.max_rows)
         if len(batch) > writer.max_rows:
             self._queue.extendleft(reversed(batch[writer.max_rows :]))
             del batch[writer.max_rows :]
@@ -319,6 +356,7 @@ class Batcher(Generic[Item, Answer]):
             self.stopping = True
             for waiting in self._queue:
                 _settle(waiting, Unavailable())
+            self._give_up_those_aside()
 
     @contextlib.contextmanager
     def _in_flight(self) -> Iterator[None]:
@@ -379,7 +417,10 @@ class Batcher(Generic[Item, Answer]):
             return error_class
         self._statement_seconds.observe(loop.time() - started)
         for waiting, answer in zip(batch, answers, strict=True):
-            _settle(waiting, answer)
+            if isinstance(answer, Busy) and self.limits.retry_busy:
+                self._set_aside(waiting, answer)
+            else:
+                _settle(waiting, answer)
         return None
 
     async def _run_one_by_one(
@@ -406,10 +447,10 @@ class Batcher(Generic[Item, Answer]):
         return ErrorClass.RUN_AGAIN
 
 
-def _settle(waiting: _Waiting[Item, Answer], answer: Answer | OrdersError) -> None:
+def _settle(waiting: _Waiting[Item, Answer], answer: Answer | OrdersError | Busy) -> None:
     if waiting.answer.done():  # the caller's patience is over
         return
     if isinstance(answer, OrdersError):
         waiting.answer.set_exception(answer)
     else:
-        waiting.answer.set_result(answer)
+        waiting.answer.set_result(answer)  # type: ignore[arg-type]  # a Busy that is not retried is an Answer

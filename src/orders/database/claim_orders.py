@@ -5,7 +5,7 @@ finish: a worker with an earlier claim finds another number, and changes nothing
 that it waits for; old and forged events change nothing.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import LiteralString
 from uuid import UUID
 
@@ -14,6 +14,7 @@ from psycopg import AsyncConnection
 from psycopg.rows import TupleRow
 
 from orders.database import orders_table, pg_arrays
+from orders.database.row_locks import Busy
 from orders.model.order import Order, Status
 from orders.model.work_message import WorkMessage
 
@@ -33,6 +34,23 @@ CLAIM: LiteralString = f"""
     RETURNING {orders_table.COLUMNS}, o.failures
 """
 
+# The same, without the orders whose rows another session has locked.
+CLAIM_SKIPPING: LiteralString = f"""
+    WITH asked AS (
+        SELECT * FROM unnest(%b::uuid[], %b::uuid[]) AS t (order_id, event_id)
+    ), unlocked AS MATERIALIZED (
+        SELECT o.order_id FROM orders o JOIN asked USING (order_id)
+        WHERE coalesce(o.event_id, asked.event_id) = asked.event_id
+          AND (o.status = 'placed' OR o.status = 'processing' AND o.worker = %b)
+        FOR NO KEY UPDATE OF o SKIP LOCKED
+    )
+    UPDATE orders o
+    SET status = 'processing', version = o.version + (o.status = 'placed')::integer, worker = %b,
+        attempts = o.attempts + 1, updated_at = clock_timestamp()
+    FROM unlocked WHERE o.order_id = unlocked.order_id
+    RETURNING {orders_table.COLUMNS}, o.failures
+"""
+
 # A worker holds the advisory lock of its number; the lock is released when its connection ends.
 LOOK: LiteralString = """
     WITH alive AS MATERIALIZED (
@@ -47,23 +65,36 @@ LOOK: LiteralString = """
     FROM orders o WHERE o.order_id = ANY(%b)
 """
 
-# Only from the worker and the attempt that LOOK found: another worker may have been faster.
+# Only from the worker and the attempt that LOOK found: another worker may have been faster. Locked rows are skipped.
 TAKE_OVER: LiteralString = f"""
     WITH asked AS (
         SELECT * FROM unnest(%b::uuid[], %b::integer[], %b::integer[]) AS t (order_id, worker, attempts)
-        ORDER BY order_id
+    ), unlocked AS MATERIALIZED (
+        SELECT o.order_id FROM orders o JOIN asked USING (order_id)
+        WHERE o.status = 'processing' AND o.worker = asked.worker AND o.attempts = asked.attempts
+        FOR NO KEY UPDATE OF o SKIP LOCKED
     )
     UPDATE orders o
     SET worker = %b, attempts = o.attempts + 1, updated_at = clock_timestamp()
-    FROM asked
-    WHERE o.order_id = asked.order_id AND o.status = 'processing'
-      AND o.worker = asked.worker AND o.attempts = asked.attempts
+    FROM unlocked WHERE o.order_id = unlocked.order_id
     RETURNING {orders_table.COLUMNS}, o.failures
 """
 
+# A claim on a locked row stays: another worker takes it over as that of a dead worker.
 HAND_BACK: LiteralString = """
-    UPDATE orders SET worker = 0, updated_at = clock_timestamp()
-    WHERE order_id = ANY(%b) AND status = 'processing' AND worker = %b
+    WITH unlocked AS MATERIALIZED (
+        SELECT order_id FROM orders WHERE order_id = ANY(%b) AND status = 'processing' AND worker = %b
+        FOR NO KEY UPDATE SKIP LOCKED
+    )
+    UPDATE orders o SET worker = 0, updated_at = clock_timestamp()
+    FROM unlocked WHERE o.order_id = unlocked.order_id
+"""
+
+# The claims that still stand: of an order that was skipped, and not ended or taken over.
+STANDING: LiteralString = """
+    SELECT o.order_id, o.worker
+    FROM orders o JOIN unnest(%b::uuid[], %b::bigint[]) AS asked (order_id, attempts) USING (order_id)
+    WHERE o.status = 'processing' AND o.attempts = asked.attempts
 """
 
 
@@ -97,7 +128,7 @@ class Forged(msgspec.Struct, frozen=True):
     """The order does not wait for this event, and never did."""
 
 
-Claim = Claimed | Held | Postponed | Settled | Unknown | Forged
+Claim = Claimed | Busy | Held | Postponed | Settled | Unknown | Forged
 
 
 class Orphaned(msgspec.Struct, frozen=True):
@@ -120,8 +151,8 @@ class Seen(msgspec.Struct, frozen=True):
     is_postponed: bool
 
 
-def claim_of(seen: Seen, message: WorkMessage) -> Claim | Orphaned:
-    """Decide why an order could not be claimed for an event, and whether it is to be taken over."""
+def claim_of(seen: Seen, message: WorkMessage, worker: int) -> Claim | Orphaned:
+    """Decide why `worker` could not claim an order for an event, and whether it is to be taken over."""
     if seen.event_id is not None and seen.event_id != message.event_id:
         # Only a redriven order has had another event before; one of an earlier version is such an event.
         return Settled(seen.status) if seen.redrives and message.version < seen.version else Forged()
@@ -129,40 +160,59 @@ def claim_of(seen: Seen, message: WorkMessage) -> Claim | Orphaned:
         return Settled(seen.status)
     if seen.is_postponed:
         return Postponed()
+    if seen.status == "placed" or seen.worker == worker:
+        return Busy(message.order_id)  # the claim skipped it, or it became `placed` a moment ago
     if seen.worker is None or seen.is_worked:
-        return Held()  # without a worker it became `placed` a moment ago: the next claim finds it
+        return Held()
     return Orphaned(seen.worker, seen.attempts)
 
 
-async def claim_orders(conn: AsyncConnection, worker: int, batch: Sequence[WorkMessage]) -> list[Claim]:
+async def claim_orders(
+    conn: AsyncConnection, worker: int, batch: Sequence[WorkMessage], *, skip_locked: bool = True
+) -> list[Claim]:
     """Claim orders for a worker, by its number; return the outcomes in the batch's order. Each order may occur once.
 
     An order that a worker claimed which is gone is taken over, as a suspect. Harmless to repeat by the same worker.
+    With `skip_locked` the outcome of an order whose row is locked is Busy; without, which costs less, the claim waits
+    for the row, or raises psycopg.errors.LockNotAvailable at the session's lock_timeout and claims nothing.
     """
     asked = [
         pg_arrays.uuids([message.order_id for message in batch]),
         pg_arrays.uuids([message.event_id for message in batch]),
     ]
-    cursor = await conn.execute(CLAIM, [*asked, worker, worker], prepare=True)
+    claim_statement = CLAIM_SKIPPING if skip_locked else CLAIM
+    cursor = await conn.execute(claim_statement, [*asked, worker, worker], prepare=True)
     claims: dict[UUID, Claim] = {row[0]: _claimed(row) for row in await cursor.fetchall()}
 
     unclaimed = {message.order_id: message for message in batch if message.order_id not in claims}
     if unclaimed:
-        cursor = await conn.execute(LOOK, [list(unclaimed)], prepare=True)
         orphans: dict[UUID, Orphaned] = {}
-        for order_id, *found in await cursor.fetchall():
-            match claim_of(Seen(*found), unclaimed[order_id]):
-                case Orphaned() as orphan:
-                    orphans[order_id] = orphan
-                    claims[order_id] = Held()  # unless this worker takes it over below
-                case claim:
-                    claims[order_id] = claim
+        for order_id, found in (await _look(conn, unclaimed, worker)).items():
+            if isinstance(found, Orphaned):
+                orphans[order_id] = found
+            else:
+                claims[order_id] = found
         if orphans:
             workers, attempts = [o.worker for o in orphans.values()], [o.attempts for o in orphans.values()]
             cursor = await conn.execute(TAKE_OVER, [list(orphans), workers, attempts, worker], prepare=True)
             for row in await cursor.fetchall():
                 claims[row[0]] = _claimed(row, suspect=orphans[row[0]].worker != NO_WORKER)
+            if missed := {order_id: unclaimed[order_id] for order_id in orphans if order_id not in claims}:
+                for order_id, found in (await _look(conn, missed, worker)).items():
+                    is_still_orphaned = found == orphans[order_id]
+                    claims[order_id] = Busy(order_id) if is_still_orphaned else _not_orphaned(found)
     return [claims.get(message.order_id, Unknown()) for message in batch]
+
+
+async def standing(conn: AsyncConnection, claims: Sequence[Claimed]) -> dict[UUID, int]:
+    """Return the worker (or NO_WORKER) of each of these orders that is still `processing` under its claim.
+
+    Of the orders that a statement with SKIP LOCKED left out, these are locked; the others have ended, or belong to
+    another claim.
+    """
+    order_ids, attempts = [c.order.order_id for c in claims], [c.order.attempts for c in claims]
+    cursor = await conn.execute(STANDING, [order_ids, attempts], prepare=True)
+    return dict(await cursor.fetchall())
 
 
 async def hand_back(conn: AsyncConnection, worker: int, order_ids: Sequence[UUID]) -> int:
@@ -171,6 +221,18 @@ async def hand_back(conn: AsyncConnection, worker: int, order_ids: Sequence[UUID
     Returns how many of them this worker still held.
     """
     return (await conn.execute(HAND_BACK, [list(order_ids), worker])).rowcount
+
+
+async def _look(
+    conn: AsyncConnection, messages: Mapping[UUID, WorkMessage], worker: int
+) -> dict[UUID, Claim | Orphaned]:
+    """Return why `worker` could not claim these orders; a missing one does not exist."""
+    cursor = await conn.execute(LOOK, [list(messages)], prepare=True)
+    return {row[0]: claim_of(Seen(*row[1:]), messages[row[0]], worker) for row in await cursor.fetchall()}
+
+
+def _not_orphaned(found: Claim | Orphaned) -> Claim:
+    return Held() if isinstance(found, Orphaned) else found  # orphaned again by a worker that was faster
 
 
 def _claimed(row: TupleRow, *, suspect: bool = False) -> Claimed:

@@ -7,9 +7,10 @@ from uuid import UUID
 import msgspec
 from psycopg import AsyncConnection
 
-from orders.database import dead_letters_table, outbox_table, pg_arrays
+from orders.database import claim_orders, dead_letters_table, outbox_table, pg_arrays
 from orders.database.claim_orders import Claimed
 from orders.database.pg_arrays import PgArray
+from orders.database.row_locks import Busy
 from orders.model import events
 from orders.model.events import Event, EventType, data_of
 from orders.model.order import Status
@@ -20,14 +21,14 @@ from orders.model.storable_text import storable_text
 #
 # The event's columns come with the updated rows. Joining them to `asked` again would compare each row with the whole
 # batch, since the planner expects one row.
-FINISH: LiteralString = f"""
-    WITH asked AS (
+ASKED: LiteralString = """
         SELECT * FROM unnest(
             %b::uuid[], %b::bigint[], %b::text[], %b::text[], %b::text[], %b::uuid[], %b::text[], %b::bytea[],
             %b::text[]
         ) AS t (order_id, attempts, status, failure_reason, kind, event_id, type, body, traceparent)
         ORDER BY order_id
-    ), finished AS (
+"""
+END: LiteralString = """
         UPDATE orders o
         SET status = asked.status, version = o.version + 1, worker = NULL, failure_reason = asked.failure_reason,
             updated_at = clock_timestamp(), finished_at = clock_timestamp()
@@ -37,16 +38,30 @@ FINISH: LiteralString = f"""
                   extract(epoch FROM o.finished_at - coalesce(o.placed_at, o.created_at))::float8 AS seconds,
                   asked.status, asked.failure_reason, asked.kind, asked.event_id, asked.type, asked.body,
                   asked.traceparent
-    ), event AS (
+"""
+EVENT: LiteralString = """
         SELECT event_id, order_id, 'orders' AS exchange, type AS routing_key, false AS required, body, traceparent
         FROM finished
-    ), appended AS (
-        {outbox_table.APPEND}
-    ), died AS (
+"""
+LETTER: LiteralString = f"""
         INSERT INTO dead_letters ({dead_letters_table.COLUMNS})
         SELECT uuid_send(cause), order_id, cause, kind, failure_reason FROM finished WHERE status = 'failed'
         ON CONFLICT DO NOTHING
-    )
+"""
+
+FINISH: LiteralString = f"""
+    WITH asked AS ({ASKED}), finished AS ({END}), event AS ({EVENT}), appended AS ({outbox_table.APPEND}),
+         died AS ({LETTER})
+    SELECT order_id, seconds FROM finished
+"""
+
+# The same, without the orders whose rows another session has locked.
+FINISH_SKIPPING: LiteralString = f"""
+    WITH every AS ({ASKED}), asked AS MATERIALIZED (
+        SELECT every.* FROM orders o JOIN every USING (order_id)
+        WHERE o.status = 'processing' AND o.attempts = every.attempts
+        FOR NO KEY UPDATE OF o SKIP LOCKED
+    ), finished AS ({END}), event AS ({EVENT}), appended AS ({outbox_table.APPEND}), died AS ({LETTER})
     SELECT order_id, seconds FROM finished
 """
 
@@ -86,15 +101,25 @@ def finish_of(
     return Finish(claimed, events.event_of(type_, data, traceparent), reason, kind)
 
 
-async def finish_orders(conn: AsyncConnection, batch: Sequence[Finish]) -> list[Finished | None]:
+async def finish_orders(
+    conn: AsyncConnection, batch: Sequence[Finish], *, skip_locked: bool = True
+) -> list[Finished | Busy | None]:
     """Write the ends and their events; return the outcomes in the batch's order.
 
-    None stands for an order that this claim no longer owns, or that an earlier run of the batch ended.
+    None stands for an order that this claim no longer owns, or that an earlier run of the batch ended. With
+    `skip_locked` Busy stands for an order whose row is locked; without, which costs less, the statement waits for the
+    row, or raises psycopg.errors.LockNotAvailable at the session's lock_timeout and ends no order.
     """
-    cursor = await conn.execute(FINISH, parameters_of(batch), prepare=True)
+    cursor = await conn.execute(FINISH_SKIPPING if skip_locked else FINISH, parameters_of(batch), prepare=True)
     seconds = {row[0]: row[1] for row in await cursor.fetchall()}
+    left = [f.claimed for f in batch if f.order_id not in seconds] if skip_locked else []
+    locked = await claim_orders.standing(conn, left) if left else {}
     return [
-        Finished("failed" if f.failure_reason else "done", seconds[f.order_id]) if f.order_id in seconds else None
+        Finished("failed" if f.failure_reason else "done", seconds[f.order_id])
+        if f.order_id in seconds
+        else Busy(f.order_id)
+        if f.order_id in locked
+        else None
         for f in batch
     ]
 

@@ -12,6 +12,7 @@ from psycopg import AsyncConnection
 
 from orders.database import postgres
 from orders.database.batcher import Run
+from orders.database.row_locks import Busy
 from orders.database.session import Session
 from orders.model.errors import OrdersError
 
@@ -42,7 +43,7 @@ class RelayNotifier(Session):
     def after(self, run: Run[Item, Answer]) -> Run[Item, Answer]:
         """Return `run`, followed by a hint for as many rows as its batch has."""
 
-        async def run_and_notify(conn: AsyncConnection, batch: Sequence[Item]) -> Sequence[Answer | OrdersError]:
+        async def run_and_notify(conn: AsyncConnection, batch: Sequence[Item]) -> Sequence[Answer | OrdersError | Busy]:
             answers = await run(conn, batch)
             self.soon(len(batch))
             return answers

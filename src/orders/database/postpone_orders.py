@@ -13,26 +13,31 @@ from uuid import UUID
 import msgspec
 from psycopg import AsyncConnection
 
-from orders.database import retries_table
-from orders.database.claim_orders import Claimed
+from orders.database import claim_orders, retries_table
+from orders.database.claim_orders import NO_WORKER, Claimed
+from orders.database.row_locks import Busy
 from orders.model.work_message import WorkMessage
 
-# `worker` is set to 0 here, and never by a claim: an earlier run of the same batch is not counted again.
+# `worker` is set to 0 here, and never by a claim: an earlier run of the same batch is not counted again. Orders whose
+# rows another session has locked are skipped.
 POSTPONE: LiteralString = f"""
     WITH asked AS (
         SELECT * FROM unnest(
             %b::uuid[], %b::integer[], %b::uuid[], %b::float8[], %b::bytea[], %b::text[]
         ) AS t (order_id, attempts, event_id, seconds, body, traceparent)
-        ORDER BY order_id
+    ), unlocked AS MATERIALIZED (
+        SELECT asked.* FROM orders o JOIN asked USING (order_id)
+        WHERE o.status = 'processing' AND o.attempts = asked.attempts AND o.worker <> 0
+        FOR NO KEY UPDATE OF o SKIP LOCKED
     ), postponed AS (
         UPDATE orders o
         SET worker = 0, failures = o.failures + 1, updated_at = clock_timestamp()
-        FROM asked
-        WHERE o.order_id = asked.order_id AND o.status = 'processing' AND o.attempts = asked.attempts
-          AND o.worker <> 0
-        RETURNING o.order_id, asked.event_id, asked.seconds, asked.body, asked.traceparent
+        FROM unlocked
+        WHERE o.order_id = unlocked.order_id
+        RETURNING o.order_id, unlocked.event_id, unlocked.seconds, unlocked.body, unlocked.traceparent
     )
     {retries_table.ADD}
+    RETURNING order_id
 """
 
 
@@ -46,8 +51,8 @@ class Postpone(msgspec.Struct, frozen=True):
     traceparent: str
 
 
-async def postpone_orders(conn: AsyncConnection, batch: Sequence[Postpone]) -> list[None]:
-    """Count the failures and write the retries; return one None for each, as a batch has to.
+async def postpone_orders(conn: AsyncConnection, batch: Sequence[Postpone]) -> list[Busy | None]:
+    """Count the failures and write the retries; return None for each, or Busy for an order whose row is locked.
 
     An order that this claim no longer owns, or that an earlier run postponed, is left alone.
     """
@@ -55,5 +60,9 @@ async def postpone_orders(conn: AsyncConnection, batch: Sequence[Postpone]) -> l
         (p.message.order_id, p.claimed.order.attempts, p.message.event_id, p.seconds, p.body, p.traceparent)
         for p in batch
     ]
-    await conn.execute(POSTPONE, [list(column) for column in zip(*rows, strict=True)], prepare=True)
-    return [None] * len(batch)
+    cursor = await conn.execute(POSTPONE, [list(column) for column in zip(*rows, strict=True)], prepare=True)
+    postponed = {row[0] for row in await cursor.fetchall()}
+    left = [p.claimed for p in batch if p.message.order_id not in postponed]
+    standing = await claim_orders.standing(conn, left) if left else {}
+    locked = {order_id for order_id, worker in standing.items() if worker != NO_WORKER}
+    return [Busy(p.message.order_id) if p.message.order_id in locked else None for p in batch]

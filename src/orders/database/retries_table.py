@@ -23,22 +23,36 @@ ADD: LiteralString = f"""
 # Not clock_timestamp(): it is volatile, so no index could be searched by the condition.
 # The order's row is locked before its outbox row gets an id, as in every statement that writes events of this key. The
 # message goes straight to the queue, by the default exchange: it is no news for other subscribers.
+#
+# A retry whose order another session has locked is put off; left as it is, it would be due first in each batch. A retry
+# of an order that was purged is dropped.
 SEND_DUE: LiteralString = f"""
-    WITH due AS (
-        DELETE FROM retries WHERE order_id = ANY(ARRAY(
-            SELECT order_id FROM retries
-            WHERE due_at > statement_timestamp() - make_interval(secs => %b) AND due_at <= statement_timestamp()
-            ORDER BY due_at LIMIT %b FOR UPDATE SKIP LOCKED
-        ))
+    WITH due AS MATERIALIZED (
+        SELECT order_id FROM retries
+        WHERE due_at > statement_timestamp() - make_interval(secs => %b) AND due_at <= statement_timestamp()
+        ORDER BY due_at LIMIT %b FOR UPDATE SKIP LOCKED
+    ), unlocked AS MATERIALIZED (
+        SELECT order_id FROM orders WHERE order_id = ANY(ARRAY(SELECT order_id FROM due))
+        FOR NO KEY UPDATE SKIP LOCKED
+    ), locked AS MATERIALIZED (
+        SELECT order_id FROM orders
+        WHERE order_id = ANY(ARRAY(SELECT order_id FROM due EXCEPT SELECT order_id FROM unlocked))
+    ), put_off AS (
+        UPDATE retries SET due_at = statement_timestamp() + make_interval(secs => %b)
+        WHERE order_id = ANY(ARRAY(SELECT order_id FROM locked))
+    ), taken AS (
+        DELETE FROM retries
+        WHERE order_id = ANY(ARRAY(SELECT order_id FROM due EXCEPT SELECT order_id FROM locked))
         RETURNING order_id, event_id, body, traceparent
-    ), locked AS (
-        SELECT order_id FROM orders WHERE order_id IN (SELECT order_id FROM due) ORDER BY order_id FOR UPDATE
     ), event AS (
         SELECT event_id, order_id, '' AS exchange, %b::text AS routing_key, true AS required, body, traceparent
-        FROM due JOIN locked USING (order_id)
+        FROM taken JOIN unlocked USING (order_id)
+    ), appended AS (
+        {outbox_table.APPEND}
     )
-    {outbox_table.APPEND}
+    SELECT (SELECT count(*) FROM unlocked), ARRAY(SELECT order_id FROM locked)
 """
+PUT_OFF_SECONDS = 1.0
 
 COUNT: LiteralString = "SELECT count(*) FROM retries"
 
@@ -61,13 +75,23 @@ class GoingRound(NamedTuple):
     orders: int
 
 
-async def send_due(conn: AsyncConnection, queue: str, rows: int, *, within_seconds: float) -> int:
-    """Move at most `rows` retries that are due to the outbox, for `queue`; return how many there were.
+class Due(NamedTuple):
+    """The retries that were due: how many were sent, and the orders whose rows another session has locked."""
 
-    Only retries that came due in the last `within_seconds` are looked for.
+    sent: int
+    locked: list[UUID]
+
+
+async def send_due(conn: AsyncConnection, queue: str, rows: int, *, within_seconds: float) -> Due:
+    """Move at most `rows` retries that are due to the outbox, for `queue`.
+
+    Only retries that came due in the last `within_seconds` are looked for. Those of locked orders are put off by
+    PUT_OFF_SECONDS.
     """
-    cursor = await conn.execute(SEND_DUE, [within_seconds, rows, queue], prepare=True)
-    return cursor.rowcount
+    cursor = await conn.execute(SEND_DUE, [within_seconds, rows, PUT_OFF_SECONDS, queue], prepare=True)
+    row = await cursor.fetchone()
+    assert row is not None
+    return Due(*row)
 
 
 async def count(conn: AsyncConnection) -> int:

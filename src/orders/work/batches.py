@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
+from typing import Any
 
 from psycopg import AsyncConnection
 
@@ -12,11 +13,14 @@ from orders.database.dead_letters_table import DeadLetter, PoisonMark
 from orders.database.finish_orders import Finish, Finished, finish_orders
 from orders.database.notify import RelayNotifier
 from orders.database.postpone_orders import Postpone, postpone_orders
+from orders.database.row_locks import LOCK_TIMEOUT, Busy, SkipLocked
 from orders.database.worker_lock import WorkerLock
 from orders.model.work_message import WorkMessage
 
 # The prefetch is the only bound of the queue: an order that is in hand always gets its turn.
 LIMITS = Limits(batch_rows=256, queue_rows=1_000_000)
+# A busy order is claimed again by its own task, which meanwhile leaves its place among the handlers that run.
+CLAIM_LIMITS = Limits(batch_rows=256, queue_rows=1_000_000, retry_busy=False)
 
 
 class WorkBatches:
@@ -25,16 +29,19 @@ class WorkBatches:
     def __init__(self, url: str, worker_lock: WorkerLock, notifier: RelayNotifier) -> None:
         self._worker_lock = worker_lock
         add_partitions = outbox_table.add_partitions
-        finish, store = notifier.after(finish_orders), notifier.after(dead_letters_table.store)
+        self._claim_skipping = SkipLocked(self._claim_orders)
+        finish, store = notifier.after(SkipLocked(_finish_orders)), notifier.after(dead_letters_table.store)
         # The names are those of metrics and of connections, on which dashboards depend.
-        self.claim = Batcher[WorkMessage, Claim]("claim", url, self._claim, LIMITS)
-        self.finish = Batcher[Finish, Finished | None]("finish", url, finish, LIMITS, mend=add_partitions)
+        self.claim = Batcher[WorkMessage, Claim]("claim", url, self._claim, CLAIM_LIMITS, session=LOCK_TIMEOUT)
+        self.finish = Batcher[Finish, Finished | None](
+            "finish", url, finish, LIMITS, mend=add_partitions, session=LOCK_TIMEOUT
+        )
         self.postpone = Batcher[Postpone, None]("postpone", url, postpone_orders, LIMITS)
         self.store = Batcher[DeadLetter | PoisonMark, None]("bury", url, store, LIMITS, mend=add_partitions)
         self._stack = AsyncExitStack()
 
     async def __aenter__(self) -> "WorkBatches":
-        for batcher in (self.claim, self.finish, self.postpone, self.store):
+        for batcher in self._all():
             await self._stack.enter_async_context(batcher)
         return self
 
@@ -43,8 +50,26 @@ class WorkBatches:
 
     def are_connected(self) -> bool:
         """Whether each batcher has a connection."""
-        return all(batcher.connections for batcher in (self.claim, self.finish, self.postpone, self.store))
+        return all(batcher.connections for batcher in self._all())
 
-    async def _claim(self, conn: AsyncConnection, batch: Sequence[WorkMessage]) -> list[Claim]:
+    def locked(self) -> int:
+        """Return how many orders in hand wait, since another session has locked their rows."""
+        return sum(len(batcher.locked) for batcher in self._all())
+
+    def _all(self) -> tuple[Batcher[Any, Any], ...]:
+        return self.claim, self.finish, self.postpone, self.store
+
+    async def _claim(self, conn: AsyncConnection, batch: Sequence[WorkMessage]) -> Sequence[Claim]:
         await self._worker_lock.require()  # without the lock the claim would look like that of a dead worker
-        return await claim_orders.claim_orders(conn, self._worker_lock.number, batch)
+        return await self._claim_skipping(conn, batch)
+
+    async def _claim_orders(
+        self, conn: AsyncConnection, batch: Sequence[WorkMessage], skip_locked: bool
+    ) -> Sequence[Claim]:
+        return await claim_orders.claim_orders(conn, self._worker_lock.number, batch, skip_locked=skip_locked)
+
+
+async def _finish_orders(
+    conn: AsyncConnection, batch: Sequence[Finish], skip_locked: bool
+) -> Sequence[Finished | Busy | None]:
+    return await finish_orders(conn, batch, skip_locked=skip_locked)

@@ -18,6 +18,7 @@ from orders.database.claim_orders import Claimed, Forged, Held, Postponed, Settl
 from orders.database.dead_letters_table import DeadLetterKind, PoisonMark
 from orders.database.finish_orders import Finished, finish_of
 from orders.database.postpone_orders import Postpone
+from orders.database.row_locks import Busy
 from orders.model import work_message
 from orders.model.traceparent import continue_trace
 from orders.model.work_message import InvalidMessage, WorkMessage
@@ -161,6 +162,7 @@ class OrdersInHand:
         def end(task: asyncio.Task[None]) -> None:
             del self._tasks[order_id]
             self._claimed.discard(order_id)
+            self.batches.claim.locked.end(order_id)
             IN_HAND.set(len(self._tasks))
             if not task.cancelled():
                 error = task.exception()
@@ -197,20 +199,24 @@ class OrdersInHand:
         traceparent = continue_trace(delivery.header("traceparent"))
         suspect = False
         pauses = backoff()
+        locked = self.batches.claim.locked
         while True:
             async with self._may_run:
                 claim = await self.batches.claim(message)
                 if isinstance(claim, Claimed):
+                    locked.end(message.order_id)
                     self._claimed.add(message.order_id)
                     suspect = suspect or claim.suspect
                     job = Job(claim, traceparent)
                     outcome = await self._run(job, suspect=suspect)
-                    step = decision.decide(outcome, claim.failures, self.max_failures)
-                    await self._act(step, job, message, delivery)
-                    if isinstance(step, decision.MarkPoison):
-                        return Rejection("deadly", step.reason)
-                    if not isinstance(step, decision.RunAgain):
-                        return None
+            if isinstance(claim, Claimed):
+                # Not among the handlers that run: it may wait for the order's row.
+                step = decision.decide(outcome, claim.failures, self.max_failures)
+                await self._act(step, job, message, delivery)
+                if isinstance(step, decision.MarkPoison):
+                    return Rejection("deadly", step.reason)
+                if not isinstance(step, decision.RunAgain):
+                    return None
             match claim:
                 case Settled() | Postponed():
                     return None
@@ -218,6 +224,8 @@ class OrdersInHand:
                     return Rejection("unknown", "there is no such order")
                 case Forged():
                     return Rejection("forged", "its order waits for another event")
+                case Busy():
+                    await asyncio.sleep(locked.pause(message.order_id, claim))
                 case Held():
                     await asyncio.sleep(HELD_SECONDS)
                 case Claimed():

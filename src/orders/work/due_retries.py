@@ -12,7 +12,8 @@ from psycopg import AsyncConnection
 from orders.broker.topology import WORK_QUEUE
 from orders.database import outbox_table, postgres
 from orders.database.errors import ErrorClass, classify
-from orders.database.retries_table import count, send_due
+from orders.database.retries_table import PUT_OFF_SECONDS, count, send_due
+from orders.database.row_locks import Busy, LockedOrders
 from orders.database.session import Session
 
 WAITING = Gauge("orders_worker_retries_waiting", "Orders that wait for their retry, of all workers")
@@ -37,6 +38,7 @@ class DueRetries(Session):
         super().__init__("retries", url, self._run_clock)
         self.notify = notify
         self.waiting = 0
+        self.locked = LockedOrders("retries")
 
     async def _run_clock(self, conn: AsyncConnection) -> None:
         try:
@@ -54,12 +56,16 @@ class DueRetries(Session):
             within_seconds = window_seconds(loop.time() - swept_at)
             if within_seconds == ALL_SECONDS:
                 swept_at = loop.time()
-            sent = BATCH_ROWS
-            while sent == BATCH_ROWS:
+            found = BATCH_ROWS
+            while found == BATCH_ROWS:
                 with postgres.deadline(conn, CALL_SECONDS):
-                    sent = await send_due(conn, WORK_QUEUE, BATCH_ROWS, within_seconds=within_seconds)
-                if sent:
+                    due = await send_due(conn, WORK_QUEUE, BATCH_ROWS, within_seconds=within_seconds)
+                found = due.sent + len(due.locked)
+                for order_id in due.locked:
+                    self.locked.pause(order_id, Busy(order_id))
+                if due.sent:
                     self.notify()
+            self.locked.end_after(3 * PUT_OFF_SECONDS)
             if loop.time() - counted_at > COUNT_SECONDS:
                 counted_at = loop.time()
                 with postgres.deadline(conn, CALL_SECONDS):

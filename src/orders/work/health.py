@@ -31,6 +31,7 @@ class WorkerHealth(msgspec.Struct, frozen=True):
             "handler": self.handler,
             "in_hand": self.orders.in_hand,
             "waiting_for_retry": self.retries.waiting,  # of all workers
+            "locked": self.batches.locked() + len(self.retries.locked),
             **msgspec.structs.asdict(self.orders.counters),
             "buried": self.dead_letters.stored,
             "broker": "connected" if self.consumer.connected else "disconnected",

@@ -16,6 +16,7 @@ from orders.database import outbox_table, postgres
 from orders.database.claim_orders import Claimed
 from orders.database.errors import ErrorClass, classify, is_server_failure
 from orders.database.finish_orders import Finished, finish_of, finish_orders
+from orders.database.row_locks import Busy
 from orders.handlers import (
     BlockingHandler,
     Handler,
@@ -27,11 +28,14 @@ from orders.handlers import (
     wants_connection,
 )
 from orders.model.error_text import first_line, message_of
+from orders.model.errors import OrdersError
 from orders.model.order import Order
 from orders.runtime.timeouts import STATEMENT_SECONDS
 from orders.work.failure_log import FailureLog
 
 LAST_WORDS_SECONDS = 0.2  # for a handler to notice that its connection was severed, and to end by itself
+LOCKED_SECONDS = 0.5  # for another session to unlock the order's row; then the transaction is rolled back
+LOCKED_PAUSE_SECONDS = 0.05
 STANDSTILL_SECONDS = 0.5  # a timer that is this late means that the process was stopped, not that it was busy
 
 
@@ -75,6 +79,10 @@ class ChildDied(msgspec.Struct, frozen=True, tag=True):
     """The child process that ran the handler for this order alone died."""
 
     reason: str
+
+
+class OrderLocked(OrdersError):
+    """Another session has locked the order's row."""
 
 
 RunOutcome = Succeeded | Committed | HandlerFailed | HandlerRefused | TransientFailure | ChildDied
@@ -152,6 +160,8 @@ class Runner:
             async with asyncio.timeout(None) as end:
                 with time_limit(self.timeout, cut_off):
                     finished = await self._transaction(conn, job)
+        except OrderLocked as error:
+            return TransientFailure(str(error))
         except Exception as error:
             match cause_of(error, late=late, broken=conn.broken):
                 case FailureCause.TIMEOUT:
@@ -175,7 +185,13 @@ class Runner:
     async def _transaction(self, conn: AsyncConnection, job: Job) -> Finished | None:
         async with conn.transaction():
             await cast(TransactionalHandler, self.handler)(job.claimed.order, conn)
-            [finished] = await finish_orders(conn, [finish_of(job.claimed, job.traceparent)])
+            end = finish_of(job.claimed, job.traceparent)
+            loop = asyncio.get_running_loop()
+            give_up_at = loop.time() + LOCKED_SECONDS
+            while isinstance(finished := (await finish_orders(conn, [end]))[0], Busy):
+                if loop.time() > give_up_at:
+                    raise OrderLocked
+                await asyncio.sleep(LOCKED_PAUSE_SECONDS)
             if finished is None:
                 raise psycopg.Rollback  # another claim owns the order now and writes these rows
             return finished

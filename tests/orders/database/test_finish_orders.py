@@ -2,7 +2,7 @@
 
 from psycopg import AsyncConnection
 
-from orders.database.finish_orders import finish_of, finish_orders
+from orders.database.finish_orders import Finished, finish_of, finish_orders
 from orders.model import events
 from orders.model.traceparent import continue_trace
 from tests.orders.work_samples import LETTERS, claim, place, rows
@@ -20,7 +20,7 @@ async def test_repeat_of_a_finish(conn: AsyncConnection) -> None:
     [first] = await finish_orders(conn, finishes)
     [second] = await finish_orders(conn, finishes)
 
-    assert first is not None
+    assert isinstance(first, Finished)
     assert first.status == "done"
     assert 0 < first.seconds < 60
     assert second is None
@@ -42,7 +42,7 @@ async def test_late_worker_is_fenced(conn: AsyncConnection) -> None:
     assert await finish_orders(conn, [finish_of(late, trace, "too late", "refused")]) == [None]
     assert await rows(conn, LETTERS) == []
     [finished] = await finish_orders(conn, [finish_of(current, trace)])
-    assert finished is not None
+    assert isinstance(finished, Finished)
 
 
 async def test_failure_leaves_a_letter(conn: AsyncConnection) -> None:

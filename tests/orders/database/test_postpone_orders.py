@@ -6,6 +6,7 @@ from orders.broker.topology import WORK_QUEUE
 from orders.database import postpone_orders, retries_table
 from orders.database.claim_orders import Claimed, claim_orders
 from orders.database.postpone_orders import Postpone
+from orders.database.retries_table import Due
 from orders.model.traceparent import continue_trace
 from orders.work.decision import MAX_RETRY_SECONDS, retry_seconds
 from tests.orders.work_samples import WORKER, claim, place, rows, work_message
@@ -28,8 +29,8 @@ async def test_retry_comes_when_it_is_due(conn: AsyncConnection) -> None:
     )
     assert await retries_table.count(conn) == 2
 
-    assert await retries_table.send_due(conn, WORK_QUEUE, 10, within_seconds=60) == 1
-    assert await retries_table.send_due(conn, WORK_QUEUE, 10, within_seconds=60) == 0
+    assert await retries_table.send_due(conn, WORK_QUEUE, 10, within_seconds=60) == Due(1, [])
+    assert await retries_table.send_due(conn, WORK_QUEUE, 10, within_seconds=60) == Due(0, [])
 
     assert await rows(conn, SENT) == [
         (soon.event.event_id, str(soon.order.order_id), "", WORK_QUEUE, True, soon.event.body)
@@ -65,7 +66,7 @@ async def test_batch_that_is_run_again(conn: AsyncConnection) -> None:
         for claimed, placed, seconds in zip(await claim(conn, [waiting, sent]), [waiting, sent], [60, 0], strict=True)
     ]
     await postpone_orders.postpone_orders(conn, batch)
-    assert await retries_table.send_due(conn, WORK_QUEUE, 10, within_seconds=60) == 1
+    assert await retries_table.send_due(conn, WORK_QUEUE, 10, within_seconds=60) == Due(1, [])
 
     assert await postpone_orders.postpone_orders(conn, batch) == [None, None]
 

@@ -5,6 +5,7 @@ from psycopg import AsyncConnection
 from orders.broker.topology import WORK_QUEUE
 from orders.database import retries_table
 from orders.database.postpone_orders import Postpone, postpone_orders
+from orders.database.retries_table import Due
 from orders.model.traceparent import continue_trace
 from tests.orders.work_samples import claim, place, rows, work_message
 
@@ -18,8 +19,8 @@ async def test_retry_that_is_long_overdue_is_found(conn: AsyncConnection) -> Non
     await postpone_orders(conn, [Postpone(claimed, work_message(placed), 0, placed.event.body, continue_trace(None))])
     await conn.execute("UPDATE retries SET due_at = now() - interval '3 hours'")
 
-    assert await retries_table.send_due(conn, WORK_QUEUE, 10, within_seconds=60) == 0
-    assert await retries_table.send_due(conn, WORK_QUEUE, 10, within_seconds=1e6) == 1
+    assert await retries_table.send_due(conn, WORK_QUEUE, 10, within_seconds=60) == Due(0, [])
+    assert await retries_table.send_due(conn, WORK_QUEUE, 10, within_seconds=1e6) == Due(1, [])
 
 
 async def test_look_skips_what_is_gone(conn: AsyncConnection) -> None:
@@ -28,7 +29,7 @@ async def test_look_skips_what_is_gone(conn: AsyncConnection) -> None:
     """
     await conn.execute("SET enable_seqscan = off")  # the table is too small here for the planner to mind
 
-    plan = await rows(conn, "EXPLAIN " + retries_table.SEND_DUE, 60.0, 10, WORK_QUEUE)
+    plan = await rows(conn, "EXPLAIN " + retries_table.SEND_DUE, 60.0, 10, 1.0, WORK_QUEUE)
 
     [condition] = [str(line) for (line,) in plan if "Index Cond: ((due_at > " in str(line)]
     assert "due_at <= " in condition
