@@ -229,7 +229,6 @@ def test_no_invoices(tmp_path: Path) -> None:
 
 
 @same_folder
-@settings(deadline=None)
 @given(pence=st.integers(1, 10**15), zeros=st.integers(0, 5))
 def test_prices_are_exact(tmp_path: Path, pence: int, zeros: int) -> None:
     """
