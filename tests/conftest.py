@@ -29,7 +29,7 @@ SYSTEMS = pytest.StashKey[list[System]]()
 LOG_TAIL_BYTES = 3_000
 SERVERS = "servers"
 # Whoever uses one of these needs PostgreSQL, RabbitMQ or nginx.
-SERVER_FIXTURES = {"loan", "breakable_servers", "nginx"}
+SERVER_FIXTURES = {"loan", "breakable_servers", "nginx", "compose"}
 
 
 def pytest_configure(config: pytest.Config) -> None:
