@@ -22,6 +22,7 @@ from orders.model.order import NewOrder
 from orders.model.traceparent import continue_trace
 
 MAX_BODY_BYTES = 1 << 20
+GZIP_MAGIC = b"\x1f\x8b"
 IDEMPOTENCY_KEY = rb"[\x21-\x7e]{1,255}"
 
 Headers = dict[bytes, bytes]
@@ -57,7 +58,14 @@ async def place(services: Services, scope: Scope, receive: Receive) -> ASGIApp:
     if not _is_json(headers.get(b"content-type", b"")):
         raise BadRequest(415, "The body must be JSON: send Content-Type: application/json.", Accept="application/json")
     key = idempotency_key(scope, headers)
-    new = problems.decode(_new_order, await body_of(receive))
+    body = await body_of(receive)
+    try:
+        new = problems.decode(_new_order, body)
+    except BadRequest:
+        if coding := coding_of(headers, body):
+            detail = f"The body is encoded with {coding}: send plain JSON, without a Content-Encoding."
+            raise BadRequest(415, detail, Accept_Encoding="identity") from None
+        raise
     placed = await place_new(services, headers, caller, new, key)
     return created(placed)
 
@@ -123,6 +131,14 @@ async def body_of(receive: Receive) -> bytes:
             raise RequestEntityTooLarge
         if not message.get("more_body"):
             return b"".join(pieces)
+
+
+def coding_of(headers: Headers, body: bytes) -> str:
+    """Return the content coding of a body that is no JSON, by its header or its first bytes; "" if it has none."""
+    coding = (header_text(headers, b"content-encoding") or "").strip().lower()
+    if coding not in ("", "identity"):
+        return coding if coding.isalnum() else "a Content-Encoding"
+    return "gzip" if body.startswith(GZIP_MAGIC) else ""
 
 
 def idempotency_key(scope: Scope, headers: Headers) -> str | None:

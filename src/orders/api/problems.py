@@ -1,15 +1,18 @@
 """Answers to errors: RFC 9457 problem documents, which name the fault and, if there is one, the field."""
 
+import functools
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from http import HTTPStatus
-from typing import Any
+from itertools import islice
+from typing import Annotated, Any, get_args, get_origin
 
 import msgspec
 from litestar import Request, Response
 from litestar.exceptions import HTTPException
 from litestar.types import ASGIApp
+from msgspec.structs import FieldInfo
 from prometheus_client import Counter
 
 from orders.api.middleware import allow
@@ -32,6 +35,10 @@ STATUS: dict[type[errors.OrdersError], int] = {
     errors.Unavailable: 503,
 }
 RETRY_AFTER_SECONDS = "1"
+MAX_ERRORS = 50  # fields that one answer names
+MAX_ITEMS = 1000  # items of a list that are looked at
+
+BYTE_ORDER_MARKS = ((b"\xef\xbb\xbf", "UTF-8"), (b"\xff\xfe", "UTF-16"), (b"\xfe\xff", "UTF-16"))
 
 PROBLEMS = Counter("orders_problems_total", "Requests answered with a problem, by status", ["status"])
 
@@ -57,14 +64,18 @@ class Problem(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 class BadRequest(Exception):
     """A fault of a request that only HTTP knows; the answer is a problem with this status, detail and headers.
 
-    `field` names the field at fault. Keywords are header names with `_` for `-`.
+    `field` names the field at fault, `others` further faults of the request. Keywords are header names with `_` for
+    `-`.
     """
 
-    def __init__(self, status: int, detail: str, field: str | None = None, **headers: str) -> None:
+    def __init__(
+        self, status: int, detail: str, field: str | None = None, others: Sequence[FieldProblem] = (), **headers: str
+    ) -> None:
         super().__init__(detail)
         self.status = status
         self.detail = detail
         self.field = field
+        self.others = others
         self.headers = {name.replace("_", "-"): value for name, value in headers.items()}
 
 
@@ -74,14 +85,17 @@ def answer(
     detail: str,
     field: str | None = None,
     headers: Mapping[str, str] | None = None,
+    others: Sequence[FieldProblem] = (),
 ) -> Response[bytes]:
     """Return the problem document for a status, as a response; count it."""
+    if others:
+        more = f"{len(others)} more fields are" if len(others) > 1 else "1 more field is"
     problem = Problem(
         type="about:blank",
         title=HTTPStatus(status).phrase,
         status=status,
-        detail=detail,
-        errors=[FieldProblem(field, detail)] if field else [],
+        detail=f"{detail} ({more} wrong: see `errors`)" if others else detail,
+        errors=[*([FieldProblem(field, detail)] if field else []), *others],
         request_id=REQUEST_ID.get(),
     )
     extra = dict(headers or {})
@@ -95,7 +109,7 @@ def answer(
 
 def of_bad_request(request: Request[Any, Any, Any], error: BadRequest) -> Response[bytes]:
     """Answer a fault that a handler found in a request."""
-    return answer(request, error.status, error.detail, error.field, error.headers)
+    return answer(request, error.status, error.detail, error.field, error.headers, error.others)
 
 
 def of_orders_error(request: Request[Any, Any, Any], error: errors.OrdersError) -> Response[bytes]:
@@ -143,7 +157,7 @@ _NAMED = re.compile(r"Object (?P<how>missing required|contains unknown) field `(
 
 
 def decode(decoder: msgspec.json.Decoder[Any], body: bytes) -> Any:
-    """Return a JSON body decoded; raise BadRequest for every fault that it can have, with the field if there is one."""
+    """Return a JSON body decoded; raise BadRequest for every fault that it can have, with the fields that have one."""
     try:
         try:
             return decoder.decode(body)
@@ -153,8 +167,12 @@ def decode(decoder: msgspec.json.Decoder[Any], body: bytes) -> Any:
             # JSON Schema takes 2.0 for an integer, and some clients write integers that way; msgspec refuses it.
             return msgspec.convert(_with_integers(msgspec.json.decode(body)), decoder.type)
     except msgspec.ValidationError as error:
-        raise of_validation(error) from None
+        raise of_validation(error, decoder.type, _decoded(body)) from None
     except msgspec.DecodeError as error:
+        for mark, encoding in BYTE_ORDER_MARKS:
+            if body.startswith(mark):
+                detail = f"The body begins with a byte order mark (BOM) of {encoding}: send UTF-8 without one."
+                raise BadRequest(400, detail) from None
         detail = (
             str(error).replace("JSON is malformed", "The body is not JSON").replace("Input data was", "The body is")
         )
@@ -179,15 +197,27 @@ def _with_integers(value: Any) -> Any:
 
 
 def convert(type_: Any, values: Mapping[str, Any]) -> Any:
-    """Return the parameters of a request as a `type_`; raise BadRequest with the name of the first invalid one."""
+    """Return the parameters of a request as a `type_`; raise BadRequest with the names of the invalid ones."""
     try:
         return msgspec.convert(values, type_, strict=False)
     except msgspec.ValidationError as error:
-        raise of_validation(error) from None
+        raise of_validation(error, type_, values, strict=False) from None
 
 
-def of_validation(error: msgspec.ValidationError) -> BadRequest:
-    """Return msgspec's error as a BadRequest with the path of the field and its fault."""
+def of_validation(error: msgspec.ValidationError, type_: Any, value: Any, *, strict: bool = True) -> BadRequest:
+    """Return msgspec's error as a BadRequest, with the faults of the other fields of `value`, which is no `type_`.
+
+    `strict`: as msgspec.convert takes it.
+    """
+    first = problem_of(error)
+    if not first.field or value is None:
+        return BadRequest(400, first.detail, first.field or None)
+    found = islice(faults(type_, value, strict=strict), MAX_ERRORS)
+    return BadRequest(400, first.detail, first.field, [problem for problem in found if problem.field != first.field])
+
+
+def problem_of(error: msgspec.ValidationError, where: str = "") -> FieldProblem:
+    """Return msgspec's error with the path of the field below `where`; the path of the whole value is empty."""
     match = _AT(str(error))
     what, path = (match["what"], match["path"] or "$") if match else (str(error), "$")
     if named := _NAMED(what):
@@ -195,5 +225,60 @@ def of_validation(error: msgspec.ValidationError) -> BadRequest:
         what = "This field is missing." if named["how"].startswith("missing") else "There is no such field."
     elif "matching regex" in what:
         what = "Control characters and line breaks are not allowed."
-    field = path.removeprefix("$").removeprefix(".")
-    return BadRequest(400, f"{field}: {what}" if field else what, field or None)
+    field = (where + path.removeprefix("$")).removeprefix(".")
+    return FieldProblem(field, f"{field}: {what}" if field else what)
+
+
+def faults(type_: Any, value: Any, where: str = "", *, strict: bool = True) -> Iterator[FieldProblem]:
+    """Yield the fault of each field of `value`, which msgspec stops to look for at the first.
+
+    `where` is the path of `value`. Only structs and lists are looked into.
+    """
+    bare = get_args(type_)[0] if get_origin(type_) is Annotated else type_
+    if isinstance(bare, type) and issubclass(bare, msgspec.Struct) and isinstance(value, Mapping):
+        yield from _faults_of_fields(bare, value, where, strict=strict)
+        return
+    if get_origin(bare) is list and isinstance(value, list):
+        found = False
+        for number, item in enumerate(value[:MAX_ITEMS]):
+            for fault in faults(get_args(bare)[0], item, f"{where}[{number}]", strict=strict):
+                found = True
+                yield fault
+        if found:
+            return
+    if isinstance(value, float):
+        value = _with_integers(value)
+    try:
+        msgspec.convert(value, type_, strict=strict)
+    except msgspec.ValidationError as error:
+        yield problem_of(error, where)
+
+
+@functools.cache
+def _fields(struct: type[msgspec.Struct]) -> dict[str, FieldInfo]:
+    return {field.encode_name: field for field in msgspec.structs.fields(struct)}
+
+
+def _faults_of_fields(
+    struct: type[msgspec.Struct], value: Mapping[str, Any], where: str, *, strict: bool
+) -> Iterator[FieldProblem]:
+    fields = _fields(struct)
+    for name, field in fields.items():
+        path = f"{where}.{name}".removeprefix(".")
+        if name in value:
+            yield from faults(field.type, value[name], path, strict=strict)
+        elif field.required:
+            yield FieldProblem(path, f"{path}: This field is missing.")
+    if struct.__struct_config__.forbid_unknown_fields:
+        for name in value:
+            if name not in fields:
+                path = f"{where}.{name}".removeprefix(".")
+                yield FieldProblem(path, f"{path}: There is no such field.")
+
+
+def _decoded(body: bytes) -> Any:
+    """Return a body that is no valid value of its type; None if it is no valid JSON either."""
+    try:
+        return msgspec.json.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None

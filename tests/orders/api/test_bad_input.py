@@ -4,8 +4,9 @@ Each case is sent through nginx and to an api itself, byte for byte, on connecti
 """
 
 import asyncio
+import gzip
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from urllib.parse import urlsplit
 
 import msgspec
@@ -33,6 +34,7 @@ class Bad(msgspec.Struct, frozen=True, kw_only=True):
     body: bytes
     status: int = 400
     field: str | None = None
+    more: Sequence[str] = ()  # further fields that are wrong
     headers: Mapping[str, str] = msgspec.field(default_factory=lambda: {"Content-Type": JSON})
 
 
@@ -85,7 +87,7 @@ CASES = {
     "a list": Bad(body=b"[]"),
     "a string": Bad(body=b'"order"'),
     "a number": Bad(body=b"1e400"),
-    "an empty object": Bad(body=b"{}", field="customer_id"),
+    "an empty object": Bad(body=b"{}", field="customer_id", more=("currency", "lines")),
     # Missing, unknown, of a wrong type.
     "no customer": Bad(body=order(customer_id=...), field="customer_id"),
     "no currency": Bad(body=order(currency=...), field="currency"),
@@ -106,6 +108,29 @@ CASES = {
     "quantity is true": Bad(body=line(quantity=True), field="lines[0].quantity"),
     "price is a float": Bad(body=line(unit_price_minor=2.55), field="lines[0].unit_price_minor"),
     "reference is a list": Bad(body=order(reference=[]), field="reference"),
+    "everything": Bad(
+        body=order(
+            customer_id=1,
+            currency="gbp",
+            reference="a\n",
+            discount=1,
+            lines=[{"quantity": 0}, ORDER["lines"][0], {"sku": "", "quantity": 2.5, "unit_price_minor": 1, "x": 1}, 7],
+        ),
+        field="customer_id",
+        more=(
+            "currency",
+            "lines[0].sku",
+            "lines[0].quantity",
+            "lines[0].unit_price_minor",
+            "lines[2].sku",
+            "lines[2].quantity",
+            "lines[2].x",
+            "lines[3]",
+            "reference",
+            "discount",
+        ),
+    ),
+    "a wrong field and a broken end": Bad(body=order(customer_id=1)[:-10], field="customer_id"),
     # Out of range.
     "empty customer": Bad(body=order(customer_id=""), field="customer_id"),
     "long customer": Bad(body=order(customer_id="a" * 65), field="customer_id"),
@@ -154,6 +179,8 @@ CASES = {
     "XML": Bad(body=b"<order/>", status=415, headers={"Content-Type": "application/xml"}),
     "empty Content-Type": Bad(body=order(), status=415, headers={"Content-Type": ""}),
     "nonsense Content-Type": Bad(body=order(), status=415, headers={"Content-Type": ";;;=\x80"}),
+    "gzip": Bad(body=gzip.compress(order()), status=415, headers={"Content-Type": JSON, "Content-Encoding": "gzip"}),
+    "gzip that does not say so": Bad(body=gzip.compress(order()), status=415),
     # The key.
     "empty key": Bad(body=order(), headers=key("")),
     "long key": Bad(body=order(), headers=key("k" * 256)),
@@ -224,7 +251,7 @@ async def test_bad_order(system: System, url: str, bad: Bad) -> None:
     assert problem["title"]
     assert problem["detail"]
     if bad.field is not None:
-        assert [each["field"] for each in problem["errors"]] == [bad.field]
+        assert [each["field"] for each in problem["errors"]] == [bad.field, *bad.more]
         assert all(each["detail"] for each in problem["errors"])
     async with await psycopg.AsyncConnection.connect(system.database_url) as conn:
         assert await counts(conn) == (0, 0, 0)

@@ -74,3 +74,49 @@ async def test_integers_with_a_point(api: Api, quantity: str, status: int) -> No
 
     assert status == answer.status_code
     assert (2 if status == 201 else None) == answer.json().get("total_minor")
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        (b"\xef\xbb\xbf{}", "begins with a byte order mark (BOM) of UTF-8"),
+        ("{}".encode("utf-16"), "begins with a byte order mark (BOM) of UTF-16"),
+        (b"\x1f\x8b\x08\x00", "is encoded with gzip: send plain JSON"),
+    ],
+)
+async def test_a_body_that_only_looks_like_noise(api: Api, body: bytes, reason: str) -> None:
+    """
+    A byte order mark and gzip are named as what they are.
+    """
+    assert reason in (await api.client.post("/orders", content=body, headers=JSON)).json()["detail"]
+
+
+async def test_a_content_encoding_is_refused_with_those_that_are_not(api: Api) -> None:
+    """
+    The answer names the content coding of the body, and the one to use; a coding that changed nothing harms nothing.
+    """
+    refused = await api.client.post("/orders", content=b"\x0b", headers={**JSON, "Content-Encoding": "br"})
+    taken = await api.client.post("/orders", json=NEW, headers={"Content-Encoding": "identity"})
+
+    assert (refused.status_code, refused.headers["accept-encoding"], taken.status_code) == (415, "identity", 201)
+    assert "encoded with br" in refused.json()["detail"]
+
+
+async def test_all_wrong_parameters(api: Api) -> None:
+    """
+    A list names each parameter that is wrong.
+    """
+    answer = await api.client.get("/orders", params={"status": "gone", "limit": "0", "after": "x", "colour": "red"})
+
+    assert {error["field"] for error in answer.json()["errors"]} == {"status", "limit", "after", "colour"}
+    assert answer.json()["detail"].endswith("(3 more fields are wrong: see `errors`)")
+
+
+async def test_many_wrong_fields(api: Api) -> None:
+    """
+    One answer names at most some tens of fields.
+    """
+    body = {**NEW, "lines": [{}] * 1000}
+    answer = await api.client.post("/orders", json=body)
+
+    assert 40 <= len(answer.json()["errors"]) <= 51
