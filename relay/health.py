@@ -5,7 +5,7 @@ import contextlib
 from typing import NamedTuple
 
 import msgspec
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client.exposition import choose_encoder
 
 from relay.state import RelayState
 
@@ -23,8 +23,8 @@ class Response(NamedTuple):
     body: bytes
 
 
-def respond(state: RelayState, method: str, path: str) -> Response:
-    """Return the response to a request; `path` may have a query, which is ignored."""
+def respond(state: RelayState, method: str, path: str, accept: str = "") -> Response:
+    """Return the response to a request; `path` may have a query, which is ignored. `accept`: that header."""
     if method not in ("GET", "HEAD"):
         return Response(405, JSON, msgspec.json.encode({"error": "only GET"}))
     match path.partition("?")[0]:
@@ -36,10 +36,17 @@ def respond(state: RelayState, method: str, path: str) -> Response:
         case "/status":
             return Response(200, JSON, msgspec.json.encode(state.status()))
         case "/metrics":
-            return Response(200, CONTENT_TYPE_LATEST, generate_latest(state.registry))
+            encode, content_type = choose_encoder(accept)
+            return Response(200, content_type, encode(state.registry))
         case _:
             paths = "/health/live, /health/ready, /status or /metrics"
             return Response(404, JSON, msgspec.json.encode({"error": f"try {paths}"}))
+
+
+def header(lines: list[str], name: str) -> str:
+    """Return the values of a header, joined by commas; "" without one. `name` is in lower case."""
+    pairs = (line.partition(":") for line in lines)
+    return ",".join(value.strip() for key, _, value in pairs if key.strip().lower() == name)
 
 
 async def serve(state: RelayState, host: str, port: int) -> asyncio.Server:
@@ -49,9 +56,10 @@ async def serve(state: RelayState, host: str, port: int) -> asyncio.Server:
         with contextlib.suppress(OSError, TimeoutError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
             async with asyncio.timeout(REQUEST_SECONDS):
                 head = await reader.readuntil(b"\r\n\r\n")
-                words = head.partition(b"\r\n")[0].decode("latin-1").split(" ")
+                lines = head.decode("latin-1").split("\r\n")
+                words = lines[0].split(" ")
                 if len(words) == 3:
-                    status, kind, body = respond(state, words[0], words[1])
+                    status, kind, body = respond(state, words[0], words[1], header(lines[1:], "accept"))
                 else:
                     status, kind, body = 400, JSON, b'{"error":"not a request"}'
                 length = len(body)

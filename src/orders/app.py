@@ -5,9 +5,7 @@ import logging
 import os
 from collections.abc import AsyncIterator
 
-from litestar import Litestar, get
-from litestar.response import Response
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from litestar import Litestar
 
 from orders.api import openapi, problems, routes
 from orders.api.auth import CONFIRM_SECONDS, Authenticator
@@ -15,6 +13,7 @@ from orders.api.back_pressure import MEASURE_SECONDS, BackPressure
 from orders.api.fast_path import MAX_BODY_BYTES, Api
 from orders.api.key_expiry import BUSY_SECONDS, KeyExpiry
 from orders.api.live import TICK_SECONDS, Live
+from orders.api.metrics import metrics
 from orders.api.middleware import with_head, with_request_id
 from orders.api.services import READ_SIZE, Services
 from orders.database import (
@@ -34,12 +33,6 @@ from orders.runtime import http_server, process
 from orders.runtime.settings import ApiSettings
 
 log = logging.getLogger("orders.app")
-
-
-@get("/metrics")
-async def metrics() -> Response[bytes]:
-    """Prometheus metrics of this process."""
-    return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
 
 
 def writing_limits(settings: ApiSettings) -> Limits:

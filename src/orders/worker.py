@@ -10,10 +10,10 @@ import os
 
 import msgspec
 from litestar import Litestar, Response, get
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from orders import handlers
 from orders.api import problems
+from orders.api.metrics import metrics
 from orders.broker import topology
 from orders.broker.consumer import Consumer
 from orders.broker.topology import WORK_QUEUE
@@ -63,10 +63,6 @@ def create_health(health: WorkerHealth) -> Litestar:
     @get("/status")
     async def status() -> Response[bytes]:
         return _json(200, health.status())
-
-    @get("/metrics")
-    async def metrics() -> Response[bytes]:
-        return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
 
     return Litestar(
         [live, ready, status, metrics], exception_handlers=problems.HANDLERS, openapi_config=None, logging_config=None

@@ -10,6 +10,7 @@ listing         lists of orders, a page at a time
 live            streams and waits for a change of status: one statement a tick for all of them
 preconditions   If-None-Match, ETag and Prefer
 back_pressure   503 for placements while the oldest unsent event is too old
+metrics         the route /metrics
 key_expiry      deletes idempotency keys whose retention is over
 openapi         the OpenAPI document and its page, with openapi.json and openapi.html
 """

@@ -18,9 +18,9 @@ from dev.sandbox.system import System
 from orders.api import fast_path, openapi, routes
 from orders.api.listing import Query
 from orders.api.live import HEARTBEAT_SECONDS, TICK_SECONDS
+from orders.api.metrics import metrics
 from orders.api.openapi import document
 from orders.api.preconditions import LONGEST_WAIT_SECONDS
-from orders.app import metrics
 from orders.database.orders_table import StatusNow
 from orders.model.order import NewOrder
 from tests.conftest import StartSystem
