@@ -29,3 +29,24 @@ Currency = Literal[
     "SZL", "THB", "TJS", "TMT", "TND", "TOP", "TRY", "TTD", "TWD", "TZS", "UAH", "UGX", "USD", "UYU", "UZS", "VED",
     "VES", "VND", "VUV", "WST", "XAF", "XCD", "XCG", "XOF", "XPF", "YER", "ZAR", "ZMW", "ZWG",
 ]  # fmt: skip
+
+# The decimal digits of the minor unit, by the same list, of each currency that has not two.
+_MINOR_DIGITS = {
+    **dict.fromkeys(
+        ("BIF", "CLP", "DJF", "GNF", "ISK", "JPY", "KMF", "KRW", "PYG", "RWF", "UGX", "VND", "VUV", "XAF", "XOF",
+         "XPF"), 0
+    ),
+    **dict.fromkeys(("BHD", "IQD", "JOD", "KWD", "LYD", "OMR", "TND"), 3),
+}  # fmt: skip
+
+
+def minor_digits(currency: str) -> int:
+    """Return the number of decimal digits of a currency's minor unit: 2 for GBP, 0 for JPY."""
+    return _MINOR_DIGITS.get(currency, 2)
+
+
+def amount_text(minor: int, currency: str) -> str:
+    """Return an amount in minor units as people write it: `1,234.50 GBP`, `1,234 JPY`."""
+    digits = minor_digits(currency)
+    whole, fraction = divmod(minor, 10**digits)
+    return f"{whole:,}{f'.{fraction:0{digits}}' if digits else ''} {currency}"

@@ -5,8 +5,9 @@ import json
 import secrets
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import datetime
 from typing import Any
 
 import click
@@ -15,10 +16,13 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Column, Table
 
+from orders.model.currencies import amount_text
+from orders.model.ids import lowest_id
 from orders.model.order import TERMINAL
 from orders.runtime.settings import ClientSettings
 from orders.tools.command_line import Parsed, fail
 from orders.tools.run_env import read_run_env
+from orders.tools.time_ago import parse_moment
 
 COLOURS = {"placed": "cyan", "processing": "yellow", "done": "green", "failed": "red", "cancelled": "magenta"}
 RETRY_SECONDS = 30.0  # how long a placement is sent again, with its key
@@ -75,7 +79,7 @@ def _coloured(status: str) -> str:
 
 
 def _total(order: Order) -> str:
-    return "" if order["total_minor"] is None else f"{order['total_minor']:,} {order['currency']} (minor)"
+    return "" if order["total_minor"] is None else amount_text(order["total_minor"], order["currency"])
 
 
 def _card(order: Order) -> Table:
@@ -89,7 +93,23 @@ def _card(order: Order) -> Table:
         if order[name] is not None:
             table.add_row(name, escape(str(order[name])))
     for line in order["lines"] or []:
-        table.add_row("line", f"{line['quantity']} x {escape(line['sku'])} at {line['unit_price_minor']:,}")
+        table.add_row(
+            "line",
+            f"{line['quantity']} x {escape(line['sku'])} at {amount_text(line['unit_price_minor'], order['currency'])}",
+        )
+    return table
+
+
+def _table(orders: Sequence[Order]) -> Table:
+    """Lay out orders for a terminal of 80 columns: customer and reference have a line of their own below the id."""
+    table = Table(
+        Column("order", overflow="fold"), "status", Column("total", justify="right"), Column("placed", no_wrap=True),
+        box=None, padding=(0, 1, 0, 0), pad_edge=False,
+    )  # fmt: skip
+    for order in orders:
+        whose = ", ".join(escape(text) for text in (order["customer_id"], order["reference"]) if text)
+        first = f"{order['order_id']}\n  {whose}" if whose else order["order_id"]
+        table.add_row(first, _coloured(order["status"]), _total(order), order["created_at"][:16].replace("T", " "))
     return table
 
 
@@ -121,6 +141,7 @@ def _line(given: str) -> dict[str, Any]:
     return {"sku": sku, "quantity": int(numbers[0]), "unit_price_minor": int(numbers[1])}
 
 
+MOMENT = Parsed("time", parse_moment)
 LINE = Parsed("SKU:QUANTITY:PRICE", _line)
 
 
@@ -199,29 +220,32 @@ def cancel(client: OrdersClient, order_id: str) -> None:
 @click.option("--status", type=click.Choice(sorted(COLOURS)), help="Only orders with this status.")
 @click.option("--customer", "customer_id", help="Only orders of this customer.")
 @click.option("--reference", help="Only orders with this reference.")
+@click.option("--since", type=MOMENT, help="Only orders placed since then: 2026-11-23T18:00:00Z, or 15m, 2h, 1d ago.")
+@click.option("--until", type=MOMENT, help="Only orders placed before then.")
 @click.option("--limit", default=50, show_default=True, help="Maximum number of orders; 0 lists all.")
 @calls_api
-def list_(client: OrdersClient, limit: int, **filters: str | None) -> None:
+def list_(
+    client: OrdersClient, limit: int, since: datetime | None, until: datetime | None, **filters: str | None
+) -> None:
     """List orders, newest first."""
+    # An order's id begins with the time of its placement, and the cursor of a list is an id.
+    oldest = str(lowest_id(since)) if since else ""
     found: list[Order] = []
     query: dict[str, Any] = {name: value for name, value in filters.items() if value is not None}
+    if until:
+        query["after"] = str(lowest_id(until))
     while True:
         page = client.ask("GET", "/orders", params={**query, "limit": min(limit - len(found), 100) if limit else 100})
-        found += page.json()["orders"]
+        orders = page.json()["orders"]
+        found += [order for order in orders if order["order_id"] >= oldest]
         query["after"] = page.json()["next"]
-        if query["after"] is None or 0 < limit <= len(found):
+        if query["after"] is None or query["after"] < oldest or 0 < limit <= len(found):
             break
     if client.as_json:
         for order in found:
             click.echo(json.dumps(order))
         return
-    table = Table(Column("order", no_wrap=True), "status", "customer", "reference", "total", "placed")
-    for order in found:
-        table.add_row(
-            order["order_id"], _coloured(order["status"]), escape(order["customer_id"] or ""),
-            escape(order["reference"] or ""), _total(order), order["created_at"][:19],
-        )  # fmt: skip
-    client.console.print(table)
+    client.console.print(_table(found))
 
 
 @click.command()

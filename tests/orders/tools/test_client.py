@@ -1,5 +1,11 @@
 """A client's commands at a terminal, against a running system."""
 
+import time
+from datetime import UTC, datetime
+
+import pytest
+
+from orders.model.currencies import amount_text
 from tests.orders.tools.conftest import Terminal
 
 
@@ -38,3 +44,50 @@ def test_where_the_service_is(terminal: Terminal) -> None:
     (terminal.folder / ".run").mkdir()
     (terminal.folder / ".run" / "env").write_text(f"BASE_URL={terminal.system.base_url}\n")
     assert terminal.run("list", BASE_URL="").returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("minor", "currency", "text"),
+    [
+        (123_450, "GBP", "1,234.50 GBP"), (5, "EUR", "0.05 EUR"), (1_234, "JPY", "1,234 JPY"),
+        (1_005, "KWD", "1.005 KWD"), (0, "GBP", "0.00 GBP"),
+    ],
+)  # fmt: skip
+def test_money(minor: int, currency: str, text: str) -> None:
+    """
+    An amount in minor units is shown with the digits of its currency.
+    """
+    assert amount_text(minor, currency) == text
+
+
+def test_every_order_fits_80_columns(terminal: Terminal) -> None:
+    """
+    A list is as wide as a terminal; neither the id nor the total of an order is cut.
+    """
+    reference = "r" * 200
+    (placed,) = terminal.json("place", "--customer", "c" * 64, "--reference", reference, "--line", "A:2:12345650")
+
+    shown = terminal.run("list", COLUMNS="80").stdout
+
+    assert max(map(len, shown.splitlines())) <= 80
+    for whole in (placed["order_id"], "246,913.00 GBP", str(placed["created_at"])[:16].replace("T", " ")):
+        assert f"{whole} " in f"{shown} ".replace("\n", " ")
+    assert shown.count("r") >= 200
+
+
+def test_a_time_of_a_list(terminal: Terminal) -> None:
+    """
+    --since and --until bound the time of the placement.
+    """
+    ids = [terminal.json("place", "--line", "A:1:1")[0]["order_id"]]
+    between = datetime.now(UTC).isoformat()
+    time.sleep(0.01)
+    ids += [terminal.json("place", "--line", "A:1:1")[0]["order_id"] for _ in range(2)]
+
+    def listed(*words: str) -> list[object]:
+        return [order["order_id"] for order in terminal.json("list", *words)]
+
+    assert listed("--since", between) == ids[:0:-1]
+    assert listed("--until", between)[0] == ids[0]
+    assert listed("--since", "1h", "--until", between, "--limit", "0")[0] == ids[0]
+    assert "soon" in terminal.run("list", "--since", "soon").stderr
