@@ -179,8 +179,9 @@ def run(command: list[str]) -> None:
 def main() -> Callable[[], None]:
     path, module = sys.argv[1:]
     listener = socket.socket(socket.AF_UNIX)
-    listener.bind(path)
+    listener.bind(f"{path}.new")
     listener.listen(64)
+    os.rename(f"{path}.new", path)  # whoever sees the path may connect
     preload(module)
     gc.collect()
     gc.freeze()
