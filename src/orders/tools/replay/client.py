@@ -98,6 +98,8 @@ class ReplayReport(msgspec.Struct, frozen=True, kw_only=True):
     file: str
     to: str
     run: str
+    currency: str
+    blank: int  # rows without any text, skipped
     invoices: int
     accepted: int  # by the rule
     refused: int  # by the rule, never sent
@@ -213,6 +215,8 @@ class Replay:
             file=str(self.path),
             to=self.to,
             run=self.run_name,
+            currency=self.survey.currency,
+            blank=self.survey.blank,
             invoices=self.survey.invoices,
             accepted=self.survey.accepted,
             refused=sum(self.survey.refused.values()),
@@ -328,7 +332,7 @@ class _Run:
         self._loop = asyncio.get_running_loop()
         self._in_flight = asyncio.Semaphore(MAX_IN_FLIGHT)
         self._polling: asyncio.Queue[httpx.AsyncClient] = asyncio.Queue()
-        self._invoices = read(replay.path)
+        self._invoices = read(replay.path, replay.survey.currency)
         self._next_start = self._loop.time()
         self._malformed: MalformedFile | None = None
 

@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
+from typing import get_args
 from urllib.parse import urlsplit
 
 import click
@@ -16,9 +17,10 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from orders.model.currencies import Currency
 from orders.tools.command_line import fail
 from orders.tools.replay.client import Replay, ReplayLimits, ReplayReport
-from orders.tools.replay.invoices import MalformedFile, RefusalReason, survey
+from orders.tools.replay.invoices import CURRENCY, MalformedFile, RefusalReason, survey
 from orders.tools.run_env import RUN_ENV, read_run_env
 
 DEFAULT_URL = "http://127.0.0.1:8080"
@@ -88,6 +90,8 @@ def table_of(report: ReplayReport) -> Table:
         table.add_row(name, f"{count:,}", escape(note))
 
     row("invoices", report.invoices)
+    if report.blank:
+        row("blank rows", report.blank, "skipped")
     row("refused, not sent", report.refused, "by the rule:")
     for name, refused in report.refused_by.items():
         row("", refused.count, f"{RefusalReason[name.upper()].value} ({refused.example})")
@@ -153,15 +157,31 @@ async def run_shown(replay: Replay, console: Console) -> None:
     metavar="NAME",
     help="Name of the run: another name places the file's orders again.",
 )
+@click.option(
+    "--currency",
+    type=click.Choice(get_args(Currency)),
+    metavar="CODE",
+    default=CURRENCY,
+    show_default=True,
+    help="Currency of the prices, a code of ISO 4217; to place the orders again in another one, also give --run.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 def replay(
-    file: Path, to: str | None, rate: float | None, concurrency: int, patience: float, run_name: str, as_json: bool
+    file: Path,
+    to: str | None,
+    rate: float | None,
+    concurrency: int,
+    patience: float,
+    run_name: str,
+    currency: Currency,
+    as_json: bool,
 ) -> None:
     """Place the invoices of a CSV file and follow the orders.
 
     FILE is CSV, plain or gzip. An invoice is refused as a whole, and not sent, if it is a cancellation (C...), or if a
-    line has a quantity or a price that is not above zero. The Idempotency-Key of an order is made from the file's
-    content and the invoice's number: after an interruption, the same command continues, and places nothing twice.
+    line has a quantity or a price that is not above zero. Rows without any text are skipped. The Idempotency-Key of an
+    order is made from the file's content and the invoice's number: after an interruption, the same command continues,
+    and places nothing twice.
 
     Exit code 0: every order is done. 1: some are not. 2: wrong file or usage. 130: interrupted.
     """
@@ -175,11 +195,12 @@ def replay(
 
     console = Console(stderr=True)
     try:
-        found = survey(file)
+        found = survey(file, currency)
     except (MalformedFile, OSError) as error:
         fail("orders replay", f"{file}: {error}; nothing was sent", 2)
     accepted, refused = f"{found.accepted:,} to place", f"{sum(found.refused.values()):,} refused"
-    click.echo(f"{file}: {found.lines:,} lines, {found.invoices:,} invoices: {accepted}, {refused}", err=True)
+    blank = f", {found.blank:,} blank rows skipped" if found.blank else ""
+    click.echo(f"{file}: {found.lines:,} lines, {found.invoices:,} invoices: {accepted}, {refused}{blank}", err=True)
 
     limits = ReplayLimits(rate=rate, concurrency=concurrency, patience=patience)
     running = Replay(file, found, url, limits, run_name)

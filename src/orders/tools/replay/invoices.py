@@ -2,7 +2,7 @@
 
 The rule: an invoice is refused as a whole if it is a cancellation, or if any of its lines has a quantity or a price
 that is not above zero. The lines of one invoice stand together in the file, and it is complete when the next one
-begins, so memory holds one invoice at a time.
+begins, so memory holds one invoice at a time. Rows without any text are skipped: spreadsheets leave them at the end.
 """
 
 import csv
@@ -20,12 +20,11 @@ from typing import IO, cast
 
 import msgspec
 
-from orders.model.currencies import Currency
+from orders.model.currencies import Currency, minor_digits
 from orders.model.order import Line, NewOrder
 
 COLUMNS = ["InvoiceNo", "StockCode", "Description", "Quantity", "InvoiceDate", "UnitPrice", "CustomerID", "Country"]
-CURRENCY: Currency = "GBP"
-MINOR_DIGITS = 2  # of that currency
+CURRENCY: Currency = "GBP"  # of the bundled file
 GUEST = "guest"
 MAX_LINES = 1000  # of one order; memory holds no more of a longer invoice
 MAX_LINE_BYTES = 1 << 20
@@ -53,7 +52,7 @@ class RefusalReason(Enum):
     CANCELLATION = "it is a cancellation"
     QUANTITY = "a quantity is not above zero"
     PRICE = "a price is not above zero"
-    FRACTION = "a price is not a whole number of pence"
+    FRACTION = "a price is not a whole number of minor units"
     CUSTOMERS = "its lines have several customers"
     LENGTH = f"it has more than {MAX_LINES} lines"
 
@@ -86,6 +85,8 @@ class Survey(msgspec.Struct, frozen=True):
     accepted: int
     refused: dict[RefusalReason, int]
     examples: dict[RefusalReason, RefusedInvoice]
+    blank: int = 0  # rows without any text, which are skipped
+    currency: Currency = CURRENCY
 
     @property
     def invoices(self) -> int:
@@ -93,10 +94,10 @@ class Survey(msgspec.Struct, frozen=True):
         return self.accepted + sum(self.refused.values())
 
 
-def survey(path: Path) -> Survey:
+def survey(path: Path, currency: Currency = CURRENCY) -> Survey:
     """Read the whole file and count its invoices; raise MalformedFile if any of it is malformed."""
     digest = sha256()
-    lines = accepted = 0
+    lines = accepted = blank = 0
     refused: dict[RefusalReason, int] = {}
     examples: dict[RefusalReason, RefusedInvoice] = {}
 
@@ -107,10 +108,18 @@ def survey(path: Path) -> Survey:
             lines += 1
             yield raw
 
+    def without_blank(rows: Iterable[tuple[int, _Row | None]]) -> Iterator[tuple[int, _Row]]:
+        nonlocal blank
+        for line, row in rows:
+            if row is None:
+                blank += 1
+            else:
+                yield line, row
+
     # The numbers seen so far are in a temporary database: memory would grow with the number of invoices.
     with path.open("rb") as file, closing(sqlite3.connect("")) as seen:
         seen.execute("CREATE TABLE seen (number TEXT PRIMARY KEY, line INTEGER) WITHOUT ROWID")
-        for invoice in _invoices(_rows(_texts(counted(_raw_lines(file, path.name))))):
+        for invoice in _invoices(without_blank(_rows(_texts(counted(_raw_lines(file, path.name))))), currency):
             try:
                 seen.execute("INSERT INTO seen VALUES (?, ?)", (invoice.number, invoice.first_line))
             except sqlite3.IntegrityError:
@@ -126,13 +135,14 @@ def survey(path: Path) -> Survey:
                 case RefusedInvoice(reason=reason):
                     refused[reason] = refused.get(reason, 0) + 1
                     examples.setdefault(reason, invoice)
-    return Survey(digest.hexdigest(), lines - 1, accepted, refused, examples)
+    return Survey(digest.hexdigest(), lines - 1, accepted, refused, examples, blank, currency)
 
 
-def read(path: Path) -> Iterator[Invoice]:
+def read(path: Path, currency: Currency = CURRENCY) -> Iterator[Invoice]:
     """Yield the invoices in the order of the file; raise MalformedFile at the first malformed line."""
     with path.open("rb") as file:
-        yield from _invoices(_rows(_texts(_raw_lines(file, path.name))))
+        rows = _rows(_texts(_raw_lines(file, path.name)))
+        yield from _invoices(((line, row) for line, row in rows if row is not None), currency)
 
 
 class _Row(msgspec.Struct, frozen=True):
@@ -174,8 +184,8 @@ def _texts(raw_lines: Iterable[bytes]) -> Iterator[str]:
             raise MalformedFile(number, f"byte {error.start + 1} of the line is not UTF-8") from None
 
 
-def _rows(texts: Iterator[str]) -> Iterator[tuple[int, _Row]]:
-    """Yield each row after the header, with the number of its first line."""
+def _rows(texts: Iterator[str]) -> Iterator[tuple[int, _Row | None]]:
+    """Yield each row after the header, with the number of its first line; None for one without any text."""
     # Strict: the csv module raises where it would otherwise guess, as at an unclosed quotation.
     reader = csv.reader(texts, strict=True)
     while True:
@@ -192,7 +202,7 @@ def _rows(texts: Iterator[str]) -> Iterator[tuple[int, _Row]]:
             if fields != COLUMNS:
                 raise MalformedFile(1, f"the header has to be {','.join(COLUMNS)}")
         else:
-            yield line, _row(line, fields)
+            yield line, _row(line, fields) if any(field.strip() for field in fields) else None
 
 
 def _row(line: int, fields: list[str]) -> _Row:
@@ -215,8 +225,9 @@ def _shown(text: str) -> str:
 class _OpenInvoice:
     """An invoice of which more lines may follow."""
 
-    def __init__(self, number: str, first_line: int) -> None:
+    def __init__(self, number: str, first_line: int, currency: Currency) -> None:
         self.number = number
+        self.currency = currency
         self.first_line = first_line
         self._customer: str | None = None
         self._lines: list[Line] = []
@@ -226,7 +237,7 @@ class _OpenInvoice:
 
     def add(self, line: int, row: _Row) -> None:
         """Add a line; of one that is a reason to refuse, only its number is kept."""
-        minor = row.price.scaleb(MINOR_DIGITS)
+        minor = row.price.scaleb(minor_digits(self.currency))
         if self._customer is None:
             self._customer = row.customer
         if row.quantity <= 0:
@@ -256,21 +267,21 @@ class _OpenInvoice:
                 return RefusedInvoice(self.number, self.first_line, self._objections[reason], reason)
         order = NewOrder(
             customer_id=self._customer or GUEST,
-            currency=CURRENCY,
+            currency=self.currency,
             lines=self._lines,
             reference=self.number,
         )
         return AcceptedInvoice(self.number, self.first_line, order)
 
 
-def _invoices(rows: Iterator[tuple[int, _Row]]) -> Iterator[Invoice]:
+def _invoices(rows: Iterator[tuple[int, _Row]], currency: Currency) -> Iterator[Invoice]:
     """Yield each invoice when it is complete: when the next one begins, or at the end."""
     now: _OpenInvoice | None = None
     for line, row in rows:
         if now is None or now.number != row.number:
             if now is not None:
                 yield now.close()
-            now = _OpenInvoice(row.number, line)
+            now = _OpenInvoice(row.number, line, currency)
         now.add(line, row)
     if now is not None:
         yield now.close()

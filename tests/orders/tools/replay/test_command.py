@@ -57,6 +57,22 @@ def test_table(tmp_path: Path, service: Service) -> None:
     assert "5 invoices: 3 to place, 2 refused" in result.stderr
 
 
+def test_currency_and_blank_rows(tmp_path: Path, service: Service) -> None:
+    """
+    The orders have the currency of --currency, and the report counts the rows that were skipped.
+    """
+    path = invoices(tmp_path, 1)
+    path.write_text(path.read_text() + ",,,,,,,\n" * 3)
+
+    result = run(path, service, "--currency", "EUR")
+
+    assert result.exit_code == 0, result.stderr
+    assert [body["currency"] for body in service.bodies] == ["EUR"]
+    assert "3 blank rows skipped" in result.stderr
+    assert "blank rows" in result.stdout
+    assert run(path, service, "--currency", "XXQ").exit_code == 2
+
+
 def test_bar(tmp_path: Path, service: Service) -> None:
     """
     On a terminal two bars move: placed, and done.

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from orders.model.currencies import Currency
 from orders.model.order import Line
 from orders.tools.replay.invoices import (
     COLUMNS,
@@ -127,7 +128,7 @@ MALFORMED = [
     (HEADER.lower() + "\n", 1, "the header has to be InvoiceNo,"),
     (f"{HEADER},More\n", 1, "the header has to be InvoiceNo,"),
     (f"{HEADER}\n1,2,3\n", 2, "there are 3 columns where the header has 8"),
-    (f"{HEADER}\n1,S,D,1,,1,,UK\n\n", 3, "there are 0 columns"),
+    (f"{HEADER}\n1,S,D,1,,1,,UK\n\nx\n", 4, "there are 1 columns"),
     (f"{HEADER}\n1,S,D,1,,1,,UK,\n", 2, "there are 9 columns"),
     (f"{HEADER}\n1,S,D,six,,1,,UK\n", 2, "Quantity is 'six', and not a whole number"),
     (f"{HEADER}\n1,S,D,1.0,,1,,UK\n", 2, "Quantity is '1.0'"),
@@ -306,3 +307,32 @@ def test_memory(tmp_path: Path) -> None:
 
     peak(100)
     assert peak(10_000) < 1.5 * peak(1_000)
+
+
+def test_blank_rows(tmp_path: Path) -> None:
+    """
+    Rows without any text, as spreadsheets leave them at the end, are skipped and counted, wherever they stand.
+    """
+    blank = [[""] * 8, [" "] * 8, []]
+    path = write(tmp_path, [row(), *blank, row(), row("2"), *([[""] * 8] * 1000)])
+
+    found = survey(path)
+
+    assert (found.accepted, found.blank, found.refused) == (2, 1003, {})
+    first, _ = read(path)
+    assert isinstance(first, AcceptedInvoice)
+    assert len(first.order.lines) == 2
+
+
+@pytest.mark.parametrize(
+    ("currency", "price", "minor"), [("EUR", "2.55", 255), ("JPY", "255", 255), ("KWD", "2.555", 2555)]
+)
+def test_currency(tmp_path: Path, currency: Currency, price: str, minor: int) -> None:
+    """
+    Prices are of the currency that the caller names, with the digits of its minor unit.
+    """
+    (invoice,) = read(write(tmp_path, [row(price=price)]), currency)
+
+    assert isinstance(invoice, AcceptedInvoice)
+    assert (invoice.order.currency, invoice.order.lines[0].unit_price_minor) == (currency, minor)
+    assert survey(write(tmp_path, [row(price="2.5555")]), currency).refused == {RefusalReason.FRACTION: 1}
