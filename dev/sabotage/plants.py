@@ -350,7 +350,7 @@ _ALL = (
     _plant(
         "O5",
         "a cancel wins after the claim",
-        "tests/orders/database/test_cancel_orders.py::test_a_cancel_waits_for_a_claim_that_is_open",
+        "tests/orders/database/test_cancel_orders.py::test_a_claim_comes_just_before_the_cancel",
         (
             "src/orders/database/cancel_orders.py",
             "        WHERE o.status IN ('placed', 'cancelled') AND o.version = asked.version\n",
@@ -485,6 +485,12 @@ _ALL = (
         "an order that is locked when it ends counts as ended by another claim",
         "tests/orders/work/test_locked_orders.py::test_others_finish_while_one_is_locked",
         ("src/orders/database/finish_orders.py", "        if f.order_id in locked\n", "        if False\n"),
+    ),
+    _plant(
+        "L3",
+        "a cancel waits for an order that a stranger has locked, and other cancels with it",
+        "tests/orders/database/test_cancel_orders.py::test_cancels_of_a_locked_order_harm_no_placement",
+        ("src/orders/database/cancel_orders.py", "FOR NO KEY UPDATE OF o SKIP LOCKED", "FOR NO KEY UPDATE OF o"),
     ),
     _plant(
         "O20",

@@ -5,6 +5,7 @@ import logging
 import os
 from collections.abc import AsyncIterator
 
+import msgspec
 from litestar import Litestar
 
 from orders.api import openapi, problems, routes
@@ -25,10 +26,11 @@ from orders.database import (
     postgres,
 )
 from orders.database.batcher import Batcher, Limits
+from orders.database.cancel_orders import Cancellation, Cancelled, cancel_orders
 from orders.database.notify import RelayNotifier
 from orders.database.periodic import Job, Periodic
+from orders.database.place_orders import Placed, Placement
 from orders.database.reads import Found, Read, read
-from orders.database.writes import Write, Written, write
 from orders.runtime import http_server, process
 from orders.runtime.settings import ApiSettings
 
@@ -36,7 +38,7 @@ log = logging.getLogger("orders.app")
 
 
 def writing_limits(settings: ApiSettings) -> Limits:
-    """Return the bounds of the batches that place and cancel."""
+    """Return the bounds of the batches that place orders."""
     return Limits(
         writers=settings.orders_writers,
         batch_rows=settings.orders_batch_rows,
@@ -45,6 +47,11 @@ def writing_limits(settings: ApiSettings) -> Limits:
         queue_bytes=settings.orders_queue_bytes,
         patience=settings.orders_patience,
     )
+
+
+def cancelling_limits(settings: ApiSettings) -> Limits:
+    """Return the bounds of the batches that cancel orders."""
+    return msgspec.structs.replace(writing_limits(settings), writers=1)
 
 
 def reading_limits(settings: ApiSettings) -> Limits:
@@ -58,7 +65,7 @@ def reading_limits(settings: ApiSettings) -> Limits:
 
 
 def create_app(settings: ApiSettings, live: Live) -> Api:
-    """Build the application; its lifespan opens the writers' connections, and one each to read, watch and notify."""
+    """Build the application; its lifespan opens the connections of the writers, and one for each other purpose."""
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Litestar) -> AsyncIterator[None]:
@@ -74,20 +81,33 @@ def create_app(settings: ApiSettings, live: Live) -> Api:
         ]
         async with (
             RelayNotifier(url) as notifier,
-            Batcher[Write, Written](
+            Batcher[Placement, Placed](
                 "write",
                 url,
-                notifier.after(write),
+                notifier.after(place_orders.place_orders),
                 writing_limits(settings),
                 mend=outbox_table.add_partitions,
                 session=place_orders.PLANNED_ONCE,
             ) as writer,
+            Batcher[Cancellation, Cancelled](
+                "cancel",
+                url,
+                notifier.after(cancel_orders),
+                cancelling_limits(settings),
+                mend=outbox_table.add_partitions,
+                session=place_orders.PLANNED_ONCE,
+            ) as canceller,
             Batcher[Read, Found]("read", url, read, reading_limits(settings), session=orders_table.BY_INDEX) as reader,
             Periodic("watch", url, jobs, **orders_table.BY_INDEX) as periodic,
         ):
             live.on_first_watcher = periodic.soon
             app.state["services"] = Services(
-                write=writer, read=reader, live=live, authenticator=authenticator, back_pressure=back_pressure
+                write=writer,
+                write_cancel=canceller,
+                read=reader,
+                live=live,
+                authenticator=authenticator,
+                back_pressure=back_pressure,
             )
             yield
 

@@ -14,7 +14,6 @@ from orders.database.cancel_orders import Cancellation, Cancelled
 from orders.database.orders_table import OrderLookup, ScanPage, ScanStep
 from orders.database.place_orders import Placed, Placement
 from orders.database.reads import Found, Read
-from orders.database.writes import Write, Written
 from orders.model.order import Order
 
 # The size of a read in a batch of reads, in bytes. The size of an order is unknown before the read: few are larger
@@ -41,7 +40,8 @@ class Services(msgspec.Struct, frozen=True):
     `until` is that end in the loop's time; None: ORDERS_PATIENCE from now.
     """
 
-    write: Batcher[Write, Written]
+    write: Batcher[Placement, Placed]
+    write_cancel: Batcher[Cancellation, Cancelled]
     read: Batcher[Read, Found]
     live: Live
     authenticator: Authenticator
@@ -49,11 +49,14 @@ class Services(msgspec.Struct, frozen=True):
 
     async def place(self, placement: Placement, until: float | None) -> Placed:
         """Return once the order is committed; raise KeyReused or Refused."""
-        return cast(Placed, await self.write(placement, placement.size, until))
+        return await self.write(placement, placement.size, until)
 
     async def cancel(self, cancellation: Cancellation, until: float | None) -> Cancelled:
-        """Return once the cancellation is committed; raise OrderNotFound, TooLate, KeyReused or Refused."""
-        return cast(Cancelled, await self.write(cancellation, cancellation.size, until))
+        """Return once the cancellation is committed; raise OrderNotFound, TooLate, KeyReused or Refused.
+
+        Raises Unavailable if another session has the order's row locked until the patience ends.
+        """
+        return await self.write_cancel(cancellation, cancellation.size, until)
 
     async def find(self, lookup: OrderLookup, until: float | None) -> Order:
         """Return the current state of an order; raise OrderNotFound if the client has no such order."""

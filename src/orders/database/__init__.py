@@ -36,7 +36,6 @@ purge_orders            deletes or anonymises orders that ended long ago
 
 Batches of the api:
 
-writes                  placements and cancellations
 reads                   orders, API keys and steps down a list
 
 `tests/orders/database/test_table_owners.py` holds who may name a table. Statements are constants. One that needs

@@ -1,6 +1,7 @@
 """Cancel orders that no worker has claimed: the status and its event are written by one transaction, or neither is.
 
-The row decides whether a cancel or a worker's claim comes first: each is one UPDATE of a row that is `placed`.
+The row decides whether a cancel or a worker's claim comes first: each is one UPDATE of a row that is `placed`. A row
+that another session has locked is skipped, and its cancellation is tried again later.
 """
 
 from collections.abc import Sequence
@@ -16,6 +17,7 @@ from psycopg import AsyncConnection
 from orders.database import idempotency_keys_table, orders_table, outbox_table
 from orders.database.idempotency_keys_table import Key
 from orders.database.orders_table import OrderLookup
+from orders.database.row_locks import Busy
 from orders.model import events
 from orders.model.errors import KeyReused, OrderNotFound, OrdersError, TooLate, Unavailable
 from orders.model.order import Order
@@ -26,7 +28,8 @@ CANCELLED = Counter("orders_cancelled_total", "Orders cancelled, each with its e
 ROUNDS = 3  # each finds a state that the last one did not expect; more than one is rare
 
 # The rows are locked first, in order: a key is taken only for an order that this statement cancels, or that has been
-# cancelled already. `version` is the one that the event was made for.
+# cancelled already. `version` is the one that the event was made for. A row that is locked is not among the answers;
+# `is_new` is NULL for one that is not locked, and whose key was taken by another order.
 CANCEL: LiteralString = f"""
     WITH asked AS (
         SELECT * FROM unnest(
@@ -37,7 +40,7 @@ CANCEL: LiteralString = f"""
         SELECT o.order_id, o.status FROM orders o JOIN asked USING (order_id)
         WHERE o.status IN ('placed', 'cancelled') AND o.version = asked.version
         ORDER BY o.order_id
-        FOR UPDATE OF o
+        FOR NO KEY UPDATE OF o SKIP LOCKED
     ), first_use AS (
         SELECT client, 'cancel' AS operation, key, fingerprint, order_id, answer FROM asked JOIN locked USING (order_id)
         WHERE key IS NOT NULL
@@ -60,6 +63,7 @@ CANCEL: LiteralString = f"""
     )
     SELECT order_id, bool_or(is_new) FROM (
         SELECT order_id, true AS is_new FROM cancelled UNION ALL SELECT order_id, false FROM taken
+        UNION ALL SELECT order_id, NULL FROM locked
     ) AS settled GROUP BY order_id
 """
 
@@ -90,17 +94,18 @@ class Cancelled(msgspec.Struct, frozen=True):
     replayed: bool = False
 
 
-Answer = Cancelled | OrdersError
+Answer = Cancelled | OrdersError | Busy
 _encode = msgspec.json.Encoder().encode
 
 
 async def cancel_orders(conn: AsyncConnection, batch: Sequence[Cancellation]) -> list[Answer]:
     """Cancel each order that is still `placed`; return the outcomes in the batch's order.
 
-    An outcome is Cancelled, OrderNotFound, TooLate, KeyReused, or Unavailable if the order kept changing. Harmless to
-    repeat: an order that is cancelled already is a success.
+    An outcome is Cancelled, OrderNotFound, TooLate, KeyReused, Busy if another session has locked the order's row, or
+    Unavailable if the order kept changing. Harmless to repeat: an order that is cancelled already is a success.
     """
     answers: dict[int, Answer] = {}
+    skipped: dict[UUID, int] = {}  # order id -> its version when the last round left it out
     for round_ in range(ROUNDS + 1):
         open_ = [number for number in range(len(batch)) if number not in answers]
         if not open_:
@@ -121,13 +126,19 @@ async def cancel_orders(conn: AsyncConnection, batch: Sequence[Cancellation]) ->
                 answers[number] = Cancelled(_encode(order))
             elif order.status not in {"placed", "cancelled"}:
                 answers[number] = TooLate(f"The order is {order.status} already.")
+            elif skipped.get(order.order_id) == order.version:
+                answers[number] = Busy(order.order_id)  # it has not changed: its row is locked
             else:
                 # One row for each order, or its event would come twice; the others find it cancelled in the next round.
                 rows.setdefault(order.order_id, (number, _row(asked, order)))
         if rows and round_ < ROUNDS:
             columns = [list(column) for column in zip(*(row for _, row in rows.values()), strict=True)]
             cursor = await conn.execute(CANCEL, columns, prepare=True)
+            skipped = {order_id: cast(int, row[1]) for order_id, (_, row) in rows.items()}
             for order_id, is_new in await cursor.fetchall():
+                del skipped[order_id]
+                if is_new is None:
+                    continue
                 CANCELLED.inc(is_new)
                 number, row = rows[order_id]
                 answers[number] = Cancelled(cast(bytes, row[6]))  # `answer`

@@ -47,7 +47,7 @@ async def test_each_read_counts_by_its_size() -> None:
     async def read(item: object, size: int = 0, until: float | None = None) -> None:
         sizes.append(size)
 
-    services = Services(*[cast(Any, each) for each in (None, read, None, None, None)])
+    services = Services(*[cast(Any, each) for each in (None, None, read, None, None, None)])
     await services.find(OrderLookup("", UUID(int=0)), None)
     await services.scan(cast(Any, None), None)
     await services.find_key(KeyId("key"), None)

@@ -1,4 +1,6 @@
 import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from typing import Any
 from uuid import UUID
 
@@ -7,11 +9,15 @@ import psycopg
 import pytest
 from psycopg import AsyncConnection
 
+from orders.database import orders_table
 from orders.database.cancel_orders import Cancellation, Cancelled, cancel_orders
 from orders.database.claim_orders import Claimed, Settled, claim_orders
+from orders.database.orders_table import OrderLookup
+from orders.database.row_locks import Busy
 from orders.model.errors import KeyReused, OrderNotFound, TooLate
-from tests.eventually import eventually
-from tests.orders.conftest import Api
+from orders.model.order import Order
+from tests.orders.conftest import NEW, Api
+from tests.orders.row_locks import lock
 from tests.orders.work_samples import work_message_again
 
 TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-00"
@@ -119,6 +125,13 @@ async def test_one_key_for_two_orders_at_once(api: Api, conn: AsyncConnection) -
     assert [1 + isinstance(each, Cancelled) for each in answers] == told
 
 
+async def until_free(run: Callable[[], Awaitable[Sequence[Any]]]) -> Sequence[Any]:
+    """Run a transition of one order again for as long as the other one has its row."""
+    while isinstance((answers := await run())[0], Busy):
+        pass
+    return answers
+
+
 async def test_race_with_a_claim(api: Api, conn: AsyncConnection, database_url: str) -> None:
     """
     Of a cancel and a worker's claim at the same moment exactly one wins, and the other one knows it.
@@ -127,8 +140,10 @@ async def test_race_with_a_claim(api: Api, conn: AsyncConnection, database_url: 
     async with await psycopg.AsyncConnection.connect(database_url, autocommit=True) as other:
         for turn in range(60):
             order = await api.place()
-            cancel = cancel_orders(conn, [wish(order, key=f"k{turn}" if turn % 2 else None)])
-            claim = claim_orders(other, 1, [await work_message_again(other, UUID(order["order_id"]))])
+            asked = wish(order, key=f"k{turn}" if turn % 2 else None)
+            message = await work_message_again(other, UUID(order["order_id"]))
+            cancel = until_free(partial(cancel_orders, conn, [asked]))
+            claim = until_free(partial(claim_orders, other, 1, [message]))
             both: Any = asyncio.gather(cancel, claim) if turn % 3 else asyncio.gather(claim, cancel)
             results = [each[0] for each in await both]
             cancelled = next(each for each in results if isinstance(each, Cancelled | TooLate))
@@ -142,20 +157,64 @@ async def test_race_with_a_claim(api: Api, conn: AsyncConnection, database_url: 
 
 async def test_a_cancel_waits_for_a_claim_that_is_open(api: Api, conn: AsyncConnection, database_url: str) -> None:
     """
-    A claim that is not committed yet is waited for, not overtaken.
+    A claim that is not committed yet is waited for, not overtaken: the order is busy until then.
     """
     order = await api.place()
     async with await psycopg.AsyncConnection.connect(database_url) as other:
         await claim_orders(other, 1, [await work_message_again(other, UUID(order["order_id"]))])
-        cancelling = asyncio.create_task(cancel_orders(conn, [wish(order, key="k")]))
-
-        async def waits() -> bool:
-            cursor = await other.execute("SELECT count(*) FROM pg_locks WHERE NOT granted")
-            return await cursor.fetchone() != (0,)
-
-        await eventually(waits)
+        assert await cancel_orders(conn, [wish(order, key="k")] * 2) == [Busy(UUID(order["order_id"]))] * 2
         await other.commit()
 
-    assert [TooLate] == [type(each) for each in await cancelling]
+    assert [TooLate] == [type(each) for each in await cancel_orders(conn, [wish(order, key="k")])]
     cursor = await conn.execute("SELECT count(*) FROM idempotency_keys")
     assert await cursor.fetchone() == (0,)
+
+
+async def test_a_claim_comes_just_before_the_cancel(
+    api: Api, conn: AsyncConnection, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """
+    A claim that is committed between the look at the order and its cancel wins, and the cancel says so.
+    """
+    order = await api.place()
+    message = await work_message_again(conn, UUID(order["order_id"]))
+    read_many = orders_table.read_many
+
+    async def read_then_claim(conn: AsyncConnection, lookups: Sequence[OrderLookup]) -> list[Order | OrderNotFound]:
+        found = await read_many(conn, lookups)
+        async with await psycopg.AsyncConnection.connect(database_url, autocommit=True) as other:
+            await claim_orders(other, 1, [message])
+        return found
+
+    monkeypatch.setattr(orders_table, "read_many", read_then_claim)
+
+    assert [TooLate] == [type(each) for each in await cancel_orders(conn, [wish(order, key="k")])]
+    assert len(await events_of(conn, order)) == 1
+    cursor = await conn.execute("SELECT count(*) FROM idempotency_keys")
+    assert await cursor.fetchone() == (0,)
+
+
+async def test_cancels_of_a_locked_order_harm_no_placement(api: Api, database_url: str) -> None:
+    """
+    While a stranger holds an order locked, its cancels get 503 in time; every placement is taken, as are other cancels.
+    """
+    guilty, other = await api.place(), await api.place()
+    async with await psycopg.AsyncConnection.connect(database_url) as stranger:
+        await lock(stranger, [UUID(guilty["order_id"])])
+        start = asyncio.get_running_loop().time()
+        cancels = [asyncio.create_task(api.client.post(f"/orders/{guilty['order_id']}/cancel")) for _ in range(6)]
+        await asyncio.sleep(0.1)
+        placed, cancelled = [], await api.client.post(f"/orders/{other['order_id']}/cancel")
+        while not all(each.done() for each in cancels):
+            placed.append((await api.client.post("/orders", json=NEW)).status_code)
+            await asyncio.sleep(0.02)
+        assert asyncio.get_running_loop().time() - start < 5
+        answers = {(each.status_code, "retry-after" in each.headers) for each in await asyncio.gather(*cancels)}
+        assert answers == {(503, True)}
+        assert set(placed) == {201}
+        assert cancelled.status_code == 200
+
+        waiting = asyncio.create_task(api.client.post(f"/orders/{guilty['order_id']}/cancel"))
+        await asyncio.sleep(0.2)
+        await stranger.rollback()
+        assert (await waiting).status_code == 200
