@@ -23,6 +23,7 @@ amqp_bytes         reads those frames
 replies            what a reply means: sent, unrouted, a route failure, or rejected
 guard              proves after the confirms that required messages reached their queues
 topology           verifies exchanges and queues at the start; declares them for `relay declare`
+policies           warns of policies that come later and lose messages
 management         reads bindings and policies from RabbitMQ's management interface
 outcome            what becomes of each message of a claim
 stored_mark        the low-water mark of a claimer: loaded, moved, saved

@@ -16,6 +16,7 @@ from relay.management import ManagementUnavailable
 from relay.operate import operate, parse
 from relay.outbox_table import SESSION, read_mark
 from relay.parallel_claims import ParallelClaims
+from relay.policies import watch_policies
 from relay.publisher import BrokerLost, Publisher
 from relay.settings import BadSetting, Settings
 from relay.severing import close
@@ -61,6 +62,8 @@ async def forward_until_stopped(settings: Settings) -> None:
                 async with asyncio.TaskGroup() as tasks:
                     tasks.create_task(watch(settings.database_url, state, wake, stop), name="relay-watch")
                     tasks.create_task(keep(settings, state, stop), name="relay-upkeep")
+                    if settings.management_urls:
+                        tasks.create_task(watch_policies(settings, publishers[0], stop), name="relay-policies")
                     claims = ParallelClaims(settings)
                     for number, (publisher, guard) in enumerate(zip(publishers, guards, strict=True), 1):
                         forwarder = Forwarder(settings, publisher, guard, state, wake, claims, is_first=number == 1)

@@ -26,6 +26,11 @@ class Binding(msgspec.Struct, frozen=True):
     routing_key: str
 
 
+class _Destination(msgspec.Struct, frozen=True):
+    destination: str
+    destination_type: str
+
+
 class Management:
     """A client for one vhost. Each URL carries user and password, and the path below which the interface lies.
 
@@ -43,6 +48,12 @@ class Management:
     async def bindings(self, name: str) -> list[Binding]:
         """Return the queue's bindings."""
         return await self._get(f"/api/queues/{self._vhost}/{quote(name, safe='')}/bindings", list[Binding])
+
+    async def destinations(self, exchange: str) -> list[str]:
+        """Return the names of the queues that are bound to an exchange."""
+        path = f"/api/exchanges/{self._vhost}/{quote(exchange, safe='')}/bindings/source"
+        found = await self._get(path, list[_Destination])
+        return [item.destination for item in found if item.destination_type == "queue"]
 
     async def _get(self, path: str, kind: type[T]) -> T:
         """Return the first answer of a node; if no node answers, raise the error of the first one."""

@@ -510,3 +510,51 @@ async def test_management_shows_what_amqp_does_not(
 
     assert relay.log.read_text().startswith(line)
     assert relay.log.read_text().count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("queue", "definition", "line"),
+    [
+        ("orders.work", {"message-ttl": 60000}, "queue 'orders.work' drops messages after message-ttl (policy 'test')"),
+        ("orders.dead", {"message-ttl": 60000}, "queue 'orders.dead' drops messages after message-ttl (policy 'test')"),
+        ("orders.work", {"expires": 600000}, "queue 'orders.work' is deleted with its messages while no one consumes"),
+        ("orders.work", {"delivery-limit": 2}, "queue 'orders.work' gives messages up after 2 returns"),
+    ],
+)
+async def test_a_policy_that_gives_up_messages_is_named(
+    queue: str,
+    definition: dict[str, object],
+    line: str,
+    database_url: str,
+    topology: str,
+    servers: Servers,
+    tmp_path: Path,
+) -> None:
+    """
+    The relay refuses to start under such a policy; one that comes later gives a warning, and the end of it a line.
+    """
+    assert servers.management_url is not None
+    its: dict[str, object] = {
+        "management_url": servers.management_url,
+        "required_routes": "orders/order.placed",
+        "upkeep_seconds": 0.3,
+    }
+    running = RelayProcess(database_url, topology, tmp_path, **its).start()
+    try:
+        await running.ready()
+        await put_policy(servers, topology, queue, definition)
+        await eventually(lambda: f"WARNING {line}" in running.log.read_text(), 20)
+        assert running.log.read_text().count(line) == 1
+        (tmp_path / "late").mkdir()
+        late = RelayProcess(database_url, topology, tmp_path / "late", **its).start()
+        try:
+            assert await asyncio.to_thread(late.wait) == 1
+        finally:
+            late.kill()
+        assert late.log.read_text().startswith(f"relay: {line}")
+        assert late.log.read_text().count("\n") == 1
+        await put_policy(servers, topology, queue, {"delivery-limit": 1000})
+        await eventually(lambda: f"mended: {line}" in running.log.read_text(), 20)
+        assert running.runs
+    finally:
+        running.kill()

@@ -81,7 +81,32 @@ def test_shapes(kind: str, shape: dict[str, str], complaint: str) -> None:
         ),
         ({"arguments": {"x-max-length": 5, "x-overflow": "reject-publish"}}, ["orders"], ""),
         ({"arguments": {"x-message-ttl": 5}}, ["orders"], "queue 'q' drops messages after message-ttl"),
-        ({"arguments": {"x-message-ttl": 5, "x-dead-letter-exchange": "dead"}}, ["orders"], ""),
+        (
+            {"arguments": {"x-message-ttl": 5, "x-dead-letter-exchange": "dead"}},
+            ["orders"],
+            "queue 'q' drops messages after message-ttl (an argument of the queue): take it away",
+        ),
+        (
+            {"effective_policy_definition": {"message-ttl": 5}, "policy": "all", "operator_policy": None},
+            ["orders"],
+            "queue 'q' drops messages after message-ttl (policy 'all'): take it away",
+        ),
+        ({"effective_policy_definition": {"expires": 5}}, ["orders"], "queue 'q' is deleted with its messages while"),
+        ({"arguments": {"x-expires": 5}}, ["orders"], "queue 'q' is deleted with its messages while"),
+        (
+            {
+                "arguments": {"x-delivery-limit": 1000},
+                "effective_policy_definition": {"delivery-limit": 2},
+                "operator_policy": "low",
+            },
+            ["orders"],
+            "queue 'q' gives messages up after 2 returns, by delivery-limit (policy 'low'): take it away, or set it to",
+        ),
+        ({"effective_policy_definition": {"delivery-limit": 999}}, ["orders"], "queue 'q' gives messages up after 999"),
+        ({"effective_policy_definition": {"delivery-limit": 1000}}, ["orders"], ""),
+        ({"effective_policy_definition": {"delivery-limit": -1}}, ["orders"], ""),
+        ({"arguments": {"x-delivery-limit": 7}}, ["orders"], ""),
+        ({"arguments": {"x-delivery-limit": 7}, "effective_policy_definition": {"delivery-limit": 20}}, ["orders"], ""),
     ],
 )
 def test_queues(found: dict[str, object], bindings: list[str], complaint: str) -> None:
