@@ -17,7 +17,7 @@ from dev.sandbox.process import ROOT, Process, Spec, wait_until
 OWNER = """
 import os, sys, time
 from pathlib import Path
-from sandbox.process import Process, Spec
+from dev.sandbox.process import Process, Spec
 shell = "sleep 600 & setsid sleep 600 & exec sleep 600"
 removed = sys.argv[1] + "/top/data"
 os.makedirs(removed)

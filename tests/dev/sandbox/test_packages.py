@@ -17,7 +17,7 @@ NO = "#!/bin/sh\nexit 101\n"
 KILLED_WHILE_INSTALLING = """
 import os, sys
 from pathlib import Path
-from sandbox.packages import services_stay_down
+from dev.sandbox.packages import services_stay_down
 with services_stay_down(Path(sys.argv[1]), Path(sys.argv[2])):
     os.kill(os.getpid(), 9)
 """

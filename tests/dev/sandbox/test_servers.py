@@ -18,8 +18,8 @@ from dev.sandbox.vhosts import Management
 
 OWNER = """
 import sys, time
-from sandbox.choice import Choice
-from sandbox.servers import servers
+from dev.sandbox.choice import Choice
+from dev.sandbox.servers import servers
 with servers(Choice(sys.argv[1], "this test")) as opened:
     opened.postgres.pause()
     opened.rabbitmq.pause()
