@@ -128,6 +128,16 @@ async def lock_outbox(act: Act) -> None:
     await hold(act, "LOCK TABLE outbox IN ACCESS EXCLUSIVE MODE")
 
 
+@kind("D22", "a stranger locks an order", POSTGRES, weight=2, seconds=(2.0, 8.0), keeps=lambda p: ())
+async def lock_order(act: Act) -> None:
+    """An open transaction holds the row of an order that has not ended: the others go on."""
+    await hold(
+        act,
+        "SELECT FROM orders WHERE order_id = (SELECT order_id FROM orders WHERE status IN ('placed', 'processing') "
+        "ORDER BY order_id DESC LIMIT 1) FOR UPDATE",
+    )
+
+
 @kind("D10", "the xmin horizon held by a reader", POSTGRES, seconds=(5.0, 20.0), keeps=lambda p: ())
 async def hold_horizon(act: Act) -> None:
     """A report in a REPEATABLE READ transaction."""

@@ -12,10 +12,12 @@ from typing import Literal, LiteralString
 from uuid import UUID
 
 import msgspec
+import psycopg
 from psycopg import AsyncConnection
 from psycopg.rows import class_row, dict_row
 
 from orders.database import orders_table, outbox_table
+from orders.database.row_locks import Busy
 from orders.model import events, work_message
 from orders.model.events import Event, data_of
 from orders.model.order import TERMINAL, Order
@@ -50,8 +52,12 @@ COUNT_ARRIVAL: LiteralString = """
 
 LOCK_ORDER: LiteralString = f"""
     SELECT {orders_table.COLUMNS}, o.event_id
-    FROM orders o WHERE o.order_id = %b FOR UPDATE
+    FROM orders o WHERE o.order_id = %b FOR NO KEY UPDATE SKIP LOCKED
 """
+ORDER_EXISTS: LiteralString = "SELECT FROM orders WHERE order_id = %b"
+
+# For rows that cannot be skipped, such as a letter that arrives again while another session has locked it.
+LIMIT_WAITS: LiteralString = "SET LOCAL lock_timeout = '50ms'"
 
 FAIL_ORDER: LiteralString = f"""
     WITH failed AS (
@@ -163,42 +169,64 @@ class LetterSelection(msgspec.Struct, frozen=True, kw_only=True):
     reason: str | None = None
 
 
-async def store(conn: AsyncConnection, batch: Sequence[PoisonMark | DeadLetter]) -> list[None]:
+async def store(conn: AsyncConnection, batch: Sequence[PoisonMark | DeadLetter]) -> list[Busy | None]:
     """Store poison marks and dead letters, and fail the orders of the latter, in one transaction.
 
-    Harmless to repeat. Returns one None for each item, as a batch has to.
+    Harmless to repeat. Returns None for each item, or Busy for one whose order or letter another session has locked;
+    nothing is stored of that. If the lock is not the order's, each item gets a transaction of its own.
     """
-    async with conn.transaction():
-        for item in batch:
-            match item:
-                case PoisonMark():
-                    await _mark_poison(conn, item)
-                case DeadLetter():
-                    await _store_letter(conn, item)
-    return [None] * len(batch)
+    try:
+        async with conn.transaction():
+            await conn.execute(LIMIT_WAITS)
+            return [await _store(conn, item) for item in batch]
+    except psycopg.errors.LockNotAvailable:
+        if len(batch) == 1:
+            return [Busy(_order_id_of(batch[0]))]
+    return [answer for item in batch for answer in await store(conn, [item])]
+
+
+async def _store(conn: AsyncConnection, item: PoisonMark | DeadLetter) -> Busy | None:
+    match item:
+        case PoisonMark():
+            await _mark_poison(conn, item)
+            return None
+        case DeadLetter():
+            return await _store_letter(conn, item)
+
+
+def _order_id_of(item: PoisonMark | DeadLetter) -> UUID | None:
+    try:
+        return work_message.parse(item.body, item.size).order_id if isinstance(item, DeadLetter) else None
+    except InvalidMessage:
+        return None
 
 
 async def _mark_poison(conn: AsyncConnection, mark: PoisonMark) -> None:
     await conn.execute(MARK_POISON, [mark.event_id, storable_text(mark.reason)], prepare=True)
 
 
-async def _store_letter(conn: AsyncConnection, letter: DeadLetter) -> None:
+async def _store_letter(conn: AsyncConnection, letter: DeadLetter) -> Busy | None:
     try:
         message = work_message.parse(letter.body, letter.size)
     except InvalidMessage as invalid:
         await _insert(conn, letter, invalid.kind, str(invalid))
-        return
+        return None
     cursor = await conn.execute(LOCK_ORDER, [message.order_id], prepare=True)
     row = await cursor.fetchone()
+    if row is None:
+        cursor = await conn.execute(ORDER_EXISTS, [message.order_id], prepare=True)
+        if await cursor.fetchone() is not None:
+            return Busy(message.order_id)
     cursor = await conn.execute(COUNT_ARRIVAL, [message.event_id], prepare=True)
     if await cursor.fetchone() is not None:
-        return
+        return None
     if row is None:
         await _insert(conn, letter, "unknown", "there is no such order")
     elif row[-1] not in {None, message.event_id}:  # None: the order is older than the column, and waits for any event
         await _insert(conn, letter, "forged", "its order waits for another event")
     else:
         await _store_and_fail(conn, letter, message, orders_table.order_of(row))
+    return None
 
 
 async def _store_and_fail(conn: AsyncConnection, letter: DeadLetter, message: WorkMessage, order: Order) -> None:

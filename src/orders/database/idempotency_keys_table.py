@@ -33,6 +33,7 @@ EXPIRE: LiteralString = """
             WHERE created_at >= %b AND created_at < clock_timestamp() - %b::interval
               AND pg_try_advisory_xact_lock('idempotency_keys'::regclass::oid::integer, 0)
             ORDER BY created_at LIMIT %b
+            FOR UPDATE SKIP LOCKED
         ))
         RETURNING created_at
     )

@@ -30,7 +30,7 @@ ANONYMISE: LiteralString = f"""
         SELECT order_id FROM orders
         WHERE order_id > %(above)s AND order_id < %(below)s AND finished_at < %(before)s AND customer_id <> 'erased'
         ORDER BY order_id LIMIT %(rows)s
-        FOR UPDATE SKIP LOCKED
+        FOR NO KEY UPDATE SKIP LOCKED
     ), anonymised AS (
         UPDATE orders SET {orders_table.ANONYMOUS}, updated_at = clock_timestamp()
         WHERE order_id IN (SELECT order_id FROM scanned)

@@ -19,13 +19,17 @@ FAILED: LiteralString = f"""
     WHERE d.id = ANY(%b) AND d.state = 'dead' AND o.status = 'failed'
 """
 
-# Only from the version that FAILED found: of two redrives of an order, the second finds another version.
+# Only from the version that FAILED found: of two redrives of an order, the second finds another version. An order that
+# another session has locked, or its letter, is skipped.
 REDRIVE: LiteralString = f"""
-    WITH asked AS (
+    WITH every AS (
         SELECT * FROM unnest(
             %b::bigint[], %b::uuid[], %b::integer[], %b::uuid[], %b::bytea[], %b::text[]
         ) AS t (letter_id, order_id, version, event_id, body, traceparent)
-        ORDER BY order_id
+    ), asked AS MATERIALIZED (
+        SELECT every.* FROM every JOIN orders o USING (order_id) JOIN dead_letters d ON d.id = every.letter_id
+        WHERE o.status = 'failed' AND o.version = every.version
+        FOR NO KEY UPDATE OF o, d SKIP LOCKED
     ), redriven AS (
         UPDATE orders o
         SET status = 'placed', version = o.version + 1, failures = 0, failure_reason = NULL, finished_at = NULL,
@@ -62,7 +66,10 @@ class Redrive(msgspec.Struct, frozen=True):
 
 
 async def redrive_orders(conn: AsyncConnection, redrive: Redrive, letter_ids: Sequence[int]) -> list[int]:
-    """Redrive the orders of these dead letters; return the ids of the letters whose order was failed until now."""
+    """Redrive the orders of these dead letters; return the ids of the letters whose order was failed until now.
+
+    A letter whose order another session has locked is left out; `still_failed` tells it from the others.
+    """
     cursor = await conn.execute(FAILED, [list(letter_ids)])
     rows = [_row(orders_table.order_of(row), row[-1]) for row in await cursor.fetchall()]
     if not rows:
@@ -70,6 +77,12 @@ async def redrive_orders(conn: AsyncConnection, redrive: Redrive, letter_ids: Se
     columns = [list(column) for column in zip(*rows, strict=True)]
     cursor = await conn.execute(REDRIVE, [*columns, redrive.actor, redrive.reason])
     return [row[0] for row in await cursor.fetchall()]
+
+
+async def still_failed(conn: AsyncConnection, letter_ids: Sequence[int]) -> list[int]:
+    """Return those of these dead letters whose order is failed, and can be redriven."""
+    cursor = await conn.execute(FAILED, [list(letter_ids)])
+    return [row[-1] for row in await cursor.fetchall()]
 
 
 def _row(order: Order, letter_id: int) -> tuple[int, UUID, int, UUID, bytes, str]:

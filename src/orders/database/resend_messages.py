@@ -14,7 +14,7 @@ LOCK: LiteralString = """
     SELECT o.order_id FROM orders o JOIN unnest(%b::uuid[], %b::integer[]) AS asked (order_id, version)
         USING (order_id)
     WHERE o.version = asked.version AND o.status IN ('placed', 'processing')
-    ORDER BY o.order_id FOR UPDATE OF o
+    ORDER BY o.order_id FOR NO KEY UPDATE OF o SKIP LOCKED
 """
 
 # By the default exchange, whose routing key is the name of a queue. The bounds spare a look into other partitions.
@@ -45,9 +45,10 @@ async def resend_messages(
 ) -> int:
     """Send these messages to the queue again, in the order of their rows; return how many.
 
-    One of an order that has changed since, or ended, is left out. Each message gets a new outbox row; marking the old
-    one unsent would need the relay's locks instead of a lock on the order's row. The event keeps its id, so a consumer
-    that has seen it knows it again. Other subscribers get nothing, since they lost nothing.
+    One of an order that has changed since, has ended, or is locked by another session is left out. Each message gets a
+    new outbox row; marking the old one unsent would need the relay's locks instead of a lock on the order's row. The
+    event keeps its id, so a consumer that has seen it knows it again. Other subscribers get nothing, since they lost
+    nothing.
     """
     async with conn.transaction():
         cursor = await conn.execute(LOCK, [[m.order_id for m in lost], [m.version for m in lost]])

@@ -26,6 +26,8 @@ T = TypeVar("T")
 RATE = click.FloatRange(min=0, min_open=True)
 CHUNK = 500  # dead letters
 CHUNK_SECONDS = 0.1  # with --rate, a chunk has the orders of so much time
+LOCKED_TRIES = 10  # for orders that another session has locked
+LOCKED_PAUSE_SECONDS = 0.1
 
 
 @click.group()
@@ -92,10 +94,12 @@ def redrive(
         raise click.UsageError("choose dead letters by one of --id, --reason and --all")
     selection = LetterSelection(ids=list(ids) or None, reason=reason)
     who = None if dry_run else Redrive(actor(), why)
-    redriven, left = _on_database(lambda conn: _redrive(conn, selection, who, rate), is_one_call=False)
+    redriven, left, locked = _on_database(lambda conn: _redrive(conn, selection, who, rate), is_one_call=False)
     click.echo(f"{'would redrive' if dry_run else 'redriven'}: {redriven}")
     if left:
         click.echo(f"left alone, since no failed order belongs to them: {left}; `orders dead discard` settles them")
+    if locked:
+        fail("orders dead redrive", f"another session has locked {locked} of these orders: run the command again")
     if ids and not redriven:
         sys.exit(1)
 
@@ -123,28 +127,42 @@ def _on_database(act: Callable[[AsyncConnection], Awaitable[T]], *, is_one_call:
 
 async def _redrive(
     conn: AsyncConnection, selection: LetterSelection, redrive: Redrive | None, rate: float | None
-) -> tuple[int, int]:
-    """Redrive the chosen dead letters in chunks; return how many, and how many have no failed order.
+) -> tuple[int, int, int]:
+    """Redrive the chosen dead letters in chunks; return how many, how many have no failed order, how many are locked.
 
     `rate` is the maximum number of orders per second. Without `redrive`, change nothing and only count.
     """
     chunk = CHUNK if rate is None else max(1, min(CHUNK, round(rate * CHUNK_SECONDS)))
     started = time.monotonic()
-    redriven = left = above = 0
+    redriven = left = locked = above = 0
     while letters := await within(conn, dead_letters_table.select(conn, selection, above=above, limit=chunk)):
         above = letters[-1].id
         able = [letter.id for letter in letters if letter.is_redrivable]
         left += len(letters) - len(able)
-        redriven += len(able) if redrive is None else await _redrive_chunk(conn, redrive, able)
+        if redrive is None:
+            redriven += len(able)
+        else:
+            done, skipped = await _redrive_chunk(conn, redrive, able)
+            redriven, locked = redriven + done, locked + skipped
         if rate is not None and redrive is not None:
             await asyncio.sleep(max(0.0, started + redriven / rate - time.monotonic()))
-    return redriven, left
+    return redriven, left, locked
 
 
-async def _redrive_chunk(conn: AsyncConnection, redrive: Redrive, letter_ids: Sequence[int]) -> int:
+async def _redrive_chunk(conn: AsyncConnection, redrive: Redrive, letter_ids: Sequence[int]) -> tuple[int, int]:
+    """Redrive these dead letters; return how many, and how many are left since another session has locked them."""
+    redriven, tries = 0, 0
     while True:
         try:
-            return len(await within(conn, redrive_orders.redrive_orders(conn, redrive, letter_ids)))
+            done = await within(conn, redrive_orders.redrive_orders(conn, redrive, letter_ids))
+            redriven, tries = redriven + len(done), tries + 1
+            if len(done) < len(letter_ids):
+                letter_ids = await within(conn, redrive_orders.still_failed(conn, letter_ids))
+            else:
+                letter_ids = []
+            if not letter_ids or tries == LOCKED_TRIES:
+                return redriven, len(letter_ids)
+            await asyncio.sleep(LOCKED_PAUSE_SECONDS)
         except psycopg.Error as error:
             match classify(error):
                 case ErrorClass.PARTITION_MISSING:

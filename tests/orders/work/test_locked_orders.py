@@ -7,11 +7,13 @@ from contextlib import asynccontextmanager
 import pytest
 from psycopg import AsyncConnection
 
-from orders.database.claim_orders import Claimed
+from orders.database.claim_orders import Claimed, hand_back
+from orders.database.dead_letters_table import DeadLetter, store
 from orders.database.finish_orders import Finished, finish_of
 from orders.database.notify import RelayNotifier
 from orders.database.place_orders import Placement
 from orders.database.postpone_orders import Postpone
+from orders.database.redrive_orders import Redrive, redrive_orders, still_failed
 from orders.database.row_locks import Busy
 from orders.database.worker_lock import WorkerLock
 from orders.model.order import Order
@@ -22,7 +24,7 @@ from orders.work.runner import Committed, Job, Runner, Succeeded, TransientFailu
 from tests.eventually import eventually
 from tests.orders.row_locks import locked
 from tests.orders.work.test_delivery import publish, working
-from tests.orders.work_samples import STATUSES, claim, place, rows, work_message
+from tests.orders.work_samples import STATUSES, WORKER, claim, fail, place, rows, work_message
 
 MANY = 40
 SOON = 3.0  # seconds, within which what is not locked has to be through; on a busy machine
@@ -170,6 +172,54 @@ async def test_due_retries_go_on_while_one_is_locked(conn: AsyncConnection, data
 
         await eventually(all_are_sent)
     assert await rows(conn, "SELECT count(*) FROM retries") == [(0,)]
+
+
+@pytest.mark.parametrize("which", ["order", "letter"])
+async def test_dead_letters_are_stored_while_one_is_locked(
+    conn: AsyncConnection, database_url: str, which: str
+) -> None:
+    """
+    A dead letter whose order, or whose own row, is locked comes after the others; its order is not taken for unknown.
+    """
+    placed = await place(conn, 5)
+    letters = [DeadLetter(each.event.body, len(each.event.body)) for each in placed]
+    if which == "letter":
+        await store(conn, letters[:1])
+    async with batches_of(database_url) as batches:
+        async with locked(database_url, placed[:1] if which == "order" else []) as stranger:
+            await stranger.execute("SELECT FROM dead_letters FOR UPDATE")
+            guilty, *others = [asyncio.create_task(batches.store(each)) for each in letters]
+            async with asyncio.timeout(SOON):
+                await asyncio.gather(*others)
+            assert not guilty.done()
+            assert batches.locked() == 1
+        await guilty
+    assert await rows(conn, STATUSES) == [("failed", 5)]
+    assert await rows(conn, "SELECT kind, count(*), sum(arrivals) FROM dead_letters GROUP BY 1") == [
+        ("undeliverable", 5, 5 if which == "order" else 6)
+    ]
+
+
+async def test_redrive_leaves_out_what_is_locked(conn: AsyncConnection, database_url: str) -> None:
+    """
+    A failed order that is locked stays failed, and can be told from one that was redriven; the others are redriven.
+    """
+    placed = await place(conn, 3)
+    await fail(conn, await claim(conn, placed))
+    async with locked(database_url, placed[:1]), asyncio.timeout(SOON):
+        assert sorted(await redrive_orders(conn, Redrive("test"), [1, 2, 3])) == [2, 3]
+        assert await still_failed(conn, [1, 2, 3]) == [1]
+    assert await redrive_orders(conn, Redrive("test"), [1, 2, 3]) == [1]
+
+
+async def test_hand_back_passes_over_a_locked_order(conn: AsyncConnection, database_url: str) -> None:
+    """
+    A worker that stops hands back all orders but the locked one.
+    """
+    placed = await place(conn, 3)
+    await claim(conn, placed)
+    async with locked(database_url, placed[:1]), asyncio.timeout(SOON):
+        assert await hand_back(conn, WORKER, [each.order.order_id for each in placed]) == 2
 
 
 @pytest.mark.parametrize("is_short", [True, False])
