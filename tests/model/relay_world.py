@@ -236,6 +236,10 @@ class World:
         for route, reason in reasons.items():
             relay.health.failed(route, self.now, reason)
 
+    def fail_elsewhere(self, relay: Relay, routing_key: str) -> None:
+        """Another claimer of the same relay, with which it shares the health of the routes, sees a route fail."""
+        relay.health.failed(Route("orders", routing_key), self.now, "failed elsewhere")
+
     def _record(self, relay: Relay, claim: Claim) -> None:
         if not relay.stands:
             relay.connect()  # the statement fails, and all is as it was

@@ -77,8 +77,12 @@ class RelayMachine(RuleBasedStateMachine):
         for _ in range(statements):
             self.world.move_mark(self.world.relays[name])
 
-    @rule(name=RELAYS, what=st.sampled_from(["time", "session ends", "begins again"]))
-    def elsewhere(self, name: str, what: str) -> None:
+    @rule(
+        name=RELAYS,
+        what=st.sampled_from(["time", "session ends", "begins again", "route fails", "route fails"]),
+        route=st.sampled_from(ROUTES),
+    )
+    def elsewhere(self, name: str, what: str, route: str) -> None:
         """One rule for what matters less often, or hardly any claim would come to its end."""
         relay = self.world.relays[name]
         match what:
@@ -88,6 +92,8 @@ class RelayMachine(RuleBasedStateMachine):
                 self.world.end_session(relay)
             case "begins again":
                 self.world.begin_again(relay)
+            case "route fails":
+                self.world.fail_elsewhere(relay, route)
 
     def teardown(self) -> None:
         self.world.settle()
