@@ -104,3 +104,13 @@ def test_what_failed_is_one_line() -> None:
     )
     assert check.what_failed("1 passed in 0.01s") == "1 passed in 0.01s"
     assert check.what_failed("") == ""
+
+
+def test_a_broken_fixture_catches_nothing() -> None:
+    """
+    A server that does not start says nothing about the bug that was planted.
+    """
+    assert check.has_errors(
+        "E   ConnectionRefusedError\nERROR tests/x.py::test_x - ConnectionRefusedError\n1 error in 1s"
+    )
+    assert not check.has_errors("E   assert 1 == 2\nFAILED tests/x.py::test_x - assert 1 == 2\n1 failed in 1s")
