@@ -12,6 +12,7 @@ from orders.database import batcher as module
 from orders.database.batcher import Batcher, Limits, next_max_rows, rows_to_wait_for
 from orders.database.errors import ErrorClass
 from orders.database.place_orders import Placed, Placement, place_orders
+from orders.database.row_locks import Busy
 from orders.model.errors import KeyReused, Overloaded, Refused, Unavailable
 from tests.eventually import eventually
 from tests.orders.samples import counts, placement
@@ -572,3 +573,29 @@ async def test_a_slow_statement_holds_up_nobody(database_url: str) -> None:
         await first
 
     assert [len(batch) for batch in statements.batches] == [1, 1, 1, 1]
+
+
+async def test_what_is_busy_is_set_aside(database_url: str) -> None:
+    """
+    An item whose row is locked comes back after a pause, alone; its caller's patience bounds that, as does the end.
+    """
+    busy = {1, 2, 3}
+    batches: list[list[int]] = []
+
+    async def run(_conn: AsyncConnection, batch: Sequence[int]) -> list[int | Busy]:
+        batches.append(list(batch))
+        return [Busy(None) if item in busy else 10 * item for item in batch]
+
+    async with Batcher[int, int]("test", database_url, run, Limits()) as batcher:
+        assert await batcher(4) == 40
+        freed, left = [asyncio.create_task(batcher(item)) for item in (1, 2)]
+        with pytest.raises(Unavailable):
+            await batcher(3, until=asyncio.get_running_loop().time() + 0.2)
+        await eventually(lambda: sum(1 in batch for batch in batches) > 2)  # it was tried again
+        busy.remove(1)
+        assert await freed == 10
+        assert not left.done()
+        assert batcher.locked
+    with pytest.raises(Unavailable):
+        await left
+    assert not batcher.locked
