@@ -32,7 +32,7 @@ WRONG = [
     (WORKER, "ORDERS_HANDLER", "no handler"),
     (WORKER, "ORDERS_HANDLER", "orders.no_such_module:work"),
     (WORKER, "ORDERS_HANDLER", "orders.handlers:no_such_function"),
-    (WORKER, "ORDERS_HANDLER", "orders.handlers:load"),
+    (WORKER, "ORDERS_HANDLER", "orders.handlers:Retry"),
     (WORKER, "WORK_MIN_SECONDS", "a while"),
     (WORKER, "WORK_MAX_SECONDS", "0.001"),
 ]

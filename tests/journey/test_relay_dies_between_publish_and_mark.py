@@ -47,7 +47,8 @@ async def test_relay_is_killed_between_publish_and_mark(start_system: StartSyste
             waiting = await rows(
                 conn,
                 "SELECT query FROM pg_stat_activity JOIN pg_locks USING (pid)"
-                " WHERE NOT granted AND application_name LIKE 'relay%' AND query LIKE '%UPDATE outbox%'",
+                " WHERE NOT granted AND application_name LIKE 'relay%' AND query LIKE '%UPDATE outbox%'"
+                " AND datname = current_database()",
             )
             return len(waiting) > 0
 

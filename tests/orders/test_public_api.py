@@ -16,11 +16,14 @@ from orders.model.order import Line, Order
 from orders.subscriber import Subscription
 
 PUBLIC = {
-    handlers: {"Handler", "PlainHandler", "Refuse", "Retry", "TransactionalHandler", "do_nothing", "wait_a_little"},
+    handlers: {
+        "BlockingHandler", "Handler", "PlainHandler", "Refuse", "Retry", "TransactionalHandler", "do_nothing",
+        "wait_a_little",
+    },
     subscriber: {"EventHandler", "Prepare", "Subscription", "main"},
     order: {"Line", "Order", "Status"},
     events: {"Data", "Envelope", "EventType", "open_envelope"},
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("module", PUBLIC, ids=lambda module: module.__name__)

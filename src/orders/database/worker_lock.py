@@ -32,12 +32,12 @@ class WorkerLock:
         self.number = secrets.randbelow(2**31 - 1) + 1
         self.held = asyncio.Event()  # of the worker's own loop
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._beating = asyncio.new_event_loop()
         self._stop = asyncio.Event()  # of the thread's loop
         self._thread = threading.Thread(target=self._run, name="worker-lock", daemon=True)
 
     async def __aenter__(self) -> Self:
         self._loop = asyncio.get_running_loop()
+        self._beating = asyncio.new_event_loop()
         self._thread.start()
         return self
 

@@ -262,7 +262,9 @@ async def test_a_connection_that_was_lost_while_idle(conn: AsyncConnection, data
     """
     A connection that is kept for the next run, and lost meanwhile, is replaced; a good one is used again.
     """
-    backends = "SELECT pid FROM pg_stat_activity WHERE application_name = 'orders-handler'"
+    backends = (
+        "SELECT pid FROM pg_stat_activity WHERE application_name = 'orders-handler' AND datname = current_database()"
+    )
     first, second, third = await claim(conn, await place(conn, 3))
     async with running(obey_in_transaction, database_url) as runner:
         assert isinstance(await runner(Job(first, continue_trace(None))), Committed)
