@@ -8,7 +8,7 @@ MISSING_PACKAGES = 1
 def main() -> None:
     """Run the commands of orders.cli; without the packages of the extra `service`, exit with one line on stderr."""
     try:
-        from orders.cli import main as run
+        from orders import cli
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] in ("orders", "relay"):
             raise
@@ -18,7 +18,7 @@ def main() -> None:
             file=sys.stderr,
         )
         sys.exit(MISSING_PACKAGES)
-    run(prog_name="orders")
+    cli.main(prog_name="orders")
 
 
 if __name__ == "__main__":

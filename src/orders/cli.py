@@ -5,7 +5,7 @@ import logging
 
 import click
 
-from orders.broker import topology as broker_topology
+from orders.broker import topology
 from orders.model.errors import StartupError
 from orders.runtime.settings import TopologySettings
 from orders.tools import admin, client
@@ -24,9 +24,9 @@ def main() -> None:
     logging.getLogger("aiormq").setLevel("CRITICAL")  # it logs the errors that we handle
 
 
-@main.command()
+@main.command("topology")
 @click.option("--wait", default=30.0, show_default=True, help="Seconds to wait until RabbitMQ answers.")
-def topology(wait: float) -> None:
+def declare_topology(wait: float) -> None:
     """Declare RabbitMQ's exchanges, queues and bindings.
 
     Reads AMQP_URL; if it is not set, .run/env of `make up`. Running it again changes nothing. If one of them exists
@@ -34,7 +34,7 @@ def topology(wait: float) -> None:
     """
     settings = TopologySettings.read_or_exit("orders topology", environment_for(TopologySettings))
     try:
-        asyncio.run(broker_topology.wait_and("declare", settings.amqp_url, wait))
+        asyncio.run(topology.wait_and("declare", settings.amqp_url, wait))
     except StartupError as error:
         fail("orders topology", str(error))
     click.echo("exchange orders, queues orders.work and orders.dead, and their bindings are there")

@@ -13,7 +13,6 @@ from aiormq.abc import AbstractChannel, FieldTable
 from psycopg import AsyncConnection
 
 from dev.sandbox.servers import Servers
-from relay import guard as guard_module
 from relay import management
 from relay.database import connect
 from relay.forward import Forwarder
@@ -102,11 +101,11 @@ async def test_a_binding_is_looked_at_before_it_is_used(
 
     async with broker(topology) as channel:
         await channel.queue_unbind("orders.work", "orders", "order.placed")
-        monkeypatch.setattr(guard_module, "SEEN_SECONDS", 600)
+        monkeypatch.setattr("relay.guard.SEEN_SECONDS", 600)
         assert await guard.before([PLACED]) == {}, "it has just been seen"
-        monkeypatch.setattr(guard_module, "SEEN_SECONDS", 0)
+        monkeypatch.setattr("relay.guard.SEEN_SECONDS", 0)
         assert list(await guard.before([PLACED])) == [PLACED]
-        monkeypatch.setattr(guard_module, "SEEN_SECONDS", 600)
+        monkeypatch.setattr("relay.guard.SEEN_SECONDS", 600)
         assert list(await guard.before([PLACED])) == [PLACED], "it has been seen to be gone"
         await channel.queue_bind("orders.work", "orders", "order.placed")
         assert await guard.before([PLACED]) == {}
@@ -131,7 +130,7 @@ async def test_a_binding_is_watched_while_messages_are_out(
         return looks[-1]
 
     monkeypatch.setattr(Management, "bindings", look)
-    monkeypatch.setattr(guard_module, "SEEN_SECONDS", 0.01)
+    monkeypatch.setattr("relay.guard.SEEN_SECONDS", 0.01)
     own = await connect(database_url, "test", SESSION)
     await publisher.connect()
     assert await guard.complete(own) == ""

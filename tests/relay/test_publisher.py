@@ -14,7 +14,6 @@ from yarl import URL
 
 from dev.sandbox.ports import free_port
 from dev.sandbox.servers import Servers
-from relay import publisher as publisher_module
 from relay.frames import FRAME_OVERHEAD, Encoder
 from relay.message import Answer, Message
 from relay.publisher import BrokerBlocked, BrokerLost, Publisher
@@ -100,7 +99,7 @@ async def test_a_broker_that_takes_no_connection_is_passed_over(topology: str, m
     """
     A connection that is not answered, as behind a firewall that drops it, costs its turn and no more.
     """
-    monkeypatch.setattr(publisher_module, "CONNECT_SECONDS", 1.0)
+    monkeypatch.setattr("relay.publisher.CONNECT_SECONDS", 1.0)
     with socket.socket() as full, contextlib.ExitStack() as waiting:
         full.bind(("127.0.0.1", 0))
         full.listen(0)

@@ -8,7 +8,6 @@ import pytest
 from psycopg import AsyncConnection
 
 from dev.sandbox.wire import Wire
-from orders.database import batcher as module
 from orders.database.batcher import Batcher, Limits, next_max_rows, rows_to_wait_for
 from orders.database.errors import ErrorClass
 from orders.database.place_orders import Placed, Placement, place_orders
@@ -106,7 +105,7 @@ async def test_who_was_answered_is_waited_for(
     """
     A batch leaves as soon as as many wait as were there before, though it could have left with fewer.
     """
-    monkeypatch.setattr(module, "gather_seconds", lambda elapsed_seconds: 60.0)
+    monkeypatch.setattr("orders.database.batcher.gather_seconds", lambda elapsed_seconds: 60.0)
     async with Batcher("test", database_url, bakery.bake, Limits()) as batcher:
         await hold(conn)
         first = together(batcher, [100])
@@ -127,7 +126,7 @@ async def test_a_batch_that_is_full_by_its_size_waits_for_nobody(
     """
     More callers would not make it larger.
     """
-    monkeypatch.setattr(module, "gather_seconds", lambda elapsed_seconds: 60.0)
+    monkeypatch.setattr("orders.database.batcher.gather_seconds", lambda elapsed_seconds: 60.0)
     async with Batcher("test", database_url, bakery.bake, Limits(batch_bytes=100)) as batcher:
         await hold(conn)
         first = together(batcher, [100])
@@ -525,7 +524,7 @@ async def test_a_quick_statement_is_waited_for(database_url: str, monkeypatch: p
     """
     What comes while a quick statement is in flight is one batch, though another writer is idle.
     """
-    monkeypatch.setattr(module, "SLOW_SECONDS", 60)
+    monkeypatch.setattr("orders.database.batcher.SLOW_SECONDS", 60)
     statements = Statements()
     async with Batcher("test", database_url, statements.run, Limits(writers=2, statement_seconds=60)) as ask:
         await eventually(lambda: ask.connections == 2)
@@ -544,7 +543,7 @@ async def test_a_full_batch_waits_for_nobody(database_url: str, monkeypatch: pyt
     """
     While a quick statement is in flight another writer takes a batch that is full.
     """
-    monkeypatch.setattr(module, "SLOW_SECONDS", 60)
+    monkeypatch.setattr("orders.database.batcher.SLOW_SECONDS", 60)
     statements = Statements()
     limits = Limits(writers=2, batch_rows=5, statement_seconds=60)
     async with Batcher("test", database_url, statements.run, limits) as ask:

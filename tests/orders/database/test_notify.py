@@ -5,7 +5,6 @@ from collections.abc import Sequence
 import pytest
 from psycopg import AsyncConnection
 
-from orders.database import notify as module
 from orders.database.notify import MAX_PAUSE_SECONDS, RelayNotifier, pause_after
 from tests.eventually import eventually
 
@@ -23,7 +22,7 @@ async def test_commits_that_come_together_are_one_hint(
     """
     Who listens hears of each commit, but not once for each.
     """
-    monkeypatch.setattr(module, "pause_after", lambda rows: 0.0)
+    monkeypatch.setattr("orders.database.notify.pause_after", lambda rows: 0.0)
     heard: list[str] = []
     conn.add_notify_handler(lambda notify: heard.append(notify.channel))
     await conn.execute("LISTEN outbox")

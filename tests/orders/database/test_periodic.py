@@ -3,7 +3,6 @@
 import pytest
 from psycopg import AsyncConnection
 
-from orders.database import periodic as module
 from orders.database.periodic import Job, Periodic
 from tests.eventually import eventually
 
@@ -28,7 +27,7 @@ async def test_a_job_runs_while_it_is_wanted(database_url: str, monkeypatch: pyt
     """
     What nobody wants is not asked, and holds up nobody; from `soon()` on it is, again and again.
     """
-    monkeypatch.setattr(module, "IDLE_SECONDS", 600)
+    monkeypatch.setattr("orders.database.periodic.IDLE_SECONDS", 600)
     steady, idle = Question(wanted=True), Question(wanted=False)
     async with Periodic("test", database_url, [job(steady, 0.01), job(idle, 0.01)]) as jobs:
         await eventually(lambda: steady.asked > 3)
@@ -44,7 +43,7 @@ async def test_idle_jobs_wait_for_a_word(database_url: str, monkeypatch: pytest.
     """
     With nothing wanted the connection rests, and `soon()` ends the rest at once; so does the end.
     """
-    monkeypatch.setattr(module, "IDLE_SECONDS", 600)
+    monkeypatch.setattr("orders.database.periodic.IDLE_SECONDS", 600)
     question = Question(wanted=False)
     async with Periodic("test", database_url, [job(question, 600)]) as jobs:
         question.wanted = True
@@ -56,7 +55,7 @@ async def test_a_job_that_nobody_announced_is_found(database_url: str, monkeypat
     """
     Without a word it is seen at the next look at what is wanted.
     """
-    monkeypatch.setattr(module, "IDLE_SECONDS", 0.01)
+    monkeypatch.setattr("orders.database.periodic.IDLE_SECONDS", 0.01)
     question = Question(wanted=False)
     async with Periodic("test", database_url, [job(question, 600)]):
         question.wanted = True

@@ -40,7 +40,7 @@ def test_same_keys(tmp_path: Path, service: Service) -> None:
 )
 def test_retries(tmp_path: Path, service: Service, failure: Answer) -> None:
     """
-    Weather is answered by the same request with the same key.
+    After a transient failure the client sends the same request with the same key.
     """
     placed = service.on_post
     service.on_post = lambda number: failure if number == 1 else placed(number)
