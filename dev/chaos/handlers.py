@@ -1,7 +1,7 @@
 """The work of the workers: wait a little, then have an effect.
 
-ORDERS_HANDLER=chaos.handlers:work: it is a line on disk before the order is done; CHAOS_FOLDER says where the file is.
-ORDERS_HANDLER=chaos.handlers:work_in_transaction: it is a row, committed together with the order's end.
+ORDERS_HANDLER=dev.chaos.handlers:work: it is a line on disk before the order is done, in the folder CHAOS_FOLDER.
+ORDERS_HANDLER=dev.chaos.handlers:work_in_transaction: it is a row, committed together with the order's end.
 """
 
 import asyncio
@@ -19,6 +19,8 @@ from orders.model.order import Order
 
 FOLDER = Path(os.environ["CHAOS_FOLDER"])
 PROCESS = os.environ["CHAOS_PROCESS"]
+# Open as long as the process: without descriptors left (P7) it is the worker that has to go on, not this handler.
+EFFECTS = os.open(FOLDER / "effects.jsonl", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
 LONGEST_SECONDS = 0.05
 CLAIMED_FIRST = 2  # the version of an order that was placed and claimed; failed and redriven it has a higher one
 
@@ -47,9 +49,5 @@ async def prepare(order: Order) -> Effect:
 
 def note(effect: Effect) -> None:
     """One write for one line, so that processes do not tear each other's."""
-    file = os.open(FOLDER / "effects.jsonl", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    try:
-        os.write(file, msgspec.json.encode(effect) + b"\n")
-        os.fdatasync(file)
-    finally:
-        os.close(file)
+    os.write(EFFECTS, msgspec.json.encode(effect) + b"\n")
+    os.fdatasync(EFFECTS)
