@@ -17,7 +17,7 @@ from orders.api.metrics import metrics
 from orders.broker import topology
 from orders.broker.consumer import Consumer
 from orders.broker.topology import WORK_QUEUE
-from orders.database import dead_letters_table, orders_table, outbox_table, postgres, retries_table
+from orders.database import attempt_log, dead_letters_table, orders_table, outbox_table, postgres, retries_table
 from orders.database.notify import RelayNotifier
 from orders.database.worker_lock import WorkerLock
 from orders.handlers import Handler
@@ -41,6 +41,7 @@ TABLES = (
     outbox_table.COLUMNS_ARE_THERE,
     retries_table.COLUMNS_ARE_THERE,
     dead_letters_table.COLUMNS_ARE_THERE,
+    attempt_log.COLUMNS_ARE_THERE,
 )
 
 CLOSING_SECONDS = 2.0  # of WORKER_GRACE: the time, after the handlers had theirs, to hand back orders and to close

@@ -13,12 +13,17 @@ import msgspec
 from psycopg import AsyncConnection
 from psycopg.rows import TupleRow
 
-from orders.database import orders_table, pg_arrays
+from orders.database import attempt_log, orders_table, pg_arrays
 from orders.database.row_locks import Busy
 from orders.model.order import Order, Status
 from orders.model.work_message import WorkMessage
 
 NO_WORKER = 0  # `worker` of an order that waits for its retry, or was handed back
+
+# Of an order that this worker claims once more: it never wrote how the attempt ended.
+LOG_INTERRUPTED: LiteralString = """log_attempt(
+            o.attempt_log, o.attempts, o.updated_at, 'interrupted', 'lock ' || o.worker, NULL, NULL, NULL
+        )"""
 
 # A placed order, or one that this very worker has claimed before, in a claim or a transaction with unknown outcome.
 CLAIM: LiteralString = f"""
@@ -27,7 +32,8 @@ CLAIM: LiteralString = f"""
     )
     UPDATE orders o
     SET status = 'processing', version = o.version + (o.status = 'placed')::integer, worker = %b,
-        attempts = o.attempts + 1, updated_at = clock_timestamp()
+        attempts = o.attempts + 1, updated_at = clock_timestamp(),
+        attempt_log = CASE WHEN o.status = 'placed' THEN o.attempt_log ELSE {LOG_INTERRUPTED} END
     FROM asked
     WHERE o.order_id = asked.order_id AND coalesce(o.event_id, asked.event_id) = asked.event_id
       AND (o.status = 'placed' OR o.status = 'processing' AND o.worker = %b)
@@ -46,7 +52,8 @@ CLAIM_SKIPPING: LiteralString = f"""
     )
     UPDATE orders o
     SET status = 'processing', version = o.version + (o.status = 'placed')::integer, worker = %b,
-        attempts = o.attempts + 1, updated_at = clock_timestamp()
+        attempts = o.attempts + 1, updated_at = clock_timestamp(),
+        attempt_log = CASE WHEN o.status = 'placed' THEN o.attempt_log ELSE {LOG_INTERRUPTED} END
     FROM unlocked WHERE o.order_id = unlocked.order_id
     RETURNING {orders_table.COLUMNS}, o.failures
 """
@@ -75,7 +82,10 @@ TAKE_OVER: LiteralString = f"""
         FOR NO KEY UPDATE OF o SKIP LOCKED
     )
     UPDATE orders o
-    SET worker = %b, attempts = o.attempts + 1, updated_at = clock_timestamp()
+    SET worker = %b, attempts = o.attempts + 1, updated_at = clock_timestamp(),
+        attempt_log = CASE WHEN o.worker = 0 THEN o.attempt_log ELSE log_attempt(
+            o.attempt_log, o.attempts, o.updated_at, 'vanished', 'lock ' || o.worker, NULL, NULL, NULL
+        ) END
     FROM unlocked WHERE o.order_id = unlocked.order_id
     RETURNING {orders_table.COLUMNS}, o.failures
 """
@@ -86,7 +96,9 @@ HAND_BACK: LiteralString = """
         SELECT order_id FROM orders WHERE order_id = ANY(%b) AND status = 'processing' AND worker = %b
         FOR NO KEY UPDATE SKIP LOCKED
     )
-    UPDATE orders o SET worker = 0, updated_at = clock_timestamp()
+    UPDATE orders o
+    SET worker = 0, updated_at = clock_timestamp(),
+        attempt_log = log_attempt(o.attempt_log, o.attempts, o.updated_at, 'handed back', %b, NULL, NULL, NULL)
     FROM unlocked WHERE o.order_id = unlocked.order_id
 """
 
@@ -220,7 +232,7 @@ async def hand_back(conn: AsyncConnection, worker: int, order_ids: Sequence[UUID
 
     Returns how many of them this worker still held.
     """
-    return (await conn.execute(HAND_BACK, [list(order_ids), worker])).rowcount
+    return (await conn.execute(HAND_BACK, [list(order_ids), worker, attempt_log.own_name()])).rowcount
 
 
 async def _look(

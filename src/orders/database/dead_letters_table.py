@@ -16,7 +16,7 @@ import psycopg
 from psycopg import AsyncConnection
 from psycopg.rows import class_row, dict_row
 
-from orders.database import orders_table, outbox_table
+from orders.database import attempt_log, orders_table, outbox_table
 from orders.database.row_locks import Busy
 from orders.model import events, work_message
 from orders.model.events import Event, data_of
@@ -63,7 +63,10 @@ FAIL_ORDER: LiteralString = f"""
     WITH failed AS (
         UPDATE orders
         SET status = 'failed', version = version + 1, worker = NULL, failure_reason = %b,
-            updated_at = clock_timestamp(), finished_at = clock_timestamp()
+            updated_at = clock_timestamp(), finished_at = clock_timestamp(),
+            attempt_log = log_attempt(
+                attempt_log, attempts, CASE WHEN worker <> 0 THEN updated_at END, %b, %b, NULL, %b, NULL
+            )
         WHERE order_id = %b
     ), no_more AS (
         DELETE FROM retries WHERE order_id = %b
@@ -237,7 +240,10 @@ async def _store_and_fail(conn: AsyncConnection, letter: DeadLetter, message: Wo
     await _insert(conn, letter, kind, reason, message)
     if order.status not in TERMINAL:
         event = _failed(order, reason)
-        row = [reason, order.order_id, order.order_id, event.event_id, order.order_id, event.body, event.traceparent]
+        row = [
+            reason, kind, attempt_log.own_name(), reason, order.order_id, order.order_id,
+            event.event_id, order.order_id, event.body, event.traceparent,
+        ]  # fmt: skip
         await conn.execute(FAIL_ORDER, row, prepare=True)
 
 

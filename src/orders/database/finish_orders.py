@@ -7,7 +7,7 @@ from uuid import UUID
 import msgspec
 from psycopg import AsyncConnection
 
-from orders.database import claim_orders, dead_letters_table, outbox_table, pg_arrays
+from orders.database import attempt_log, claim_orders, dead_letters_table, outbox_table, pg_arrays
 from orders.database.claim_orders import Claimed
 from orders.database.pg_arrays import PgArray
 from orders.database.row_locks import Busy
@@ -24,14 +24,18 @@ from orders.model.storable_text import storable_text
 ASKED: LiteralString = """
         SELECT * FROM unnest(
             %b::uuid[], %b::bigint[], %b::text[], %b::text[], %b::text[], %b::uuid[], %b::text[], %b::bytea[],
-            %b::text[]
-        ) AS t (order_id, attempts, status, failure_reason, kind, event_id, type, body, traceparent)
+            %b::text[], %b::text[]
+        ) AS t (order_id, attempts, status, failure_reason, kind, event_id, type, body, traceparent, error)
         ORDER BY order_id
 """
 END: LiteralString = """
         UPDATE orders o
         SET status = asked.status, version = o.version + 1, worker = NULL, failure_reason = asked.failure_reason,
-            updated_at = clock_timestamp(), finished_at = clock_timestamp()
+            updated_at = clock_timestamp(), finished_at = clock_timestamp(),
+            attempt_log = CASE WHEN asked.status = 'failed' OR o.attempt_log IS NOT NULL THEN log_attempt(
+                o.attempt_log, o.attempts, o.updated_at, coalesce(asked.kind, asked.status), %b, asked.error,
+                asked.failure_reason, NULL
+            ) END
         FROM asked
         WHERE o.order_id = asked.order_id AND o.status = 'processing' AND o.attempts = asked.attempts
         RETURNING o.order_id, coalesce(o.event_id, o.order_id) AS cause,
@@ -75,6 +79,7 @@ class Finish(msgspec.Struct, frozen=True):
     event: Event
     failure_reason: str | None = None
     kind: FailureKind | None = None
+    error: str | None = None  # the class of the handler's error
 
     @property
     def order_id(self) -> UUID:
@@ -90,15 +95,23 @@ class Finished(msgspec.Struct, frozen=True):
 
 
 def finish_of(
-    claimed: Claimed, traceparent: str, failure_reason: str | None = None, kind: FailureKind | None = None
+    claimed: Claimed,
+    traceparent: str,
+    failure_reason: str | None = None,
+    kind: FailureKind | None = None,
+    error: str | None = None,
 ) -> Finish:
-    """Make the end of a claimed order, and its event: `order.failed` with a `failure_reason`, else `order.done`."""
+    """Make the end of a claimed order, and its event: `order.failed` with a `failure_reason`, else `order.done`.
+
+    `error` is the class of the handler's error, for the attempt log.
+    """
     reason = None if failure_reason is None else storable_text(failure_reason)
     type_: EventType = "order.done" if reason is None else "order.failed"
     data = data_of(
         claimed.order, status="done" if reason is None else "failed", version=claimed.order.version + 1, reason=reason
     )
-    return Finish(claimed, events.event_of(type_, data, traceparent), reason, kind)
+    error = None if error is None else storable_text(error)
+    return Finish(claimed, events.event_of(type_, data, traceparent), reason, kind, error)
 
 
 async def finish_orders(
@@ -124,8 +137,8 @@ async def finish_orders(
     ]
 
 
-def parameters_of(batch: Sequence[Finish]) -> list[PgArray]:
-    """Return the parameters of FINISH: an array for each column of `asked`, in its order."""
+def parameters_of(batch: Sequence[Finish]) -> list[PgArray | str]:
+    """Return the parameters of FINISH: an array for each column of `asked`, in its order, and the worker's name."""
     return [
         pg_arrays.uuids([f.order_id for f in batch]),
         pg_arrays.bigints([f.claimed.order.attempts for f in batch]),
@@ -136,4 +149,6 @@ def parameters_of(batch: Sequence[Finish]) -> list[PgArray]:
         pg_arrays.texts([f.event.type for f in batch]),
         pg_arrays.blobs([f.event.body for f in batch]),
         pg_arrays.texts([f.event.traceparent for f in batch]),
+        pg_arrays.texts([f.error for f in batch]),
+        attempt_log.own_name(),
     ]

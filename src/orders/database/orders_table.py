@@ -23,7 +23,7 @@ COLUMNS: LiteralString = """
 """
 
 # The columns that may identify a person, and the values that a purge writes into them if it keeps the orders.
-ANONYMOUS: LiteralString = "customer_id = 'erased', reference = NULL"
+ANONYMOUS: LiteralString = "customer_id = 'erased', reference = NULL, attempt_log = NULL"
 
 COLUMNS_ARE_THERE: LiteralString = f"""
     SELECT {COLUMNS},

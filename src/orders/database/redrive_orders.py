@@ -34,7 +34,8 @@ REDRIVE: LiteralString = f"""
         UPDATE orders o
         SET status = 'placed', version = o.version + 1, failures = 0, failure_reason = NULL, finished_at = NULL,
             event_id = asked.event_id, redrives = o.redrives + 1, placed_at = clock_timestamp(),
-            updated_at = clock_timestamp()
+            updated_at = clock_timestamp(),
+            attempt_log = log_attempt(o.attempt_log, o.attempts, NULL, 'redriven', %b, NULL, nullif(%b, ''), NULL)
         FROM asked
         WHERE o.order_id = asked.order_id AND o.status = 'failed' AND o.version = asked.version
         RETURNING o.order_id
@@ -75,7 +76,7 @@ async def redrive_orders(conn: AsyncConnection, redrive: Redrive, letter_ids: Se
     if not rows:
         return []
     columns = [list(column) for column in zip(*rows, strict=True)]
-    cursor = await conn.execute(REDRIVE, [*columns, redrive.actor, redrive.reason])
+    cursor = await conn.execute(REDRIVE, [*columns, redrive.actor, redrive.reason, redrive.actor, redrive.reason])
     return [row[0] for row in await cursor.fetchall()]
 
 

@@ -1,6 +1,7 @@
 """Commands of the service, for its clients and its operators: `orders …`, put together in orders.cli.
 
 client             place, get, watch, cancel, list: a client's commands, over the HTTP API
+attempts           get --attempts: how the attempts at an order ended, on the database
 admin              clients, purge: API keys and old orders, on the database
 dead_letters       dead: list, redrive and discard dead letters, on the database
 doctor             doctor: check every part of the system

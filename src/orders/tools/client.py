@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from typing import Any
+from uuid import UUID
 
 import click
 import httpx
@@ -20,11 +21,14 @@ from orders.model.currencies import amount_text
 from orders.model.ids import lowest_id
 from orders.model.order import TERMINAL
 from orders.runtime.settings import ClientSettings
+from orders.tools.attempts import print_attempts
 from orders.tools.command_line import Parsed, fail
 from orders.tools.run_env import read_run_env
 from orders.tools.time_ago import parse_moment
 
 COLOURS = {"placed": "cyan", "processing": "yellow", "done": "green", "failed": "red", "cancelled": "magenta"}
+TO = click.option("--to", help="Base URL of the service.", show_default="BASE_URL, else that of `make up` here")
+JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON, one document per line.")
 RETRY_SECONDS = 30.0  # how long a placement is sent again, with its key
 
 Order = dict[str, Any]
@@ -124,14 +128,19 @@ def base_url_of(given: str | None, settings: ClientSettings) -> str:
 def calls_api(function: Callable[..., None]) -> Callable[..., None]:
     """Add the options that all client commands share, and pass an OrdersClient as the first argument."""
 
-    @click.option("--to", help="Base URL of the service.", show_default="BASE_URL, else that of `make up` here")
-    @click.option("--json", "as_json", is_flag=True, help="Print JSON, one document per line.")
+    @TO
+    @JSON
     @functools.wraps(function)
     def command(to: str | None, *, as_json: bool, **given: Any) -> None:
-        settings = ClientSettings.read_or_exit("orders")
-        function(OrdersClient(base_url_of(to, settings), settings.orders_api_key, as_json=as_json), **given)
+        function(client_of(to, as_json=as_json), **given)
 
     return command
+
+
+def client_of(to: str | None, *, as_json: bool) -> OrdersClient:
+    """Return a client of the service at `to`, or where `base_url_of` finds it."""
+    settings = ClientSettings.read_or_exit("orders")
+    return OrdersClient(base_url_of(to, settings), settings.orders_api_key, as_json=as_json)
 
 
 def _line(given: str) -> dict[str, Any]:
@@ -202,10 +211,22 @@ def place(
 
 @click.command()
 @click.argument("order_id")
-@calls_api
-def get(client: OrdersClient, order_id: str) -> None:
-    """Print an order."""
-    client.show(client.ask("GET", f"/orders/{order_id}").json())
+@click.option("--attempts", is_flag=True, help="Print how its attempts ended instead, for operators.")
+@TO
+@JSON
+def get(order_id: str, to: str | None, *, attempts: bool, as_json: bool) -> None:
+    """Print an order.
+
+    --attempts reads DATABASE_URL, or .run/env of `make up`; the API does not show them.
+    """
+    if not attempts:
+        client = client_of(to, as_json=as_json)
+        client.show(client.ask("GET", f"/orders/{order_id}").json())
+        return
+    try:
+        print_attempts(UUID(order_id), as_json=as_json)
+    except ValueError:
+        fail("orders get", f"{order_id!r} is no order's id", 2)
 
 
 @click.command()

@@ -21,6 +21,7 @@ from rich.table import Column, Table
 from orders.broker import rabbitmq, topology
 from orders.database import (
     api_keys_table,
+    attempt_log,
     dead_letters_table,
     idempotency_keys_table,
     orders_table,
@@ -44,6 +45,7 @@ MEANWHILE = "the service still takes orders, and nothing is lost"
 COLUMNS = (
     orders_table.COLUMNS_ARE_THERE, idempotency_keys_table.COLUMNS_ARE_THERE, api_keys_table.COLUMNS_ARE_THERE,
     outbox_table.COLUMNS_ARE_THERE, retries_table.COLUMNS_ARE_THERE, dead_letters_table.COLUMNS_ARE_THERE,
+    attempt_log.COLUMNS_ARE_THERE,
 )  # fmt: skip
 
 

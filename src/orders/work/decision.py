@@ -25,6 +25,7 @@ class EndOrder(msgspec.Struct, frozen=True):
 
     failure_reason: str | None = None
     kind: FailureKind | None = None
+    error: str | None = None  # the class of the handler's error
 
 
 class OrderEnded(msgspec.Struct, frozen=True):
@@ -38,6 +39,7 @@ class RetryLater(msgspec.Struct, frozen=True):
 
     seconds: float
     reason: str
+    error: str | None = None  # the class of the handler's error
 
 
 class RunAgain(msgspec.Struct, frozen=True):
@@ -63,11 +65,11 @@ def decide(outcome: RunOutcome, failures: int, max_failures: int) -> Decision:
         case Committed(finished):
             return OrderEnded(finished)
         case HandlerRefused(reason):
-            return EndOrder(reason, "refused")
-        case HandlerFailed(reason) if failures + 1 >= max_failures:
-            return EndOrder(f"{reason} (attempt {failures + 1} of {max_failures})", "exhausted")
-        case HandlerFailed(reason, after):
-            return RetryLater(retry_seconds(failures) if after is None else max(0.0, after), reason)
+            return EndOrder(reason, "refused", "Refuse")
+        case HandlerFailed(reason, _, error) if failures + 1 >= max_failures:
+            return EndOrder(f"{reason} (attempt {failures + 1} of {max_failures})", "exhausted", error)
+        case HandlerFailed(reason, after, error):
+            return RetryLater(retry_seconds(failures) if after is None else max(0.0, after), reason, error)
         case TransientFailure(reason):
             return RunAgain(reason)
         case ChildDied(reason):

@@ -242,19 +242,21 @@ class OrdersInHand:
     async def _act(self, step: Decision, job: Job, message: WorkMessage, delivery: Delivery) -> None:
         """Carry out a decision: write it, and return once that is committed."""
         match step:
-            case decision.EndOrder(reason, kind):
-                finished = await self.batches.finish(finish_of(job.claimed, job.traceparent, reason, kind))
+            case decision.EndOrder(reason, kind, error):
+                finished = await self.batches.finish(finish_of(job.claimed, job.traceparent, reason, kind, error))
                 if finished is not None and reason is not None:
                     log.warning("order %s failed, %s: %s", message.order_id, kind, reason)
                 self._count_end(finished)
             case decision.OrderEnded(finished):
                 self._count_end(finished)
-            case decision.RetryLater(seconds, reason):
+            case decision.RetryLater(seconds, reason, error):
                 until = datetime.now(UTC) + timedelta(seconds=seconds)
                 log.info("order %s waits %.1f s, until %s: %s", message.order_id, seconds, f"{until:%FT%TZ}", reason)
                 POSTPONED.inc()
                 self.counters.postponed += 1
-                await self.batches.postpone(Postpone(job.claimed, message, seconds, delivery.body, job.traceparent))
+                await self.batches.postpone(
+                    Postpone(job.claimed, message, seconds, delivery.body, job.traceparent, error, reason)
+                )
             case decision.RunAgain(reason):
                 log.warning("order %s: its transaction is lost: %s", message.order_id, reason)
                 TRANSIENT_FAILURES.inc()

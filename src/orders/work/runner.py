@@ -61,6 +61,7 @@ class HandlerFailed(msgspec.Struct, frozen=True, tag=True):
 
     reason: str
     after: float | None = None
+    error: str | None = None  # the class of the handler's error
 
 
 class HandlerRefused(msgspec.Struct, frozen=True, tag=True):
@@ -115,7 +116,7 @@ class Runner:
         except asyncio.CancelledError:
             if (task := asyncio.current_task()) is not None and task.cancelling():
                 raise
-            return HandlerFailed("something that the handler waited for was cancelled")
+            return HandlerFailed("something that the handler waited for was cancelled", error="CancelledError")
         except Exception as error:  # any error of a handler is a failure of the handler
             if not isinstance(error, Refuse | Retry):
                 self._failures.add(job.claimed.order.order_id, error)
@@ -291,8 +292,9 @@ def outcome_of(error: Exception, timeout: float) -> HandlerFailed | HandlerRefus
         case Refuse():
             return HandlerRefused(message_of(error))
         case Retry():
-            return HandlerFailed(message_of(error), error.after)
+            return HandlerFailed(message_of(error), error.after, "Retry")
         case TimeoutError():
-            return HandlerFailed(f"the handler took longer than {timeout:g} s")
+            return HandlerFailed(f"the handler took longer than {timeout:g} s", error="TimeoutError")
         case _:
-            return HandlerFailed(f"{type(error).__name__}: {first_line(error)}")
+            name = type(error).__name__
+            return HandlerFailed(f"{name}: {first_line(error)}", error=name)

@@ -31,6 +31,7 @@ ELSEWHERE = {"tools/reconcile/queries.py", "tools/reconcile/scratch.py", "tools/
 TOUCHED_BY = {
     "orders": {
         "orders_table",
+        "attempt_log",  # owns that column
         "place_orders",
         "cancel_orders",
         "claim_orders",

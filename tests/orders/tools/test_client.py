@@ -3,6 +3,7 @@
 import time
 from datetime import UTC, datetime
 
+import psycopg
 import pytest
 
 from orders.model.currencies import amount_text
@@ -91,3 +92,25 @@ def test_a_time_of_a_list(terminal: Terminal) -> None:
     assert listed("--until", between)[0] == ids[0]
     assert listed("--since", "1h", "--until", between, "--limit", "0")[0] == ids[0]
     assert "soon" in terminal.run("list", "--since", "soon").stderr
+
+
+def test_attempts_of_an_order(terminal: Terminal) -> None:
+    """
+    `orders get --attempts` shows an operator how attempts ended, from the database alone.
+    """
+    (placed,) = terminal.json("place", "--line", "A:1:1")
+    order_id = str(placed["order_id"])
+    with psycopg.connect(terminal.system.database_url) as conn:
+        conn.execute(
+            "UPDATE orders SET attempt_log = log_attempt(NULL, 1, now(), 'retry', 'host/7', 'KeyError', '[a]', now())"
+        )
+
+    (attempt,) = terminal.json("get", order_id, "--attempts", BASE_URL="http://127.0.0.1:9")[:1]
+    assert (attempt["attempt"], attempt["outcome"], attempt["reason"]) == (1, "retry", "[a]")
+    shown = terminal.run("get", order_id, "--attempts", COLUMNS="80").stdout
+    assert "retry" in shown
+    assert "host/7" in shown
+    assert "[a]" in shown
+    nobody = terminal.run("get", "01890000-0000-7000-8000-000000000000", "--attempts")
+    assert (nobody.returncode, len(nobody.stderr.splitlines())) == (1, 1)
+    assert terminal.run("get", "x", "--attempts").returncode == 2

@@ -48,7 +48,7 @@ async def test_neighbours_of_a_deadly_order(conn: AsyncConnection, child_setting
 
     assert refused == HandlerRefused("no stock")
     assert deadly == ChildDied("the process that ran it alone exited with code 7, 2 times")
-    assert again == HandlerFailed("busy", 7)
+    assert again == HandlerFailed("busy", 7, "Retry")
     assert good == [Succeeded()] * 21
 
 
@@ -75,7 +75,7 @@ async def test_suspect_whose_handler_is_cancelled(conn: AsyncConnection, child_s
     """
     A cancellation that ends the handler is an answer like any other, not a child that fell silent.
     """
-    outcome = HandlerFailed("something that the handler waited for was cancelled")
+    outcome = HandlerFailed("something that the handler waited for was cancelled", error="CancelledError")
 
     assert await outcomes(conn, ["be cancelled"]) == [outcome]
 

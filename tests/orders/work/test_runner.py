@@ -60,11 +60,14 @@ async def run(conn: AsyncConnection, database_url: str, handler: Handler, refere
     [
         ("", Succeeded()),
         ("refuse", HandlerRefused("no stock")),
-        ("retry", HandlerFailed("busy", 7)),
-        ("raise", HandlerFailed("KeyError: 'a bug\\nand its second line'")),
-        ("hang", HandlerFailed("the handler took longer than 0.3 s")),
-        ("retry tomorrow", HandlerFailed("TypeError: Retry's `after` is a number of seconds, not a timedelta")),
-        ("be cancelled", HandlerFailed("something that the handler waited for was cancelled")),
+        ("retry", HandlerFailed("busy", 7, "Retry")),
+        ("raise", HandlerFailed("KeyError: 'a bug\\nand its second line'", error="KeyError")),
+        ("hang", HandlerFailed("the handler took longer than 0.3 s", error="TimeoutError")),
+        (
+            "retry tomorrow",
+            HandlerFailed("TypeError: Retry's `after` is a number of seconds, not a timedelta", error="TypeError"),
+        ),
+        ("be cancelled", HandlerFailed("something that the handler waited for was cancelled", error="CancelledError")),
     ],
 )
 async def test_plain_handler(conn: AsyncConnection, database_url: str, reference: str, outcome: RunOutcome) -> None:
@@ -89,11 +92,11 @@ async def test_transaction_holds_effect_and_end(conn: AsyncConnection, database_
     ("reference", "outcome"),
     [
         ("refuse", HandlerRefused("no stock")),
-        ("retry", HandlerFailed("busy", 7)),
-        ("hang", HandlerFailed("the handler took longer than 0.3 s")),
-        ("hang in a query", HandlerFailed("the handler took longer than 0.3 s")),
-        ("be cancelled", HandlerFailed("something that the handler waited for was cancelled")),
-        ("wrong sql", HandlerFailed('UndefinedTable: relation "nowhere" does not exist')),
+        ("retry", HandlerFailed("busy", 7, "Retry")),
+        ("hang", HandlerFailed("the handler took longer than 0.3 s", error="TimeoutError")),
+        ("hang in a query", HandlerFailed("the handler took longer than 0.3 s", error="TimeoutError")),
+        ("be cancelled", HandlerFailed("something that the handler waited for was cancelled", error="CancelledError")),
+        ("wrong sql", HandlerFailed('UndefinedTable: relation "nowhere" does not exist', error="UndefinedTable")),
     ],
 )
 async def test_failure_rolls_back(
@@ -127,7 +130,7 @@ async def test_time_is_given_anew_once(conn: AsyncConnection, database_url: str)
     """
     outcome = await run(conn, database_url, obey, "stand still and hang")
 
-    assert outcome == HandlerFailed("the handler took longer than 0.3 s")
+    assert outcome == HandlerFailed("the handler took longer than 0.3 s", error="TimeoutError")
 
 
 async def test_who_is_told_to_end_ends(conn: AsyncConnection, database_url: str) -> None:
@@ -224,14 +227,14 @@ class Speechless(Exception):
     ("error", "outcome"),
     [
         (Refuse("no stock"), HandlerRefused("no stock")),
-        (Retry("busy"), HandlerFailed("busy")),
-        (Retry("busy", after=7), HandlerFailed("busy", 7)),
-        (TimeoutError(), HandlerFailed("the handler took longer than 0.5 s")),
-        (ValueError("one\ntwo"), HandlerFailed("ValueError: one")),
-        (ValueError(), HandlerFailed("ValueError: ValueError")),
-        (ConnectionResetError("gone"), HandlerFailed("ConnectionResetError: gone")),
+        (Retry("busy"), HandlerFailed("busy", error="Retry")),
+        (Retry("busy", after=7), HandlerFailed("busy", 7, "Retry")),
+        (TimeoutError(), HandlerFailed("the handler took longer than 0.5 s", error="TimeoutError")),
+        (ValueError("one\ntwo"), HandlerFailed("ValueError: one", error="ValueError")),
+        (ValueError(), HandlerFailed("ValueError: ValueError", error="ValueError")),
+        (ConnectionResetError("gone"), HandlerFailed("ConnectionResetError: gone", error="ConnectionResetError")),
         (Refuse("no \ud800 stock"), HandlerRefused("no ? stock")),  # which no UTF-8 can say
-        (Speechless(), HandlerFailed("Speechless: Speechless")),
+        (Speechless(), HandlerFailed("Speechless: Speechless", error="Speechless")),
     ],
 )
 def test_a_handlers_own_failure(error: Exception, outcome: RunOutcome) -> None:
@@ -323,9 +326,9 @@ def work_in_a_thread(order: Order) -> None:
     [
         (None, Succeeded()),
         ("refuse", HandlerRefused("no stock")),
-        ("exit", HandlerFailed("RuntimeError: SystemExit")),
-        ("stop", HandlerFailed("RuntimeError: StopIteration")),
-        ("hang", HandlerFailed("the handler took longer than 0.3 s")),
+        ("exit", HandlerFailed("RuntimeError: SystemExit", error="RuntimeError")),
+        ("stop", HandlerFailed("RuntimeError: StopIteration", error="RuntimeError")),
+        ("hang", HandlerFailed("the handler took longer than 0.3 s", error="TimeoutError")),
     ],
 )
 async def test_plain_function(
