@@ -41,8 +41,10 @@ class SchemaMissing(Exception):
 async def connect(url: str, name: str, session: LiteralString) -> Connection:
     """Connect to the first server of the URL that takes writes, in autocommit mode.
 
-    `name` is the application_name, `session` the statements to begin with. Raises DatabaseLost and SchemaMissing.
+    `name` is the application_name, `session` the statements to begin with. Raises DatabaseLost, also while too many
+    severed connections of that name are still at work in the server, and SchemaMissing.
     """
+    purpose = severing.purposes[name]
     given = conninfo_to_dict(url)
     given["client_encoding"] = "UTF8"
     given.setdefault("target_session_attrs", "read-write")
@@ -52,7 +54,9 @@ async def connect(url: str, name: str, session: LiteralString) -> Connection:
     given.setdefault("keepalives_interval", "2")
     given.setdefault("keepalives_count", "2")
     with translated():
+        purpose.refuse_at_the_bound()
         conn = await AsyncConnection.connect(make_conninfo("", **given), autocommit=True)
+        await purpose.admit(conn)
     try:
         refuse_unreadable_text(conn)
         with deadline(conn, STATEMENT_SECONDS):

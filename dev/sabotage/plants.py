@@ -493,6 +493,12 @@ _ALL = (
         ("src/orders/database/cancel_orders.py", "FOR NO KEY UPDATE OF o SKIP LOCKED", "FOR NO KEY UPDATE OF o"),
     ),
     _plant(
+        "L6",
+        "a process opens connection after connection though those that it severed stand",
+        "tests/orders/database/test_severing.py::test_severed_connections_that_stand_are_bounded",
+        ("src/orders/database/postgres.py", "    await purpose.admit(conn)\n", ""),
+    ),
+    _plant(
         "O20",
         "text is sent in whatever encoding the role or the environment has",
         "tests/orders/database/test_postgres.py::test_text_and_times_have_one_form",

@@ -90,6 +90,12 @@ async def place(base_url: str, many: int) -> list[UUID]:
         return await asyncio.gather(*(place_one(http) for _ in range(many)))
 
 
+async def post(base_url: str) -> httpx.Response:
+    """Try once to place an order, without a key."""
+    async with client(base_url) as http:
+        return await http.post("/orders", json=ORDER)
+
+
 async def get(url: str) -> httpx.Response:
     """One GET."""
     async with client("") as http:

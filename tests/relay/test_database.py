@@ -9,7 +9,7 @@ from psycopg.pq import TransactionStatus
 
 from dev.sandbox.servers import Servers
 from relay.database import DatabaseLost, SchemaMissing, connect, deadline
-from relay.severing import close
+from relay.severing import MOST_LEFT, close
 from tests import places
 from tests.eventually import eventually
 
@@ -63,3 +63,25 @@ async def test_encoding_that_says_nothing(servers: Servers) -> None:
                     await connect(url, "test", "")
             else:
                 await close(await connect(url, "test", ""))
+
+
+async def test_severed_connections_that_stand_are_bounded(database_url: str) -> None:
+    """
+    No other connection is opened for a purpose whose severed ones stand; for another purpose one is.
+    """
+
+    async def leave_at_work() -> None:
+        conn = await connect(database_url, "relay-stuck", "SET client_connection_check_interval = 0")
+        try:
+            with deadline(conn, 0.1):
+                await conn.execute("SELECT pg_sleep(600)")
+        finally:
+            await close(conn)
+
+    for _ in range(MOST_LEFT):
+        with pytest.raises(DatabaseLost, match="closed the connection"):
+            await leave_at_work()
+    for _ in range(3):
+        with pytest.raises(DatabaseLost, match=r"3 connections that were given up .* waiting for PgSleep"):
+            await leave_at_work()
+    await close(await connect(database_url, "relay-other", ""))

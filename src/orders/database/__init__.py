@@ -3,7 +3,7 @@
 Connections and batches:
 
 postgres                connections with a deadline for every call; checks at start
-severing                ends a call by shutting its socket down
+severing                ends a call by shutting its socket down, and bounds what that leaves in the server
 session                 a connection for one task, replaced whenever it is lost
 periodic                recurring jobs that share one connection
 notify                  notifies the relay of new outbox rows

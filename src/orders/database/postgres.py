@@ -13,7 +13,7 @@ from psycopg.abc import ConnDict
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.types.numeric import Int8BinaryDumper, Int8Dumper
 
-from orders.database.severing import close, deadline, sever
+from orders.database.severing import close, deadline, purposes, sever
 from orders.model.errors import StartupError
 from orders.runtime.process import WAIT_SECONDS
 from orders.runtime.retry_pauses import backoff
@@ -35,6 +35,7 @@ _SESSION = {
     "idle_in_transaction_session_timeout": "1500",
     "tcp_user_timeout": "1500",
     "statement_timeout": "10000",  # the backstop; our own deadlines are shorter
+    "client_connection_check_interval": "500",  # a statement whose connection was severed ends, unless it commits
     "lock_timeout": "5000",
     "default_transaction_isolation": "read\\ committed",  # whatever the database's own default is
     # Every value is written and read in these forms.
@@ -55,8 +56,11 @@ async def connect(url: str, name: str, **session: str) -> AsyncConnection:
 
     `url` is a libpq URL, which may name several hosts. `name` becomes the application_name. `session` adds to or
     overrides the PostgreSQL settings of the session. A silent server delays the next one by HEAD_START_SECONDS only.
-    Raises psycopg.OperationalError within CONNECT_SECONDS, also if the server accepts TCP and never answers.
+    Raises psycopg.OperationalError within CONNECT_SECONDS, also if the server accepts TCP and never answers; and after
+    a look at the server while too many severed connections of that name are still at work there.
     """
+    purpose = purposes[name]
+    purpose.refuse_at_the_bound()
     given = conninfo_to_dict(url)
     options = [str(given.get("options") or ""), *(f"-c {key}={value}" for key, value in (_SESSION | session).items())]
     ours: ConnDict = {
@@ -77,6 +81,7 @@ async def connect(url: str, name: str, **session: str) -> AsyncConnection:
                 await conn.execute("SET datestyle = 'ISO'; SET timezone = 'UTC'")
     except TimeoutError:
         raise psycopg.OperationalError("the server does not answer") from None
+    await purpose.admit(conn)
     # One type for every integer: else a list's type follows its largest value, and each type is another prepared plan.
     conn.adapters.register_dumper(int, Int8BinaryDumper)
     conn.adapters.register_dumper(int, Int8Dumper)

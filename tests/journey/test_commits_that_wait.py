@@ -1,0 +1,84 @@
+"""Commits wait for a synchronous standby that is away: no process takes the connections that people need."""
+
+import contextlib
+import time
+from collections import Counter
+from collections.abc import AsyncIterator
+
+import httpx
+from psycopg import AsyncConnection
+
+from dev.sandbox.servers import Servers
+from orders.database.severing import MOST_LEFT
+from orders.runtime.timeouts import PROMISE_SECONDS
+from tests.conftest import StartSystem
+from tests.eventually import eventually
+from tests.journey import shoppers
+from tests.journey.trace import Trace
+
+REFUSALS = 40  # of all shoppers: some 10 s, in which the two apis severed twenty connections each without the bound
+OPENERS = 2  # the most connections that a process opens for one purpose at once
+
+BY_PURPOSE = """
+    SELECT application_name, count(*) FROM pg_stat_activity
+    WHERE application_name ~ '^(orders|relay)' AND datname = current_database() GROUP BY 1
+"""
+
+
+async def set_standby(database_url: str, name: str) -> None:
+    """Have every commit wait for this standby; for none if the name is empty."""
+    async with await AsyncConnection.connect(database_url, autocommit=True) as conn:
+        await conn.execute(f"ALTER SYSTEM SET synchronous_standby_names = '{name}'".encode())
+        await conn.execute("SELECT pg_reload_conf()")
+
+
+@contextlib.asynccontextmanager
+async def standby_away(database_url: str) -> AsyncIterator[None]:
+    """A synchronous standby is configured, and is not there; at both ends a person connects."""
+    await set_standby(database_url, "ghost")
+    try:
+        yield
+    finally:
+        await set_standby(database_url, "")
+
+
+async def test_a_synchronous_standby_is_away(own_servers: Servers, start_own_system: StartSystem, trace: Trace) -> None:
+    """
+    Placements get 503, no purpose keeps more than a few backends, and when commits return, nothing is lost or doubled.
+    """
+    system = start_own_system(apis=2, settings=trace.settings)
+    load = shoppers.Shoppers(system.base_url)
+    most: Counter[str] = Counter()
+
+    async def refused_enough() -> bool:
+        async with await AsyncConnection.connect(system.database_url) as person:
+            for purpose, backends in await (await person.execute(BY_PURPOSE)).fetchall():
+                most[purpose] = max(most[purpose], backends)
+        return load.answers[503] >= REFUSALS
+
+    trace.close_gate()
+    async with load.shopping():
+        await load.go_on(50)
+        async with standby_away(own_servers.database_url):
+            trace.open_gate()  # the worker has claims and finishes to write, too
+            began = time.monotonic()
+            answer = await shoppers.post(system.base_url)
+            took = time.monotonic() - began
+            await eventually(refused_enough, 60)
+        returned = time.monotonic()
+        await load.go_on(1, within=15)
+        print(f"{dict(most)}; 503 after {took:.2f} s; 201 {time.monotonic() - returned:.2f} s after its return")
+        await load.go_on(50)
+
+    assert answer.status_code == httpx.codes.SERVICE_UNAVAILABLE, answer.text
+    assert answer.headers["retry-after"] == "1"
+    assert took < 5 * PROMISE_SECONDS
+    processes = {"orders-write": 2, "orders-cancel": 2, "orders-read": 2, "orders-watch": 2, "orders-notify": 3}
+    bounds = {purpose: processes.get(purpose, 1) * (2 * OPENERS + MOST_LEFT) for purpose in most}
+    assert {purpose: many for purpose, many in most.items() if many > bounds[purpose]} == {}
+    assert most["orders-write"] >= 2 * MOST_LEFT, "the connections were not severed"
+    assert most["orders-finish"] >= MOST_LEFT
+    assert load.answers.keys() == {201, 503}
+    await trace.check(system, load.accepted)
+    assert len(set(load.accepted)) == load.keys, "one order for each key"
+    assert {1} == {process.starts for process in system.processes}
