@@ -37,6 +37,7 @@ STATUS: dict[type[errors.OrdersError], int] = {
 RETRY_AFTER_SECONDS = "1"
 MAX_ERRORS = 50  # fields that one answer names
 MAX_ITEMS = 1000  # items of a list that are looked at
+SHOWN_CHARACTERS = 100  # of a field's name that the client made up
 
 BYTE_ORDER_MARKS = ((b"\xef\xbb\xbf", "UTF-8"), (b"\xff\xfe", "UTF-16"), (b"\xfe\xff", "UTF-16"))
 
@@ -218,10 +219,13 @@ def of_validation(error: msgspec.ValidationError, type_: Any, value: Any, *, str
 
 def problem_of(error: msgspec.ValidationError, where: str = "") -> FieldProblem:
     """Return msgspec's error with the path of the field below `where`; the path of the whole value is empty."""
-    match = _AT(str(error))
-    what, path = (match["what"], match["path"] or "$") if match else (str(error), "$")
+    text = str(error)
+    if len(text) > 4 * SHOWN_CHARACTERS:  # only a field's name makes it long; the path is at its end
+        text = f"{text[: 2 * SHOWN_CHARACTERS]}...{text[-2 * SHOWN_CHARACTERS :]}"
+    match = _AT(text)
+    what, path = (match["what"], match["path"] or "$") if match else (text, "$")
     if named := _NAMED(what):
-        path = f"{path}.{named['name']}"
+        path = f"{path}.{shown(named['name'])}"
         what = "This field is missing." if named["how"].startswith("missing") else "There is no such field."
     elif "matching regex" in what:
         what = "Control characters and line breaks are not allowed."
@@ -272,8 +276,13 @@ def _faults_of_fields(
     if struct.__struct_config__.forbid_unknown_fields:
         for name in value:
             if name not in fields:
-                path = f"{where}.{name}".removeprefix(".")
+                path = f"{where}.{shown(name)}".removeprefix(".")
                 yield FieldProblem(path, f"{path}: There is no such field.")
+
+
+def shown(name: str) -> str:
+    """Return a field's name that the client made up, cut after SHOWN_CHARACTERS."""
+    return name if len(name) <= SHOWN_CHARACTERS else f"{name[:SHOWN_CHARACTERS]}..."
 
 
 def _decoded(body: bytes) -> Any:

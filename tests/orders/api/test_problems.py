@@ -120,3 +120,15 @@ async def test_many_wrong_fields(api: Api) -> None:
     answer = await api.client.post("/orders", json=body)
 
     assert 40 <= len(answer.json()["errors"]) <= 51
+
+
+@pytest.mark.parametrize("body", ['{{"{}": 1}}', '{{"customer_id": "c", "currency": "GBP", "lines": [{{"{}": 1}}]}}'])
+async def test_an_unknown_field_with_a_long_name(api: Api, body: str) -> None:
+    """
+    A field name of 900 kB comes back as its first hundred characters, with its path.
+    """
+    problem = (await api.client.post("/orders", content=body.format("n" * 900_000), headers=JSON)).json()
+
+    fields = [each["field"] for each in problem["errors"]]
+    assert ("lines[0]." if "lines" in body else "") + "n" * 100 + "..." in fields
+    assert len(str(problem)) < 2_000
