@@ -17,6 +17,7 @@ from orders.api.live import TICK_SECONDS, Live
 from orders.api.metrics import metrics
 from orders.api.middleware import with_head, with_request_id
 from orders.api.services import READ_SIZE, Services
+from orders.api.shares import Shares
 from orders.database import (
     api_keys_table,
     idempotency_keys_table,
@@ -28,11 +29,15 @@ from orders.database import (
 from orders.database.batcher import Batcher, Limits
 from orders.database.cancel_orders import Cancellation, Cancelled, cancel_orders
 from orders.database.notify import RelayNotifier
+from orders.database.orders_table import ScanPage, ScanStep
 from orders.database.periodic import Job, Periodic
 from orders.database.place_orders import Placed, Placement
-from orders.database.reads import Found, Read, read
+from orders.database.reads import Found, Read, read, scan
 from orders.runtime import http_server, process
 from orders.runtime.settings import ApiSettings
+
+LIST_IDLE_SECONDS = 5.0
+MAX_LISTS = 16  # that an api reads at once; a client has its share of them
 
 log = logging.getLogger("orders.app")
 
@@ -55,13 +60,21 @@ def cancelling_limits(settings: ApiSettings) -> Limits:
 
 
 def reading_limits(settings: ApiSettings) -> Limits:
-    """Return the bounds of the batches that look up orders, keys and lists."""
+    """Return the bounds of the batches that look up orders and keys."""
     return Limits(
         batch_rows=200,
         queue_rows=settings.orders_queue_rows,
         queue_bytes=settings.orders_queue_rows * READ_SIZE,
         patience=settings.orders_patience,
     )
+
+
+def listing_limits(settings: ApiSettings) -> Limits:
+    """Return the bounds of the batches of steps down lists: small ones, since each step is a statement of its own.
+
+    Few services list all the time, so the connection is there while it is used.
+    """
+    return msgspec.structs.replace(reading_limits(settings), batch_rows=4, idle_seconds=LIST_IDLE_SECONDS)
 
 
 def create_app(settings: ApiSettings, live: Live) -> Api:
@@ -98,16 +111,24 @@ def create_app(settings: ApiSettings, live: Live) -> Api:
                 session=place_orders.PLANNED_ONCE,
             ) as canceller,
             Batcher[Read, Found]("read", url, read, reading_limits(settings), session=orders_table.BY_INDEX) as reader,
+            Batcher[ScanStep, ScanPage](
+                "list", url, scan, listing_limits(settings), session=orders_table.BY_INDEX
+            ) as lister,
             Periodic("watch", url, jobs, **orders_table.BY_INDEX) as periodic,
         ):
             live.on_first_watcher = periodic.soon
+            authenticator.is_watching = live.is_watching
+            authenticator.end_streams = live.end_streams
             app.state["services"] = Services(
                 write=writer,
                 write_cancel=canceller,
                 read=reader,
+                read_lists=lister,
                 live=live,
                 authenticator=authenticator,
                 back_pressure=back_pressure,
+                placements=Shares(settings.orders_queue_rows, settings.orders_client_share),
+                lists=Shares(MAX_LISTS, settings.orders_client_share),
             )
             yield
 
@@ -130,7 +151,7 @@ async def serve(settings: ApiSettings) -> None:
         api_keys_table.COLUMNS_ARE_THERE,
         outbox_table.COLUMNS_ARE_THERE,
     )
-    live = Live()
+    live = Live(settings.orders_client_share)
     app = with_request_id(with_head(create_app(settings, live)))
     server = http_server.HttpServer(app, settings.orders_host, settings.orders_port, settings.orders_grace)
 

@@ -52,7 +52,7 @@ StartApi = Callable[..., Awaitable[Api]]
 async def running(database_url: str, **settings: str) -> AsyncIterator[Api]:
     port = free_port()
     read = ApiSettings.read({"DATABASE_URL": database_url, "ORDERS_PORT": str(port), **settings})
-    live = Live()
+    live = Live(read.orders_client_share)
     server = HttpServer(with_request_id(with_head(create_app(read, live))), read.orders_host, port, 3)
     task = asyncio.create_task(server.serve(), name="api")
     async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=10) as client:

@@ -5,6 +5,7 @@ fast_path       the way of a placement past Litestar: headers, body, Idempotency
 services        the parts that handlers share, and their calls to the database
 middleware      ASGI wrappers: HEAD for every GET, a request id for every answer
 auth            API keys, kept in memory and confirmed every second
+shares          the part of an api's room that one client may take
 problems        errors as RFC 9457 problem documents
 listing         lists of orders, a page at a time
 live            streams and waits for a change of status: one statement a tick for all of them

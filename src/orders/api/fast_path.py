@@ -14,8 +14,9 @@ from litestar.exceptions.http_exceptions import RequestEntityTooLarge
 from litestar.types import ASGIApp, Receive, Scope, Send
 
 from orders.api import problems
+from orders.api.auth import Caller
 from orders.api.problems import BadRequest
-from orders.api.services import Caller, Services
+from orders.api.services import Services
 from orders.database.place_orders import Placed, placement_of
 from orders.model.ids import text_of
 from orders.model.order import NewOrder
@@ -54,7 +55,7 @@ async def place(services: Services, scope: Scope, receive: Receive) -> ASGIApp:
     Raises BadRequest, RequestEntityTooLarge, and every error of `place_new`.
     """
     headers = headers_of(scope)
-    caller = await services.authenticate(header_text(headers, b"authorization"))
+    caller = await services.authenticate(header_text(headers, b"authorization"), "orders:place")
     if not _is_json(headers.get(b"content-type", b"")):
         raise BadRequest(415, "The body must be JSON: send Content-Type: application/json.", Accept="application/json")
     key = idempotency_key(scope, headers)

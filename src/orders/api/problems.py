@@ -27,10 +27,12 @@ MEDIA_TYPE = "application/problem+json"
 STATUS: dict[type[errors.OrdersError], int] = {
     errors.OrderNotFound: 404,
     errors.Unauthorized: 401,
+    errors.Forbidden: 403,
     errors.TooLate: 409,
     errors.InvalidOrder: 422,
     errors.KeyReused: 422,
     errors.Refused: 422,
+    errors.TooManyRequests: 429,
     errors.Overloaded: 503,
     errors.Unavailable: 503,
 }
@@ -100,7 +102,7 @@ def answer(
         request_id=REQUEST_ID.get(),
     )
     extra = dict(headers or {})
-    if status == 503:
+    if status in (429, 503):
         extra.setdefault("Retry-After", RETRY_AFTER_SECONDS)
     elif status == 401:
         extra["WWW-Authenticate"] = "Bearer"

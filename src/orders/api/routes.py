@@ -17,14 +17,15 @@ from litestar.response import Stream
 from litestar.types import ASGIApp
 
 from orders.api import fast_path, listing, preconditions, problems
-from orders.api.auth import ANONYMOUS
+from orders.api.auth import ANONYMOUS, Caller
 from orders.api.fast_path import Headers, header_text, headers_of
 from orders.api.listing import Query
 from orders.api.problems import BadRequest
-from orders.api.services import Caller, Services, services_of
+from orders.api.services import Services, services_of
+from orders.database.api_keys_table import Scope
 from orders.database.cancel_orders import Cancellation
 from orders.database.orders_table import OrderLookup, StatusNow
-from orders.model.errors import OrderNotFound, OrdersError
+from orders.model.errors import OrderNotFound, OrdersError, Unauthorized
 from orders.model.order import TERMINAL, Order, Status
 from orders.model.traceparent import continue_trace
 
@@ -66,8 +67,12 @@ async def list_orders(request: AnyRequest) -> Response[bytes]:
         raise BadRequest(400, f"{repeated}: This parameter may be given once.", repeated)
     query: Query = problems.convert(Query, {name: parameters[name] for name in names})
     services = services_of(request)
-    caller = await _caller_of(services, headers_of(request.scope))
-    page = await listing.read_page(lambda step: services.scan(step, caller.until), caller.client, query)
+    caller = await _caller_of(services, headers_of(request.scope), "orders:read")
+    services.lists.take(caller.client)
+    try:
+        page = await listing.read_page(lambda step: services.scan(step, caller.until), caller.client, query)
+    finally:
+        services.lists.give_back(caller.client)
     return Response(_encode(page), media_type="application/json")
 
 
@@ -80,7 +85,9 @@ async def orders_options() -> Response[None]:
 @get("/orders/{order_id:str}")
 async def get_order(request: AnyRequest, order_id: FromPath[str]) -> Response[bytes]:
     """Return the current state of an order, or, with `Prefer: wait=N`, its state after the next change."""
-    order = await _read(request, order_id)
+    services = services_of(request)
+    caller = await _caller_of(services, headers_of(request.scope), "orders:read")
+    order = await _find(services, caller, order_id)
     headers = {}
     body = _encode(order)
     tag = preconditions.tag_of(body)
@@ -92,10 +99,12 @@ async def get_order(request: AnyRequest, order_id: FromPath[str]) -> Response[by
             # The current state is news already for a client that knows another one.
             is_news = known is not None and not preconditions.matches(known, tag)
             if not is_news and order.status not in TERMINAL:
-                change = services_of(request).live.change(order.order_id, order.version, seconds)
+                change = services.live.change(order.order_id, order.version, seconds, caller)
                 if await unless_gone(request, change):
                     body = _encode(await _read(request, order_id))
                     tag = preconditions.tag_of(body)
+                elif not services.authenticator.is_valid(caller.key_id):
+                    raise Unauthorized
     headers["ETag"] = tag
     if known is not None and preconditions.matches(known, tag):
         return Response(b"", status_code=304, headers=headers)
@@ -107,7 +116,7 @@ async def cancel_order(request: AnyRequest, order_id: FromPath[str]) -> Response
     """Cancel an order that no worker has claimed: 200 once that is committed, or was committed before."""
     services = services_of(request)
     headers = headers_of(request.scope)
-    caller = await _caller_of(services, headers)
+    caller = await _caller_of(services, headers, "orders:cancel")
     cancellation = Cancellation(
         order_id=_uuid(order_id),
         client=caller.client,
@@ -122,14 +131,17 @@ async def cancel_order(request: AnyRequest, order_id: FromPath[str]) -> Response
 @get("/orders/{order_id:str}/events")
 async def watch_order(request: AnyRequest, order_id: FromPath[str]) -> Response[bytes] | Stream:
     """Stream the order's status: the current one, then the newest after each change, until the order has ended."""
-    order = await _read(request, order_id)
+    services = services_of(request)
+    caller = await _caller_of(services, headers_of(request.scope), "orders:read")
+    order = await _find(services, caller, order_id)
     last_event_id = request.headers.get("last-event-id", "")
     seen = int(last_event_id) if re.fullmatch("[0-9]{1,9}", last_event_id) else None
     if order.status in TERMINAL and seen is not None and seen >= order.version:
         return Response(b"", status_code=204)  # an EventSource does not reconnect after a 204
+    services.live.require_room(caller)
     now = StatusNow(order.order_id, order.status, order.version, order.failure_reason, order.updated_at)
     return Stream(
-        services_of(request).live.events(now, seen),
+        services.live.events(now, seen, caller, services.authenticator.is_valid),
         media_type="text/event-stream",
         headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
     )
@@ -140,7 +152,8 @@ async def place_tutorial_order(request: AnyRequest) -> Response[bytes]:
     """Place an order without customer and lines, as the tutorial's clients do; ignore the body."""
     services = services_of(request)
     headers = headers_of(request.scope)
-    placed = await fast_path.place_new(services, headers, await _caller_of(services, headers), None, key=None)
+    caller = await _caller_of(services, headers, "orders:place")
+    placed = await fast_path.place_new(services, headers, caller, None, key=None)
     return Response(_encode(TutorialOrder(placed.order_id, "placed")), media_type="application/json", status_code=200)
 
 
@@ -194,14 +207,17 @@ async def unless_gone(request: AnyRequest, wait: Coroutine[Any, Any, T]) -> T | 
         leaving.cancel()
 
 
-async def _caller_of(services: Services, headers: Headers) -> Caller:
-    return await services.authenticate(header_text(headers, b"authorization"))
+async def _caller_of(services: Services, headers: Headers, scope: Scope) -> Caller:
+    return await services.authenticate(header_text(headers, b"authorization"), scope)
 
 
 async def _read(request: AnyRequest, order_id: str) -> Order:
     """Return an order of the request's client; raise OrderNotFound for another client's."""
     services = services_of(request)
-    caller = await _caller_of(services, headers_of(request.scope))
+    return await _find(services, await _caller_of(services, headers_of(request.scope), "orders:read"), order_id)
+
+
+async def _find(services: Services, caller: Caller, order_id: str) -> Order:
     return await services.find(OrderLookup(caller.client, _uuid(order_id)), caller.until)
 
 

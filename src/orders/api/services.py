@@ -5,10 +5,11 @@ from typing import Any, cast
 import msgspec
 from litestar import Request
 
-from orders.api.auth import Authenticator
+from orders.api.auth import Authenticator, Caller
 from orders.api.back_pressure import BackPressure
 from orders.api.live import Live
-from orders.database.api_keys_table import ClientKey, KeyId
+from orders.api.shares import Shares
+from orders.database.api_keys_table import ClientKey, KeyId, Scope
 from orders.database.batcher import Batcher
 from orders.database.cancel_orders import Cancellation, Cancelled
 from orders.database.orders_table import OrderLookup, ScanPage, ScanStep
@@ -16,21 +17,9 @@ from orders.database.place_orders import Placed, Placement
 from orders.database.reads import Found, Read
 from orders.model.order import Order
 
-# The size of a read in a batch of reads, in bytes. The size of an order is unknown before the read: few are larger
-# than READ_SIZE, and a batch of the largest orders stays bounded. SCAN_SIZE is larger, to keep few scan steps of lists
-# ahead of a GET of one order.
+# The size of a read in a batch of reads, in bytes. The size of an order is unknown before the read: few are larger,
+# and a batch of the largest orders stays bounded.
 READ_SIZE = 1 << 16
-SCAN_SIZE = 1 << 20
-
-
-class Caller(msgspec.Struct, frozen=True):
-    """The client of a request.
-
-    `until` is the time of the loop at which the request's patience ends. None: it has not begun.
-    """
-
-    client: str
-    until: float | None
 
 
 class Services(msgspec.Struct, frozen=True):
@@ -43,13 +32,20 @@ class Services(msgspec.Struct, frozen=True):
     write: Batcher[Placement, Placed]
     write_cancel: Batcher[Cancellation, Cancelled]
     read: Batcher[Read, Found]
+    read_lists: Batcher[ScanStep, ScanPage]
     live: Live
     authenticator: Authenticator
     back_pressure: BackPressure
+    placements: Shares
+    lists: Shares
 
     async def place(self, placement: Placement, until: float | None) -> Placed:
-        """Return once the order is committed; raise KeyReused or Refused."""
-        return await self.write(placement, placement.size, until)
+        """Return once the order is committed; raise KeyReused, Refused or TooManyRequests."""
+        self.placements.take(placement.client)
+        try:
+            return await self.write(placement, placement.size, until)
+        finally:
+            self.placements.give_back(placement.client)
 
     async def cancel(self, cancellation: Cancellation, until: float | None) -> Cancelled:
         """Return once the cancellation is committed; raise OrderNotFound, TooLate, KeyReused or Refused.
@@ -68,10 +64,12 @@ class Services(msgspec.Struct, frozen=True):
 
     async def scan(self, step: ScanStep, until: float | None) -> ScanPage:
         """Return the orders that one step of a list finds."""
-        return cast(ScanPage, await self.read(step, SCAN_SIZE, until))
+        return await self.read_lists(step, READ_SIZE, until)
 
-    async def authenticate(self, authorization: str | None) -> Caller:
-        """Return the caller with this Authorization header; raise Unauthorized if its key is not valid.
+    async def authenticate(self, authorization: str | None, scope: Scope) -> Caller:
+        """Return the caller with this Authorization header.
+
+        Raises Unauthorized if its key is not valid, and Forbidden if it lacks `scope`.
 
         A look-up of the key begins the one patience that the request has.
         """
@@ -82,8 +80,8 @@ class Services(msgspec.Struct, frozen=True):
             until = self.read.patience_ends()
             return await self.find_key(key_id, until)
 
-        client = await self.authenticator.client_of(authorization, find)
-        return Caller(client, until)
+        caller = await self.authenticator.authenticate(authorization, scope, find)
+        return caller if until is None else msgspec.structs.replace(caller, until=until)
 
 
 def services_of(request: Request[Any, Any, Any]) -> Services:

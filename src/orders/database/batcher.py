@@ -92,6 +92,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     queue_bytes: int = 64 << 20
     patience: float | None = None  # seconds that a caller waits; None: for ever
     statement_seconds: float = timeouts.STATEMENT_SECONDS  # then the connection is severed and the batch run again
+    idle_seconds: float | None = None  # without an item for this long, the connection is closed until the next one
     retry_busy: bool = True  # an item whose answer is Busy is set aside and runs again; False: its caller gets Busy
 
 
@@ -278,17 +279,24 @@ class Batcher(Generic[Item, Answer]):
         writer: _Writer[Item, Answer] = _Writer(self.limits.batch_rows)
         try:
             while not self.stopping or self._queue or writer.batch:
-                if writer.conn is None:
+                if writer.conn is None and (self._queue or writer.batch or self.limits.idle_seconds is None):
                     await self._connect(writer)
-                elif self._has_batch(writer):
+                elif writer.conn is not None and self._has_batch(writer):
                     await self._run_batch(writer, writer.conn)
                 elif not self.stopping:
-                    idle = asyncio.get_running_loop().create_future()
-                    self._idle.append(idle)
-                    await idle
+                    await self._wait_for_items(writer)
         finally:
             self._alive -= 1
             self._abandon(writer.batch)
+            await self._disconnect(writer)
+
+    async def _wait_for_items(self, writer: _Writer[Item, Answer]) -> None:
+        """Wait until an item comes; close the connection if none comes for `idle_seconds`."""
+        idle = asyncio.get_running_loop().create_future()
+        self._idle.append(idle)
+        await asyncio.wait([idle], timeout=None if writer.conn is None else self.limits.idle_seconds)
+        if not idle.done():
+            self._idle.remove(idle)
             await self._disconnect(writer)
 
     async def _connect(self, writer: _Writer[Item, Answer]) -> None:

@@ -1,4 +1,4 @@
-"""Everything the api reads for a request: orders by id, API keys, and steps down a list, which share one batch."""
+"""What the api reads for a request: orders by id and API keys in one batch, steps down a list in another."""
 
 from collections.abc import Sequence
 
@@ -10,14 +10,14 @@ from orders.database.orders_table import OrderLookup, ScanPage, ScanStep
 from orders.model.errors import OrdersError
 from orders.model.order import Order
 
-Read = OrderLookup | ScanStep | KeyId
-Found = Order | ScanPage | ClientKey | None
+Read = OrderLookup | KeyId
+Found = Order | ClientKey | None
 
 
 async def read(conn: AsyncConnection, batch: Sequence[Read]) -> Sequence[Found | OrdersError]:
     """Return what each item asks for, in the batch's order; OrderNotFound for an order that is not there.
 
-    All orders of a batch are found by one statement, all keys by another, each step down a list by one of its own.
+    All orders of a batch are found by one statement, all keys by another.
     """
     lookups = [item for item in batch if isinstance(item, OrderLookup)]
     orders = iter(await orders_table.read_many(conn, lookups) if lookups else [])
@@ -30,6 +30,9 @@ async def read(conn: AsyncConnection, batch: Sequence[Read]) -> Sequence[Found |
                 answers.append(next(orders))
             case KeyId():
                 answers.append(keys.get(item))
-            case ScanStep():
-                answers.append(await orders_table.scan(conn, item))
     return answers
+
+
+async def scan(conn: AsyncConnection, batch: Sequence[ScanStep]) -> list[ScanPage | OrdersError]:
+    """Return what each step down a list finds, in the batch's order, by one statement each."""
+    return [await orders_table.scan(conn, step) for step in batch]

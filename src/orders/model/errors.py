@@ -24,6 +24,10 @@ class Unauthorized(OrdersError):
     """The API key is not valid."""
 
 
+class Forbidden(OrdersError):
+    """The API key may not do this."""
+
+
 class KeyReused(OrdersError):
     """This Idempotency-Key was used before with another body."""
 
@@ -34,6 +38,10 @@ class TooLate(OrdersError):
 
 class Refused(OrdersError):
     """The database refuses this row, and would refuse it again."""
+
+
+class TooManyRequests(OrdersError):
+    """This client has too many requests of this kind in hand."""
 
 
 class Overloaded(OrdersError):

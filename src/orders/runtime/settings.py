@@ -90,6 +90,9 @@ class ApiSettings(Settings, frozen=True, kw_only=True):
         Literal["optional", "required"],
         Meta(description="`optional`: who has no API key is the anonymous client; `required`: 401"),
     ] = "optional"
+    orders_client_share: Annotated[
+        float, Meta(gt=0, le=1, description="the part of an api's room that one client may take; beyond it, 429")
+    ] = 0.5
     orders_idempotency_retention: Annotated[
         float, Meta(ge=60, description="seconds for which an Idempotency-Key is remembered")
     ] = 7 * 86400.0

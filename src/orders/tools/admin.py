@@ -1,22 +1,24 @@
 """Commands of an operator, on the database: `orders clients …`, `orders purge`."""
 
 import re
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from functools import partial
 
 import click
 from psycopg import AsyncConnection
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from orders.api.auth import new_key
 from orders.database import api_keys_table
+from orders.database.api_keys_table import SCOPES, KeyId, Scope
 from orders.database.purge_orders import purge_orders
 from orders.tools.command_line import Parsed, fail
 from orders.tools.database_command import run_on_database
 from orders.tools.time_ago import parse_span
 
 AGE = Parsed("age", partial(parse_span, units="dwy"))
+LIFETIME = Parsed("age", partial(parse_span, units="smhdwy"))
 
 
 @click.group()
@@ -28,29 +30,81 @@ def clients() -> None:
     """
 
 
+def _show(client: str, token: str, key_id: KeyId) -> None:
+    click.echo(token)
+    click.echo(f"the key of client {client}, id {key_id.key_id}: it is not stored and cannot be shown again", err=True)
+
+
 @clients.command()
 @click.argument("name")
-def add(name: str) -> None:
+@click.option("--label", default="", help="Who has the key, or what it is for: up to 64 characters.")
+@click.option(
+    "--scope", "scopes", multiple=True, type=click.Choice(SCOPES), help="What it may do; repeatable.",
+    show_default="everything",
+)  # fmt: skip
+@click.option("--expires", type=LIFETIME, metavar="AGE", help="When it ends: 12h, 90d, 1y.", show_default="never")
+def add(name: str, label: str, scopes: tuple[Scope, ...], expires: timedelta | None) -> None:
     """Create an API key for the client NAME and print it.
 
     The database keeps only a hash of the key, so this is the only time it is shown. A client may have several keys.
     """
     if not re.fullmatch(r"[\w.@:-]{1,64}", name):
         fail("orders clients add", "NAME must be 1 to 64 letters, digits or characters of . _ - @ :", 2)
-    token, key_id, key = new_key(name)
-    run_on_database("orders clients add", lambda conn: api_keys_table.add(conn, key_id, key))
-    click.echo(token)
-    click.echo(f"the key of client {name}, id {key_id.key_id}: it is not stored and cannot be shown again", err=True)
+    if len(label) > 64:
+        fail("orders clients add", "--label has more than 64 characters", 2)
+    token, key_id, key = new_key(name, frozenset(scopes or SCOPES))
+    run_on_database("orders clients add", lambda conn: api_keys_table.add(conn, key_id, key, label, expires))
+    _show(name, token, key_id)
+
+
+@clients.command()
+@click.argument("name")
+@click.option("--key", "key_id", help="Replace only the key with this id.", show_default="all keys of the client")
+@click.option(
+    "--overlap", type=LIFETIME, default="1d", show_default=True, metavar="AGE", help="How long the old key still works."
+)
+@click.option("--expires", type=LIFETIME, metavar="AGE", help="When the new key ends: 90d, 1y.", show_default="never")
+def roll(name: str, key_id: str | None, overlap: timedelta, expires: timedelta | None) -> None:
+    """Replace the API key of the client NAME: create a new one and print it, and let the old one end.
+
+    The new key has the label and the scopes of the one that it replaces (of the newest, if it replaces several).
+    """
+
+    async def act(conn: AsyncConnection) -> tuple[str, KeyId, list[str]] | None:
+        async with conn.transaction():
+            old = await api_keys_table.read_newest(conn, name, key_id)
+            if old is None:
+                return None
+            token, new, key = new_key(name, frozenset(old.scopes))
+            await api_keys_table.add(conn, new, key, old.name, expires)
+            return token, new, await api_keys_table.end_others(conn, name, new, key_id, overlap)
+
+    rolled = run_on_database("orders clients roll", act)
+    if rolled is None:
+        fail("orders clients roll", f"client {name} has no such valid key")
+    token, new, ending = rolled
+    _show(name, token, new)
+    if ending:
+        click.echo(f"these end by themselves: {', '.join(ending)}", err=True)
 
 
 @clients.command(name="list")
 def list_() -> None:
-    """List all API keys, including revoked ones."""
-    table = Table("client", "key id", "made", "revoked")
+    """List all API keys, including expired and revoked ones; times are in UTC."""
+    now = datetime.now(UTC)
+    table = Table("client", Column("key id", no_wrap=True), "label", "may", "made", "last used", "ends")
     for key in run_on_database("orders clients list", api_keys_table.list_all):
-        revoked = key.revoked_at.isoformat(timespec="seconds") if key.revoked_at else ""
-        table.add_row(key.client, key.key_id, key.created_at.isoformat(timespec="seconds"), revoked)
+        expired = "expired" if key.expires_at and key.expires_at <= now else _day(key.expires_at)
+        scopes = "all" if set(key.scopes) == set(SCOPES) else ", ".join(s.removeprefix("orders:") for s in key.scopes)
+        table.add_row(
+            key.client, key.key_id, key.name, scopes, _day(key.created_at), _day(key.last_used_at),
+            f"revoked {_day(key.revoked_at)}" if key.revoked_at else expired,
+        )  # fmt: skip
     Console().print(table)
+
+
+def _day(moment: datetime | None) -> str:
+    return moment.astimezone(UTC).strftime("%Y-%m-%d %H:%M") if moment else ""
 
 
 @clients.command()

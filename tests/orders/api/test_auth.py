@@ -1,3 +1,5 @@
+import asyncio
+from datetime import timedelta
 from typing import Any
 from uuid import uuid4
 
@@ -7,16 +9,16 @@ from psycopg import AsyncConnection
 
 from orders.api.auth import CONFIRM_SECONDS, Authenticator, new_key
 from orders.database import api_keys_table
-from orders.database.api_keys_table import ClientKey, KeyId
+from orders.database.api_keys_table import SCOPES, ClientKey, KeyId, Scope
 from orders.model.errors import Unauthorized
 from tests.eventually import eventually
 from tests.orders.conftest import NEW, Api, StartApi
 
 
-async def add(conn: AsyncConnection, client: str) -> dict[str, str]:
+async def add(conn: AsyncConnection, client: str, *scopes: Scope, lifetime: timedelta | None = None) -> dict[str, str]:
     """Make a key, and return the header that carries it."""
-    token, key_id, key = new_key(client)
-    await api_keys_table.add(conn, key_id, key)
+    token, key_id, key = new_key(client, frozenset(scopes or SCOPES))
+    await api_keys_table.add(conn, key_id, key, lifetime=lifetime)
     return {"Authorization": f"Bearer {token}"}
 
 
@@ -93,6 +95,133 @@ async def test_a_revoked_key_stops_working(api: Api, conn: AsyncConnection) -> N
     assert (await api.client.get("/orders", headers=second)).status_code == 200
 
 
+async def test_an_expired_key_is_refused(api: Api, conn: AsyncConnection) -> None:
+    """
+    A key ends by the database's clock, also while it is in use.
+    """
+    headers = await add(conn, "shop", lifetime=timedelta(seconds=2))
+    assert (await api.client.get("/orders", headers=headers)).status_code == 200
+
+    async def refused() -> bool:
+        return (await api.client.get("/orders", headers=headers)).status_code == 401
+
+    await eventually(refused)
+
+
+async def test_scopes(api: Api, conn: AsyncConnection) -> None:
+    """
+    A key does what its scopes name, and gets a 403 for everything else.
+    """
+    order_id = (await api.client.post("/orders", json=NEW, headers=await add(conn, "shop"))).json()["order_id"]
+    requests: dict[tuple[str, str], Scope] = {
+        ("POST", "/orders"): "orders:place", ("POST", "/order/place"): "orders:place",
+        ("GET", "/orders"): "orders:read", ("GET", f"/orders/{order_id}"): "orders:read",
+        ("GET", f"/order/get/{order_id}"): "orders:read", ("POST", f"/orders/{order_id}/cancel"): "orders:cancel",
+    }  # fmt: skip
+    for scope in SCOPES:
+        headers = await add(conn, "shop", scope)
+        async with api.client.stream("GET", f"/orders/{order_id}/events", headers=headers) as stream:
+            assert (stream.status_code == 403) == (scope != "orders:read")
+        for (method, path), wanted in requests.items():
+            answer = await api.client.request(method, path, headers=headers, json=NEW if path == "/orders" else None)
+            assert (answer.status_code == 403) == (scope != wanted), (scope, method, path)
+
+
+async def test_a_stream_ends_with_its_key(api: Api, conn: AsyncConnection) -> None:
+    """
+    A stream and a wait of a revoked key end once the keys in use are confirmed; the other key's stream goes on.
+    """
+    revoked, other = await add(conn, "shop"), await add(conn, "shop")
+    order_id = (await api.client.post("/orders", json=NEW, headers=revoked)).json()["order_id"]
+    path = f"/orders/{order_id}"
+    async with (
+        api.client.stream("GET", f"{path}/events", headers=revoked) as ending,
+        api.client.stream("GET", f"{path}/events", headers=other) as going,
+    ):
+        waiting = asyncio.create_task(api.client.get(path, headers={**revoked, "Prefer": "wait=30"}))
+        await eventually(lambda: api.live._watchers == 3)
+        await api_keys_table.revoke(conn, "shop", revoked["Authorization"].split("_")[1])
+
+        lines = [line async for line in ending.aiter_lines()]
+        assert sum(line.startswith("data:") for line in lines) == 1
+        assert (await waiting).status_code == 401
+        assert api.live._watchers == 1
+        assert (await api.client.post(f"{path}/cancel", headers=other)).status_code == 200
+        assert "cancelled" in "".join([line async for line in going.aiter_lines()])
+
+
+async def test_the_last_use_of_a_key_is_stored(api: Api, conn: AsyncConnection) -> None:
+    """
+    A key in use tells when it was used last, and one that was never used tells nothing.
+    """
+    headers, _ = await add(conn, "used"), await add(conn, "unused")
+    await api.client.get("/orders", headers=headers)
+
+    async def is_stored() -> bool:
+        stored = {key.client: key.last_used_at is not None for key in await api_keys_table.list_all(conn)}
+        return stored == {"used": True, "unused": False}
+
+    await eventually(is_stored)
+
+
+async def test_requests_by_key(api: Api, conn: AsyncConnection) -> None:
+    """
+    The metrics count requests by the id of a key that is valid; the key itself is nowhere.
+    """
+    headers = await add(conn, "shop")
+    for _ in range(3):
+        await api.client.get("/orders", headers=headers)
+    await api.client.get("/orders", headers={"Authorization": "Bearer orders_0123456789ab_" + "x" * 43})
+    text = (await api.client.get("/metrics")).text
+
+    assert f'orders_key_requests_total{{key_id="{headers["Authorization"].split("_")[1]}"}} 3.0' in text
+    assert "0123456789ab" not in text
+    assert headers["Authorization"][-20:] not in text
+
+
+async def test_a_client_has_its_share(start_api: StartApi, conn: AsyncConnection) -> None:
+    """
+    A client with its share of watchers, lists or placements in hand gets a 429; its neighbour goes on.
+    """
+    api = await start_api(ORDERS_CLIENT_SHARE="0.0001", ORDERS_PATIENCE="20")  # one of each kind
+    noisy, quiet = await add(conn, "noisy"), await add(conn, "quiet")
+    placed = {
+        client: (await api.client.post("/orders", json=NEW, headers=headers)).json()["order_id"]
+        for client, headers in (("noisy", noisy), ("quiet", quiet))
+    }
+    async with api.client.stream("GET", f"/orders/{placed['noisy']}/events", headers=noisy):
+        await eventually(lambda: api.live._watchers == 1)
+        wait = {"Prefer": "wait=1"}
+        refused = [
+            await api.client.get(f"/orders/{placed['noisy']}/events", headers=noisy),
+            await api.client.get(f"/orders/{placed['noisy']}", headers={**noisy, **wait}),
+        ]
+        assert (await api.client.get(f"/orders/{placed['quiet']}", headers={**quiet, **wait})).status_code == 200
+    async with conn.transaction():
+        await conn.execute("LOCK orders IN ACCESS EXCLUSIVE MODE")
+        hanging = [
+            asyncio.create_task(api.client.get("/orders", headers=noisy)),
+            asyncio.create_task(api.client.post("/orders", json=NEW, headers=noisy)),
+        ]
+
+        async def both_wait() -> bool:
+            text = (await api.client.get("/metrics")).text
+            return all(f'orders_batch_waiting{{statement="{name}"}} 1.0' in text for name in ("list", "write"))
+
+        await eventually(both_wait)
+        refused += [
+            await api.client.get("/orders", headers=noisy),
+            await api.client.post("/orders", json=NEW, headers=noisy),
+        ]
+        neighbours = [
+            asyncio.create_task(api.client.get("/orders", headers=quiet)),
+            asyncio.create_task(api.client.post("/orders", json=NEW, headers=quiet)),
+        ]
+    assert [(each.status_code, each.headers.get("retry-after")) for each in refused] == [(429, "1")] * 4
+    assert [each.status_code for each in await asyncio.gather(*hanging, *neighbours)] == [200, 201] * 2
+    assert (await api.client.get("/orders", headers=noisy)).status_code == 200
+
+
 async def test_a_new_key_works_soon_after_it_was_refused(api: Api, conn: AsyncConnection) -> None:
     """
     A key that was tried too early is believed once it is there.
@@ -109,7 +238,15 @@ async def test_a_new_key_works_soon_after_it_was_refused(api: Api, conn: AsyncCo
 
 
 @pytest.mark.parametrize(
-    "authorization", ["Bearer x", "Basic eDp5", "Bearer", "", "Bearer orders_0123456789ab_" + "x" * 43]
+    "authorization",
+    [
+        "Bearer x",
+        "Basic eDp5",
+        "Bearer",
+        "",
+        "Bearer orders_0123456789ab_" + "x" * 43,
+        "Bearer  orders_0123456789ab_" + "x" * 43,
+    ],
 )
 async def test_wrong_keys(api: Api, authorization: str) -> None:
     """
@@ -161,14 +298,15 @@ async def test_a_key_in_use_costs_no_query(conn: AsyncConnection) -> None:
         return (await api_keys_table.read_many(conn, [key_id])).get(key_id)
 
     for _ in range(100):
-        assert await authenticator.client_of(f"Bearer {token}", find) == "shop"
+        caller = await authenticator.authenticate(f"Bearer {token}", "orders:read", find)
+        assert (caller.client, caller.key_id) == ("shop", key_id)
     await authenticator.confirm(conn)
     assert [key_id] == lookups
 
     await api_keys_table.revoke(conn, "shop", None)
     await authenticator.confirm(conn)
     with pytest.raises(Unauthorized):
-        await authenticator.client_of(f"Bearer {token}", find)
+        await authenticator.authenticate(f"Bearer {token}", "orders:read", find)
     assert [key_id] == lookups
 
 

@@ -10,6 +10,7 @@ import msgspec
 from prometheus_client import REGISTRY
 from psycopg import AsyncConnection
 
+from orders.api.auth import Caller
 from orders.api.live import Live
 from orders.database.claim_orders import Claimed, claim_orders
 from orders.database.finish_orders import finish_of, finish_orders
@@ -196,7 +197,11 @@ async def test_one_statement_per_tick(api: Api, conn: AsyncConnection) -> None:
         statements += 1
         await tick(live, conn)
 
-    watchers = [asyncio.create_task(api.live.change(UUID(order["order_id"]), 1, 5)) for order in orders for _ in "ab"]
+    watchers = [
+        asyncio.create_task(api.live.change(UUID(order["order_id"]), 1, 5, Caller("")))
+        for order in orders
+        for _ in "ab"
+    ]
     await eventually(lambda: api.live._watchers == 40)
     async with conn.transaction():
         for order in orders:

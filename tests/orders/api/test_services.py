@@ -4,7 +4,7 @@ from uuid import UUID
 
 from psycopg import AsyncConnection
 
-from orders.api.services import READ_SIZE, SCAN_SIZE, Services
+from orders.api.services import READ_SIZE, Services
 from orders.app import reading_limits
 from orders.database.api_keys_table import KeyId
 from orders.database.orders_table import OrderLookup
@@ -40,17 +40,17 @@ async def test_reads_are_bounded_by_their_size(start_api: StartApi, conn: AsyncC
 
 async def test_each_read_counts_by_its_size() -> None:
     """
-    A look-up counts as READ_SIZE in a batch, a step down a list as SCAN_SIZE, a key as nothing; 64 look-ups fill one.
+    A look-up and a step down a list count as READ_SIZE in a batch, a key as nothing; 64 look-ups fill one.
     """
     sizes: list[int] = []
 
     async def read(item: object, size: int = 0, until: float | None = None) -> None:
         sizes.append(size)
 
-    services = Services(*[cast(Any, each) for each in (None, None, read, None, None, None)])
+    services = Services(*[cast(Any, each) for each in (None, None, read, read, None, None, None, None, None)])
     await services.find(OrderLookup("", UUID(int=0)), None)
     await services.scan(cast(Any, None), None)
     await services.find_key(KeyId("key"), None)
 
-    assert sizes == [READ_SIZE, SCAN_SIZE, 0]
+    assert sizes == [READ_SIZE, READ_SIZE, 0]
     assert reading_limits(ApiSettings.read({"DATABASE_URL": "postgresql:///"})).batch_bytes == 64 * READ_SIZE

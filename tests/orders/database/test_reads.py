@@ -8,7 +8,7 @@ from orders.database import api_keys_table
 from orders.database.api_keys_table import ClientKey, KeyId
 from orders.database.orders_table import OrderLookup, ScanPage, ScanStep
 from orders.database.place_orders import place_orders
-from orders.database.reads import read
+from orders.database.reads import read, scan
 from orders.model.errors import OrderNotFound
 from orders.model.order import Order
 from tests.orders.samples import placement
@@ -28,19 +28,19 @@ async def test_answers_come_in_the_order_of_the_batch(conn: AsyncConnection) -> 
     key = ClientKey("shop", b"\0" * 32)
     await api_keys_table.add(conn, KeyId("k1"), key)
 
+    (page,) = await scan(conn, [FIRST_STEP])
     found = await read(
         conn,
         [
             KeyId("k2"),
             OrderLookup("", other.order.order_id),
-            FIRST_STEP,
             OrderLookup("shop", one.order.order_id),
             KeyId("k1"),
             OrderLookup("", one.order.order_id),
         ],
     )
 
-    no_key, order, page, not_theirs, known, own = found
+    no_key, order, not_theirs, known, own = found
     assert (no_key, known) == (None, key)
     assert isinstance(order, Order)
     assert isinstance(own, Order)
@@ -55,3 +55,4 @@ async def test_an_empty_batch_asks_nothing(conn: AsyncConnection) -> None:
     Without items there are no answers.
     """
     assert await read(conn, []) == []
+    assert await scan(conn, []) == []

@@ -29,3 +29,25 @@ def test_clients_and_purge(terminal: Terminal) -> None:
 
     assert "0 orders erased" in terminal.run("purge", "--older-than", "30d").stdout
     assert terminal.run("purge", "--older-than", "soon").returncode == 2
+
+
+def test_a_key_is_rolled(terminal: Terminal) -> None:
+    """
+    A new key takes over label and scopes; the old one works until the overlap ends.
+    """
+    old = terminal.run("clients", "add", "shop", "--label", "till 4", "--scope", "orders:read", "--expires", "90d")
+    new = terminal.run("clients", "roll", "shop", "--overlap", "1h")
+    assert (old.returncode, new.returncode) == (0, 0), (old.stderr, new.stderr)
+    ids = [each.stdout.split("_")[1] for each in (old, new)]
+    assert f"these end by themselves: {ids[0]}" in new.stderr
+    for each in (old, new):
+        assert terminal.json("list", ORDERS_API_KEY=each.stdout.strip()) == []
+        assert terminal.run("place", ORDERS_API_KEY=each.stdout.strip()).returncode == 1  # no such scope
+    listed = terminal.run("clients", "list", COLUMNS="120").stdout
+    assert listed.count("till 4") == listed.count(" read ") == 2
+
+    ended = terminal.run("clients", "roll", "shop", "--overlap", "0s")
+    assert all(key_id in ended.stderr for key_id in ids)
+    assert terminal.run("clients", "roll", "nobody").returncode == 1
+    assert terminal.run("clients", "add", "shop", "--scope", "everything").returncode == 2
+    assert terminal.run("clients", "add", "shop", "--label", "x" * 65).returncode == 2
