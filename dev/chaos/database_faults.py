@@ -122,6 +122,16 @@ async def demote(act: Act) -> None:
     act.healed()
 
 
+@kind("D23", "a synchronous standby is away", POSTGRES, weight=1, seconds=(2.0, 8.0), keeps=lambda p: ("settings",))
+async def lose_standby(act: Act) -> None:
+    """Every commit waits, and so do the backends of those who have given it up; people connect and set it right."""
+    await insist(act, "ALTER SYSTEM SET synchronous_standby_names = 'ghost'", "SELECT pg_reload_conf()")
+    act.fired(f"{act.seconds:.1f} s")
+    await asyncio.sleep(act.seconds)
+    await insist(act, "ALTER SYSTEM RESET synchronous_standby_names", "SELECT pg_reload_conf()")
+    act.healed()
+
+
 @kind("D8", "ACCESS EXCLUSIVE on the outbox", POSTGRES, seconds=(2.0, 8.0), keeps=lambda p: ("locks",))
 async def lock_outbox(act: Act) -> None:
     """Somebody holds the table: nobody reads it, nobody writes it."""
