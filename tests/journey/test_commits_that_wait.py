@@ -1,16 +1,19 @@
 """Commits wait for a synchronous standby that is away: no process takes the connections that people need."""
 
 import contextlib
+import re
 import time
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 
 import httpx
 from psycopg import AsyncConnection
 
 from dev.sandbox.servers import Servers
 from orders.database.severing import MOST_LEFT
+from orders.runtime.settings import DoctorSettings
 from orders.runtime.timeouts import PROMISE_SECONDS
+from orders.tools.doctor import examine
 from tests.conftest import StartSystem
 from tests.eventually import eventually
 from tests.journey import shoppers
@@ -42,9 +45,13 @@ async def standby_away(database_url: str) -> AsyncIterator[None]:
         await set_standby(database_url, "")
 
 
+async def is_zero(count: Callable[[], Awaitable[int]]) -> bool:
+    return await count() == 0
+
+
 async def test_a_synchronous_standby_is_away(own_servers: Servers, start_own_system: StartSystem, trace: Trace) -> None:
     """
-    Placements get 503, no purpose keeps more than a few backends, and when commits return, nothing is lost or doubled.
+    Placements get 503, reads and the relay go on, no purpose keeps more than a few backends, and nothing is lost.
     """
     system = start_own_system(apis=2, settings=trace.settings)
     load = shoppers.Shoppers(system.base_url)
@@ -56,15 +63,30 @@ async def test_a_synchronous_standby_is_away(own_servers: Servers, start_own_sys
                 most[purpose] = max(most[purpose], backends)
         return load.answers[503] >= REFUSALS
 
+    async def doctor_says() -> str:
+        reports = await examine(DoctorSettings.read({"DATABASE_URL": system.database_url}))
+        return "; ".join(line for report in reports for line in report.wrong)
+
+    async def unsent() -> int:
+        async with await AsyncConnection.connect(system.database_url) as conn:
+            [[rows]] = await (await conn.execute("SELECT count(*) FROM outbox WHERE settled_at IS NULL")).fetchall()
+        return int(rows)
+
     trace.close_gate()
     async with load.shopping():
         await load.go_on(50)
+        system.process("relay-1").pause()
+        await load.go_on(50)
         async with standby_away(own_servers.database_url):
             trace.open_gate()  # the worker has claims and finishes to write, too
+            system.process("relay-1").resume()
             began = time.monotonic()
             answer = await shoppers.post(system.base_url)
             took = time.monotonic() - began
             await eventually(refused_enough, 60)
+            diagnosis = await doctor_says()
+            found = await shoppers.get(f"{system.base_url}/orders/{load.accepted[0]}")
+            await eventually(lambda: is_zero(unsent), 20)
         returned = time.monotonic()
         await load.go_on(1, within=15)
         print(f"{dict(most)}; 503 after {took:.2f} s; 201 {time.monotonic() - returned:.2f} s after its return")
@@ -72,7 +94,10 @@ async def test_a_synchronous_standby_is_away(own_servers: Servers, start_own_sys
 
     assert answer.status_code == httpx.codes.SERVICE_UNAVAILABLE, answer.text
     assert answer.headers["retry-after"] == "1"
+    assert found.status_code == httpx.codes.OK, found.text
     assert took < 5 * PROMISE_SECONDS
+    assert re.match(r"commits wait for a synchronous standby: ghost; \d+ wait, the oldest since 20", diagnosis)
+    assert await doctor_says() == ""
     processes = {"orders-write": 2, "orders-cancel": 2, "orders-read": 2, "orders-watch": 2, "orders-notify": 3}
     bounds = {purpose: processes.get(purpose, 1) * (2 * OPENERS + MOST_LEFT) for purpose in most}
     assert {purpose: many for purpose, many in most.items() if many > bounds[purpose]} == {}

@@ -28,7 +28,9 @@ from orders.database import (
     outbox_table,
     postgres,
     retries_table,
+    server_state,
 )
+from orders.database.server_state import ServerState
 from orders.model.error_text import first_line
 from orders.model.errors import OrdersError, StartupError
 from orders.runtime.settings import DoctorSettings
@@ -40,6 +42,8 @@ OLD_SECONDS = 10.0  # an event that stays unsent for longer is a fault
 MOST_DEAD = 1000  # dead letters are counted up to here
 ROUNDS = 3  # failures after which an order goes round, if it was placed LONG_SECONDS ago
 LONG_SECONDS = 3600.0
+WAITING_SECONDS = 2.0  # a commit that waits for its standby for longer is a fault
+MOST_TAKEN = 0.8  # of max_connections
 MEANWHILE = "the service still takes orders, and nothing is lost"
 
 COLUMNS = (
@@ -150,16 +154,35 @@ async def look_at_database(url: str) -> PartReport:
         await postgres.require(conn, *COLUMNS)
         version = f"version {conn.info.parameter_status('server_version')}, migrated"
         with postgres.deadline(conn, PATIENCE_SECONDS):
-            return PartReport("PostgreSQL", where, version, [line async for line in complaints_of_orders(conn)])
+            state = await server_state.read(conn)
+            wrong = [*complaints_of_server(state), *[line async for line in complaints_of_orders(conn)]]
+        version += f", {state.taken} of {state.max_connections} connections taken"
+        return PartReport("PostgreSQL", where, version, wrong)
     except StartupError as error:
         return PartReport("PostgreSQL", "DATABASE_URL", wrong=[str(error)])
     except psycopg.Error as error:
         reason = first_line(error)
-        return PartReport(
-            "PostgreSQL", "DATABASE_URL", wrong=[f"no connection ({reason}): start it, or correct DATABASE_URL"]
-        )
+        remedy = "start it, or correct DATABASE_URL"
+        if "too many" in reason or "connection slots" in reason:  # psycopg has no SQLSTATE of a refused connection
+            remedy = "count them by application_name in pg_stat_activity, as another role or a superuser, and end some"
+        return PartReport("PostgreSQL", "DATABASE_URL", wrong=[f"no connection ({reason}): {remedy}"])
     finally:
         await postgres.close(conn)
+
+
+def complaints_of_server(state: ServerState) -> Iterator[str]:
+    """Yield why commits do not return, and whether connections run out, each with the way to fix it."""
+    if state.waiting_since is not None and state.waiting_seconds > WAITING_SECONDS:
+        yield (
+            f"commits wait for a synchronous standby: {state.standbys}; {state.waiting_commits} wait, the oldest since "
+            f"{state.waiting_since:%Y-%m-%dT%H:%M:%SZ}: start the standby, or take it out of synchronous_standby_names "
+            "and reload; placements get 503 meanwhile, and nothing is lost"
+        )
+    if state.taken > MOST_TAKEN * state.max_connections:
+        yield (
+            f"{state.taken} of {state.max_connections} connections are taken: count them by application_name in "
+            "pg_stat_activity, end those that nobody needs, or raise max_connections"
+        )
 
 
 async def complaints_of_orders(conn: psycopg.AsyncConnection) -> AsyncIterator[str]:

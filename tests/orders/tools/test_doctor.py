@@ -1,12 +1,14 @@
 """`orders doctor` at a terminal: a system that is well, one that is broken in parts, and none at all."""
 
 import json
+import secrets
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import httpx
 import msgspec
@@ -17,7 +19,8 @@ from psycopg import AsyncConnection
 from dev.sandbox.ports import free_port
 from dev.sandbox.servers import Servers
 from orders.broker import rabbitmq
-from orders.tools.doctor import RelayStatus, WorkerStatus
+from orders.database.server_state import ServerState
+from orders.tools.doctor import RelayStatus, WorkerStatus, complaints_of_server
 from tests import places, warm
 from tests.conftest import StartSystem
 from tests.eventually import eventually
@@ -121,6 +124,33 @@ async def test_an_order_that_goes_round(conn: AsyncConnection, database_url: str
     [line] = wrong["PostgreSQL"]
     assert line.startswith(f"1 orders go from retry to retry for more than 1 h, the oldest is {order.order.order_id}")
     assert "7 failures" in line
+
+
+async def test_no_connection_is_left(conn: AsyncConnection, database_url: str, tmp_path: Path) -> None:
+    """A role that has its limit of connections is told as one, and another role still connects."""
+    role = f"crowded_{secrets.token_hex(4)}"
+    await conn.execute(f"CREATE ROLE {role} LOGIN PASSWORD 'secret' CONNECTION LIMIT 1".encode())
+    parts = urlsplit(database_url)
+    url = parts._replace(netloc=f"{role}:secret@{parts.hostname}:{parts.port}").geturl()
+    try:
+        async with await AsyncConnection.connect(url):
+            code, wrong = examine(tmp_path, DATABASE_URL=url)
+    finally:
+        await conn.execute(f"DROP ROLE {role}".encode())
+
+    assert code == 1
+    [line] = wrong["PostgreSQL"]
+    assert "too many connections for role" in line
+    assert "count them by application_name" in line
+
+
+def test_connections_run_out() -> None:
+    """More than four fifths of the connections taken is a fault, with both numbers; fewer are none."""
+    state = ServerState(81, 100, "", 0, None, 0)
+
+    assert list(complaints_of_server(state._replace(taken=80))) == []
+    [line] = complaints_of_server(state)
+    assert line.startswith("81 of 100 connections are taken: ")
 
 
 def test_no_worker_at_all(topology: str, tmp_path: Path) -> None:
