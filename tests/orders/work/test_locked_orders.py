@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from typing import LiteralString
 
 import pytest
 from psycopg import AsyncConnection
@@ -27,6 +28,12 @@ from tests.orders.work.test_delivery import publish, working
 from tests.orders.work_samples import STATUSES, WORKER, claim, fail, place, rows, work_message
 
 MANY = 40
+# A handler's transaction whose last statement was an end of its order, and not the handler's own.
+BEHIND_THE_EFFECT: LiteralString = """
+    SELECT count(*) FROM pg_stat_activity
+    WHERE datname = current_database() AND application_name = 'orders-handler' AND state = 'idle in transaction'
+    AND query !~ '^(BEGIN|INSERT INTO effects)'
+"""
 SOON = 15.0  # while the rows stay locked; a wait for a fact, not a bound
 
 
@@ -223,7 +230,9 @@ async def test_hand_back_passes_over_a_locked_order(conn: AsyncConnection, datab
 
 
 @pytest.mark.parametrize("is_short", [True, False])
-async def test_transaction_of_a_locked_order(conn: AsyncConnection, database_url: str, is_short: bool) -> None:
+async def test_transaction_of_a_locked_order(
+    conn: AsyncConnection, database_url: str, is_short: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """
     A handler's own transaction waits for its order's row a moment, then it is rolled back, and no failure is counted.
     """
@@ -231,14 +240,19 @@ async def test_transaction_of_a_locked_order(conn: AsyncConnection, database_url
     async def book(order: Order, own: AsyncConnection) -> None:
         await own.execute("INSERT INTO effects VALUES (%s)", [order.order_id])
 
+    async def has_met_the_lock() -> bool:
+        return await rows(conn, BEHIND_THE_EFFECT) == [(1,)]
+
     await conn.execute("CREATE TABLE effects (order_id uuid NOT NULL)")
     placed = await place(conn)
     [claimed] = await claim(conn, placed)
     runner = Runner(book, database_url, timeout=10)
+    if is_short:
+        monkeypatch.setattr("orders.work.runner.LOCKED_SECONDS", SOON)
     async with locked(database_url, placed) as stranger:
         running = asyncio.create_task(runner(Job(claimed, continue_trace(None))))
         if is_short:
-            await asyncio.sleep(0.1)
+            await eventually(has_met_the_lock)
             await stranger.rollback()
         async with asyncio.timeout(SOON):
             outcome = await running
