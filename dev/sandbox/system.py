@@ -223,7 +223,7 @@ class System:
     def _serve(self) -> None:
         """Have nginx know exactly the apis there are."""
         front = self._processes.get("nginx")
-        before = self._upstream_file().read_text() if front is not None else ""
+        before = self._nginx_files() if front is not None else {}
         apis = [f"api-{number}" for number in range(1, self._counts.apis + 1)]
         api_ports = [self._way_to(name, self._port(name)) for name in apis]
         access_log = self.folder / "nginx-access.log"
@@ -246,11 +246,11 @@ class System:
         front.resume()
         if front.pid is None:
             front.start()
-        elif main_file.read_text() != before:
+        elif self._nginx_files() != before:
             front.reload()
 
-    def _upstream_file(self) -> Path:
-        return self.folder / "nginx" / "nginx.conf"
+    def _nginx_files(self) -> dict[str, str]:
+        return {name: (self.folder / "nginx" / name).read_text() for name in nginx.TEMPLATES.values()}
 
     def _child_environ(self, environ: Mapping[str, str], settings: Mapping[str, str]) -> dict[str, str]:
         passed = {name: value for name, value in environ.items() if not name.startswith(NOT_SETTINGS)}

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 import msgspec
 from litestar import Litestar
 
-from orders.api import openapi, problems, routes
+from orders.api import health, openapi, problems, routes
 from orders.api.auth import CONFIRM_SECONDS, Authenticator
 from orders.api.back_pressure import MEASURE_SECONDS, BackPressure
 from orders.api.fast_path import MAX_BODY_BYTES, Api
@@ -133,7 +133,7 @@ def create_app(settings: ApiSettings, live: Live) -> Api:
             yield
 
     return Api(
-        [*routes.HANDLERS, *openapi.HANDLERS, metrics],
+        [*routes.HANDLERS, *health.HANDLERS, *openapi.HANDLERS, metrics],
         lifespan=[lifespan],
         exception_handlers=problems.HANDLERS,
         request_max_body_size=MAX_BODY_BYTES,

@@ -3,6 +3,7 @@
 import asyncio
 
 from tests.nginx.conftest import StartApi, StartNginx
+from tests.nginx.proxy import concurrently
 from tests.nginx.upstream import answer, first_then, hang_up
 
 
@@ -20,7 +21,8 @@ async def test_line(api: StartApi, nginx: StartNginx) -> None:
         "request_id": "mine",
         "client": "127.0.0.1",
         "method": "POST",
-        "path": "/orders?x=1",
+        "path": "/orders",
+        "key_id": "",
         "status": 201,
         "way": "/.repeat",
         "api": only.address,
@@ -28,6 +30,22 @@ async def test_line(api: StartApi, nginx: StartNginx) -> None:
     }.items() <= line.items()
     assert 0 <= float(line["api_seconds"]) <= line["seconds"] + 0.002 < 5
     assert "s3cret" not in str(line)
+
+
+async def test_the_key_is_named_by_its_id(api: StartApi, nginx: StartNginx) -> None:
+    """
+    A line has the id of the API key and the path; neither the key nor what was searched for is in any log.
+    """
+    proxy = await nginx(await api(answer()), rate_limit=1)
+    key = ["Authorization: bearer orders_0123456789ab_" + "s3cret_" * 6 + "-"]
+
+    await concurrently(*(proxy.ask("GET", "/orders?customer_id=somebody", key) for _ in range(20)))
+
+    lines = await proxy.log(20)
+    assert {("0123456789ab", "/orders")} == {(line["key_id"], line["path"]) for line in lines}
+    assert 429 in {line["status"] for line in lines}
+    for log in proxy.folder.glob("*log*"):
+        assert not any(secret in log.read_text() for secret in ("s3cret", "somebody")), log
 
 
 async def test_both_apis(api: StartApi, nginx: StartNginx) -> None:

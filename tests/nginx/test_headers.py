@@ -1,9 +1,13 @@
 """What nginx adds to a request and to an answer."""
 
+import asyncio
+
 import pytest
 
+from dev.sandbox.nginx import RULES
 from tests.nginx.conftest import StartApi, StartNginx
-from tests.nginx.upstream import answer
+from tests.nginx.proxy import eventually
+from tests.nginx.upstream import answer, hang
 
 WAYS = [
     pytest.param("POST", "/orders?reference=BANK%20CHARGES&x=%2F%3f", [], id="once"),
@@ -136,3 +140,49 @@ async def test_bytes_as_they_are(api: StartApi, nginx: StartNginx) -> None:
     assert body == got.body
     assert got.all("ETag") == ['"7"']
     assert got.all("Content-Encoding") == []
+
+
+@pytest.mark.parametrize("target", ["/orders", "/metrics"])
+async def test_data_is_no_page(api: StartApi, nginx: StartNginx, target: str) -> None:
+    """
+    Answers of the api and of nginx itself are never sniffed, framed, run or stored.
+    """
+    proxy = await nginx(await api(answer()))
+
+    got = await proxy.ask("GET", target)
+
+    assert got.all("X-Content-Type-Options") == ["nosniff"]
+    assert got.all("Content-Security-Policy") == ["default-src 'none'; frame-ancestors 'none'"]
+    assert got.all("Cache-Control") == ["no-store"]
+
+
+async def test_the_apis_own_policy_stands_alone(api: StartApi, nginx: StartNginx) -> None:
+    """
+    A policy or a cache rule that the api sent passes, and nothing is added to it.
+    """
+    own = {"Content-Security-Policy": "default-src 'self'", "Cache-Control": "max-age=60"}
+    proxy = await nginx(await api(answer(200, b"{}", own)))
+
+    got = await proxy.ask("GET", "/docs")
+
+    assert [own[name] for name in own] == [*got.all("Content-Security-Policy"), *got.all("Cache-Control")]
+
+
+async def test_one_address_in_hand(api: StartApi, nginx: StartNginx) -> None:
+    """
+    Beyond its requests in hand an address gets a 429, whatever keys it shows.
+    """
+    assert "limit_conn orders_in_hand 1500;" in (RULES / "orders.conf").read_text()
+    only = await api(hang)
+    proxy = await nginx(only, extra="limit_conn orders_in_hand 3;")
+    hanging = [
+        asyncio.create_task(proxy.ask("GET", "/orders/1/events", [f"Authorization: Bearer {number}"]))
+        for number in range(3)
+    ]
+    try:
+        await eventually(lambda: len(only.requests) == 3)
+        assert (await proxy.ask("GET", "/orders")).problem()["status"] == 429
+    finally:
+        for each in hanging:
+            each.cancel()
+        await asyncio.gather(*hanging, return_exceptions=True)

@@ -64,13 +64,46 @@ async def test_each_client_has_its_own(api: StartApi, nginx: StartNginx) -> None
     One client at its limit leaves the others alone: those with keys, and those without.
     """
     proxy = await nginx(await api(answer()), rate_limit=1)
-    greedy = ["Authorization: Bearer greedy"]
+    greedy = ["Authorization: Bearer orders_0123456789ab_" + "x" * 43]
 
     answers = await concurrently(*(proxy.ask("GET", "/orders", greedy) for _ in range(20)))
     assert 429 in [each.status for each in answers]
 
-    assert (await proxy.ask("GET", "/orders", ["Authorization: Bearer modest"])).status == 200
+    assert (await proxy.ask("GET", "/orders", ["Authorization: Bearer orders_ba9876543210_" + "x" * 43])).status == 200
     assert (await proxy.ask("GET", "/orders")).status == 200
+
+
+async def test_a_key_has_one_limit(api: StartApi, nginx: StartNginx) -> None:
+    """
+    However a client spells the header of its key, its requests count together; what is no key counts by its address.
+    """
+    for spellings in (
+        [word + " orders_0123456789ab_" + "x" * 43 for word in ("Bearer", "bearer", "BEARER", "bEARER", "BeArEr")],
+        ["Bearer" + " " * blanks + "orders_0123456789ab_" + "x" * 43 for blanks in range(2, 7)],
+        [f"Basic {number}" for number in range(5)],
+    ):
+        only = await api(answer())
+        proxy = await nginx(only, rate_limit=1)
+        for _ in range(2):
+            await proxy.ask("GET", "/orders", [f"Authorization: {spellings[0]}"])  # one, and its burst
+
+        answers = await concurrently(*(proxy.ask("GET", "/orders", [f"Authorization: {each}"]) for each in spellings))
+
+        assert len([each for each in answers if each.status == 200]) <= 1  # if a second is over
+
+
+async def test_an_address_with_invented_keys(api: StartApi, nginx: StartNginx) -> None:
+    """
+    A new key for each request gets ten times the limit of a client, and no more.
+    """
+    only = await api(answer())
+    proxy = await nginx(only, rate_limit=1)
+
+    headers = [[f"Authorization: Bearer orders_{number:012x}_" + "x" * 43] for number in range(60)]
+    answers = await concurrently(*(proxy.ask("GET", "/orders", each) for each in headers))
+
+    assert {200, 429} == {each.status for each in answers}
+    assert 11 <= len(only.requests) < 40
 
 
 @pytest.mark.parametrize("wrong", ["-1", "1.5", "5r/s", "none", " 5"])

@@ -7,7 +7,7 @@ orders.api.problems turns it into the answer.
 import asyncio
 import re
 from collections.abc import Coroutine
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 from uuid import UUID
 
 import msgspec
@@ -17,7 +17,7 @@ from litestar.response import Stream
 from litestar.types import ASGIApp
 
 from orders.api import fast_path, listing, preconditions, problems
-from orders.api.auth import ANONYMOUS, Caller
+from orders.api.auth import Caller
 from orders.api.fast_path import Headers, header_text, headers_of
 from orders.api.listing import Query
 from orders.api.problems import BadRequest
@@ -25,7 +25,7 @@ from orders.api.services import Services, services_of
 from orders.database.api_keys_table import Scope
 from orders.database.cancel_orders import Cancellation
 from orders.database.orders_table import OrderLookup, StatusNow
-from orders.model.errors import OrderNotFound, OrdersError, Unauthorized
+from orders.model.errors import OrderNotFound, Unauthorized
 from orders.model.order import TERMINAL, Order, Status
 from orders.model.traceparent import continue_trace
 
@@ -40,13 +40,6 @@ class TutorialOrder(msgspec.Struct, frozen=True):
 
     order_id: UUID
     status: Status
-
-
-class Health(msgspec.Struct, frozen=True):
-    """How the service is: each `healthy` or `unhealthy`."""
-
-    status: Literal["healthy", "unhealthy"]
-    database: Literal["healthy", "unhealthy"]
 
 
 @post("/orders")
@@ -164,30 +157,9 @@ async def get_tutorial_order(request: AnyRequest, order_id: FromPath[str]) -> Re
     return Response(_encode(TutorialOrder(order.order_id, order.status)), media_type="application/json")
 
 
-@get("/health")
-async def health(request: AnyRequest) -> Response[bytes]:
-    """Answer as the tutorial does, without its field `rabbitmq`: the api never connects to RabbitMQ."""
-    database: Literal["healthy", "unhealthy"] = "healthy" if await _database_answers(request) else "unhealthy"
-    return Response(_encode(Health(database, database)), media_type="application/json")
-
-
-@get("/health/live")
-async def live() -> Response[bytes]:
-    """Answer: an answer shows that the event loop runs."""
-    return Response(b'{"live":true}', media_type="application/json")
-
-
-@get("/health/ready")
-async def ready(request: AnyRequest) -> Response[bytes]:
-    """Return 200 if the database answers and at least one writer is connected, else 503."""
-    is_ready = services_of(request).write.connections > 0 and await _database_answers(request)
-    return Response(_encode({"ready": is_ready}), media_type="application/json", status_code=200 if is_ready else 503)
-
-
 HANDLERS = [
     orders_options,  # before the other handlers of its path, or Litestar makes one
-    place_order, list_orders, get_order, cancel_order, watch_order, place_tutorial_order, get_tutorial_order, health,
-    live, ready,
+    place_order, list_orders, get_order, cancel_order, watch_order, place_tutorial_order, get_tutorial_order,
 ]  # fmt: skip
 
 
@@ -227,14 +199,3 @@ def _uuid(order_id: str) -> UUID:
         return UUID(order_id)
     except ValueError:
         raise OrderNotFound from None
-
-
-async def _database_answers(request: AnyRequest) -> bool:
-    """Look up an order that cannot exist."""
-    try:
-        await services_of(request).find(OrderLookup(ANONYMOUS, UUID(int=0)), None)
-    except OrderNotFound:
-        return True
-    except OrdersError:
-        return False
-    return True

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 
+import httpx
 import psycopg
 import pytest
 
@@ -108,6 +109,11 @@ def test_again(make: Make, run: Path, urls: Mapping[str, str]) -> None:
     assert all(before[name] == after[name] for name in ("api-1", "api-2", "relay-1", "nginx"))
     served_by = (run / "nginx" / "nginx.conf").read_text()
     assert all(url.removeprefix("http://") in served_by for url in read_env(run)["API_URLS"].split(","))
+
+    make("up", **urls, APIS="1", RELAYS="0", WORKERS="0", ORDERS_RATE_LIMIT="1")
+    health = read_env(run)["BASE_URL"] + "/health"
+    wait_until(lambda: 429 in {httpx.get(health).status_code for _ in range(5)}, 5, lambda: "nginx has no rate limit")
+    assert read_pids(run)["nginx"] == after["nginx"]
 
 
 def test_refusing_process(make: Make, run: Path, urls: Mapping[str, str]) -> None:

@@ -15,7 +15,7 @@ import pytest
 
 from dev.sandbox.process import ROOT
 from dev.sandbox.system import System
-from orders.api import fast_path, openapi, routes
+from orders.api import fast_path, health, openapi, routes
 from orders.api.listing import Query
 from orders.api.live import HEARTBEAT_SECONDS, TICK_SECONDS
 from orders.api.metrics import metrics
@@ -75,9 +75,12 @@ async def test_every_route_is_documented(api: Api) -> None:
     page = await api.client.get("/docs")
     assert page.headers["content-type"].startswith("text/html")
     assert "http" not in page.text.replace("http-equiv", "")
+    policy = page.headers["content-security-policy"]
+    assert policy.startswith("default-src 'none'; script-src 'sha256-")
+    assert "unsafe" not in policy
     served = {
         (re.sub(r":[a-z]+}", "}", path), method.lower())
-        for handler in [*routes.HANDLERS, *openapi.HANDLERS, metrics]
+        for handler in [*routes.HANDLERS, *health.HANDLERS, *openapi.HANDLERS, metrics]
         for path in handler.paths
         for method in handler.http_methods - {"OPTIONS"}
     }

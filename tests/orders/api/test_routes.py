@@ -6,6 +6,7 @@ import pytest
 from litestar import Request
 
 from dev.sandbox.wire import Wire
+from orders.api.health import CHECK_SECONDS
 from orders.api.routes import unless_gone
 from tests.eventually import eventually
 from tests.orders.conftest import NEW, Api, StartApi
@@ -86,6 +87,23 @@ async def test_health(start_api: StartApi, wire: Wire, database_url: str) -> Non
     await eventually(is_ill)
     wire.mend()
     await eventually(is_well)
+
+
+async def test_health_of_many(api: Api) -> None:
+    """
+    However often /health is asked for, the api looks at the database once in a second.
+    """
+
+    async def looks() -> float:
+        text = (await api.client.get("/metrics")).text
+        return float(next(line for line in text.splitlines() if 'rows_count{statement="read"}' in line).split()[1])
+
+    loop = asyncio.get_running_loop()
+    began, before = loop.time(), await looks()
+    for _ in range(4):
+        answers = await asyncio.gather(*(api.client.get("/health") for _ in range(50)))
+        assert {200} == {each.status_code for each in answers}
+    assert await looks() - before <= 1 + (loop.time() - began) / CHECK_SECONDS
 
 
 @pytest.fixture
