@@ -152,7 +152,8 @@ class Forwarder:
             above_mark = look.last_id > self._mark.id
             pause = self._claimer.pause_after(batch.rows, more=batch.more, above_mark=above_mark, longest=pause)
             self._rate_limit.record(batch.rows, now)
-            await self._mark.move(conn, idle=not batch.rows)
+            if await self._mark.move(conn, idle=not batch.rows):
+                pause = 0.0
         else:
             self._claimer.found_nothing()
         # Also without rows: the keeper may drop a partition only when the mark that has passed it is saved.
@@ -194,7 +195,7 @@ class Forwarder:
             rows = max_rows - len(messages)
             size = max_bytes - sum(len(message.body) for message in messages)
             if shards and rows > 0 and size > 0 and look.last_id > self._mark.id:
-                messages += await outbox_table.claim(conn, shards, self._mark.id, look.last_id, rows, size)
+                messages += await self._mark.claim(conn, shards, look.last_id, rows, size)
         self._session.stands()
         self._claimer.go_on()
         self._state.claimed(len(messages), len(shards), time.monotonic() - began)

@@ -24,6 +24,7 @@ from relay.topology import TopologyWrong, declare
 
 COMMAND_SECONDS = 60.0
 CHUNK = 500
+WRITER_IDLE_SECONDS = 60  # a writer's transaction may be idle so long
 DECLARE_SECONDS = 15.0  # of one try to connect and declare
 
 
@@ -232,12 +233,24 @@ BEGIN
     IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = {literal}) THEN
         CREATE ROLE {role} NOLOGIN;
     END IF;
+    -- A writer that leaves its transaction open holds the low-water mark. The server ends sessions that log in as this
+    -- role and do so; members of the role need a setting of their own.
+    IF NOT EXISTS (SELECT FROM pg_db_role_setting s JOIN pg_roles r ON r.oid = s.setrole, unnest(s.setconfig) AS given
+                   WHERE r.rolname = {literal} AND given LIKE 'idle_in_transaction_session_timeout=%') THEN
+        EXECUTE format('ALTER ROLE %I IN DATABASE %I SET idle_in_transaction_session_timeout = %L',
+                       {literal}, current_database(), '{WRITER_IDLE_SECONDS}s');
+    END IF;
+EXCEPTION WHEN insufficient_privilege OR reserved_name THEN
+    IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = {literal}) THEN
+        RAISE;
+    END IF;
+    RAISE WARNING 'set idle_in_transaction_session_timeout for the writers yourself: %', SQLERRM;
 END
 ${tag}$;
 
 GRANT INSERT ({columns}) ON outbox TO {role};
 GRANT USAGE ON SEQUENCE outbox_id_seq TO {role};
-GRANT EXECUTE ON FUNCTION outbox_add_partitions(integer) TO {role};"""
+GRANT EXECUTE ON FUNCTION outbox_add_partitions(integer) TO {role};"""  # noqa: S608  # both names are quoted
 
 
 def actor() -> str:

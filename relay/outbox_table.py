@@ -4,10 +4,11 @@ A function joins the transaction of the connection that it is given. It sets no 
 (`database.deadline`, which also translates psycopg's errors). Ids are of the column `outbox.id`; sizes are in bytes.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import LiteralString, NamedTuple
 
 from relay.database import Connection, DatabaseLost, refuse_read_only
+from relay.mark import Holder, Writer
 from relay.message import Message, Route
 
 SHARDS = 64
@@ -201,13 +202,36 @@ NEXT_HEAD: LiteralString = """
 """
 
 WRITERS: LiteralString = """
-    -- Every transaction that may have drawn an id and not committed it, except our own.
-    SELECT DISTINCT virtualtransaction
-    FROM pg_locks
-    WHERE locktype = 'relation' AND mode = 'RowExclusiveLock' AND granted
-      AND relation = 'outbox'::regclass
-      AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
-      AND pid IS DISTINCT FROM pg_backend_pid()
+    -- Every transaction that may have drawn an id and not committed it, except our own. A snapshot knows a transaction
+    -- by its oldest xid: the others are those of its savepoints.
+    WITH locks AS MATERIALIZED (
+        SELECT locktype, virtualtransaction AS name, transactionid AS xid, pid, database, relation, mode
+        FROM pg_locks WHERE locktype IN ('relation', 'transactionid') AND granted
+    )
+    SELECT w.name, (SELECT x.xid::text::bigint FROM locks x
+                    WHERE x.locktype = 'transactionid' AND x.mode = 'ExclusiveLock' AND x.name = w.name
+                    ORDER BY age(x.xid) DESC LIMIT 1)
+    FROM (SELECT DISTINCT name FROM locks
+          WHERE locktype = 'relation' AND mode = 'RowExclusiveLock' AND relation = 'outbox'::regclass
+            AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
+            AND pid IS DISTINCT FROM pg_backend_pid()) AS w
+"""
+
+STILL_OPEN: LiteralString = """
+    -- By this snapshot, not by pg_locks: what a transaction wrote is visible just before it releases its locks.
+    SELECT x.xid FROM (
+        SELECT xip::text::bigint & 4294967295 AS xid FROM pg_snapshot_xip(pg_current_snapshot()) AS xip
+    ) AS x WHERE x.xid = ANY (%(xids)s::bigint[])
+"""
+
+HOLDER: LiteralString = """
+    SELECT coalesce(a.pid, 0), coalesce(a.application_name, p.gid, ''), p.gid IS NOT NULL,
+           extract(epoch FROM coalesce(a.xact_start, p.prepared))::float8
+    FROM pg_locks l LEFT JOIN pg_stat_activity a ON a.pid = l.pid
+    LEFT JOIN pg_prepared_xacts p ON p.transaction = l.transactionid
+    WHERE l.locktype = 'transactionid' AND l.mode = 'ExclusiveLock' AND l.granted
+      AND l.transactionid::text::bigint = %(xid)s
+    LIMIT 1
 """
 
 LOWEST_PENDING: LiteralString = """
@@ -410,9 +434,20 @@ async def remove_parked_rows(conn: Connection, ids: list[int], keys: list[str]) 
     await conn.execute(NEXT_HEAD, {"keys": keys})
 
 
-async def writers(conn: Connection) -> list[str]:
-    """Return the transactions, except our own, that hold a writer's lock on the outbox, as pg_locks names them."""
-    return [row[0] for row in await (await conn.execute(WRITERS)).fetchall()]
+async def writers(conn: Connection) -> list[Writer]:
+    """Return the transactions, except our own, that hold a writer's lock on the outbox."""
+    return [Writer(*row) for row in await (await conn.execute(WRITERS)).fetchall()]
+
+
+async def still_open(conn: Connection, xids: Collection[int]) -> set[int]:
+    """Return those of these transactions whose rows neither this statement nor an earlier one has seen."""
+    return {row[0] for row in await (await conn.execute(STILL_OPEN, {"xids": list(xids)})).fetchall()}
+
+
+async def holder(conn: Connection, xid: int) -> Holder | None:
+    """Return who holds this transaction open; None if it has ended."""
+    row = await (await conn.execute(HOLDER, {"xid": xid})).fetchone()
+    return None if row is None else Holder(*row)
 
 
 async def lowest_pending(conn: Connection, above: int, upto: int) -> int | None:

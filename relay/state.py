@@ -7,6 +7,7 @@ from collections.abc import Iterable
 
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
+from relay.mark import Holder
 from relay.message import Answer
 from relay.metrics import Histogram
 
@@ -29,6 +30,10 @@ class RelayState:
         self.blocked_keys = 0  # keys that wait for an operator
         self.parked_rows = 0
         self.mark = 0  # the low-water mark: a row id
+        self.floor = 0  # claims start above this row id
+        self.mark_behind_rows = 0  # ids that were drawn above the mark
+        self.mark_held_by_xid: int | None = None  # the transaction that has held the mark for longest
+        self.mark_held_by: Holder | None = None  # who holds it open
         self.partitions_left: set[str] = set()  # by name: others have detached them, and the relay leaves them alone
         self.relays = 1  # that share the shards
         self.closed_routes: dict[str, str] = {}  # by route: the reason of its last failure
@@ -69,6 +74,10 @@ class RelayState:
         )
         gauge("blocked_keys", "Keys that wait for an operator").set_function(lambda: self.blocked_keys)
         gauge("parked_rows", "Rows that wait with their key").set_function(lambda: self.parked_rows)
+        gauge("mark_behind_rows", "Row ids above the low-water mark").set_function(lambda: self.mark_behind_rows)
+        gauge("mark_held_seconds", "Age of the transaction that holds the low-water mark").set_function(
+            lambda: self.mark_held_seconds
+        )
         gauge("closed_routes", "Routes that do not take messages now").set_function(lambda: len(self.closed_routes))
         gauge("broker_connected", "1 while the broker takes messages").set_function(lambda: self.broker == "connected")
         gauge("database_connected", "1 while the database answers").set_function(lambda: self.database == "connected")
@@ -78,6 +87,12 @@ class RelayState:
     def turned(self) -> None:
         """Record that the main loop turned just now: the relay is live for `LIVE_SECONDS` more."""
         self._turned = time.monotonic()
+
+    @property
+    def mark_held_seconds(self) -> float:
+        """For how long a transaction has held the mark; 0 without one, or if its beginning is not to be seen."""
+        since = None if self.mark_held_by is None else self.mark_held_by.since
+        return 0.0 if since is None else max(0.0, time.time() - since)
 
     @property
     def is_live(self) -> bool:
@@ -136,6 +151,8 @@ class RelayState:
             "parked_rows": self.parked_rows,
             "closed_routes": self.closed_routes,
             "mark": self.mark,
+            "mark_behind_rows": self.mark_behind_rows,
+            "mark_held_by": self.mark_held_by,
             "relays": self.relays,
             "uptime_seconds": round(time.time() - self.started, 1),
         }

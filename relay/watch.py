@@ -22,6 +22,7 @@ log = logging.getLogger("relay")
 COUNT_SECONDS = 1.0
 DEADLINE_SECONDS = 3.0
 COUNTED = 20_000  # rows; a larger backlog is estimated from the ids, since counting it costs too much
+COUNTED_IDS = 200_000  # above the floor; while that has not risen yet, the rows sent lie there too
 
 SESSION: LiteralString = """
     SET tcp_user_timeout = '3s';
@@ -73,11 +74,17 @@ async def _listen(conn: Connection, state: RelayState, wake: asyncio.Event) -> N
 async def _count(conn: Connection, state: RelayState) -> None:
     await ask_for_writes(conn)
     saved = await outbox_table.read_mark(conn)
-    above = max(state.mark, saved.mark) if saved.mark <= saved.last_id else 0
-    pending = await outbox_table.count_pending(conn, above, saved.last_id, COUNTED)
+    above = max(state.floor, saved.mark) if saved.mark <= saved.last_id else 0
+    upto = min(saved.last_id, above + COUNTED_IDS)
+    pending = await outbox_table.count_pending(conn, above, upto, COUNTED)
     pending_rows, oldest = pending.rows, pending.oldest_seconds
     if pending_rows == COUNTED and pending.last_id is not None:
         pending_rows += saved.last_id - pending.last_id
+    else:
+        pending_rows += saved.last_id - upto
+    state.mark_behind_rows = max(0, saved.last_id - max(state.mark, saved.mark))
+    xid = state.mark_held_by_xid
+    state.mark_held_by = None if xid is None else await outbox_table.holder(conn, xid)
     waiting = await outbox_table.count_waiting(conn, COUNTED * 5)
     if waiting.oldest_parked_id is not None:
         oldest = max(oldest or 0.0, await outbox_table.age_of(conn, waiting.oldest_parked_id) or 0.0)

@@ -493,6 +493,18 @@ _ALL = (
         ("src/orders/database/cancel_orders.py", "FOR NO KEY UPDATE OF o SKIP LOCKED", "FOR NO KEY UPDATE OF o"),
     ),
     _plant(
+        "L4",
+        "claims start from the mark, and read all that was sent above it while a writer holds it",
+        "tests/relay/test_held_mark.py::test_a_held_mark[open]",
+        ("relay/stored_mark.py", "claim(conn, shards, floor.id, upto", "claim(conn, shards, self.id, upto"),
+    ),
+    _plant(
+        "L7",
+        "a claim above the floor does not ask whether the transactions that the floor leans on are still open",
+        "tests/relay/test_held_mark.py::test_a_held_mark[open]",
+        ("relay/stored_mark.py", "if not floor.fence or not", "if True or not"),
+    ),
+    _plant(
         "L6",
         "a process opens connection after connection though those that it severed stand",
         "tests/orders/database/test_severing.py::test_severed_connections_that_stand_are_bounded",

@@ -31,7 +31,12 @@ SETTINGS = {
     "timezone": "UTC",
 }
 # A checkpoint for each database that is made and dropped would cost more than the tests in it.
-WITHOUT_FLUSHES = {"fsync": "off", "max_wal_size": "4GB", "max_connections": "500"}
+WITHOUT_FLUSHES = {
+    "fsync": "off",
+    "max_wal_size": "4GB",
+    "max_connections": "500",
+    "max_prepared_transactions": "10",
+}
 
 
 class Identity(msgspec.Struct, frozen=True):

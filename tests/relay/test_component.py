@@ -104,6 +104,28 @@ async def test_schema_creates_a_writer_that_is_missing(servers: Servers, role: s
             )
 
 
+@pytest.mark.parametrize("own", [None, "5s"])
+async def test_schema_bounds_the_idle_transactions_of_a_writer(servers: Servers, role: str, own: str | None) -> None:
+    """
+    `relay schema --writer` sets the role's idle_in_transaction_session_timeout, unless it has one.
+    """
+    with places.database(servers) as url:
+        async with await AsyncConnection.connect(url, autocommit=True) as conn:
+            name = sql.Identifier(role)
+            await conn.execute(sql.SQL("CREATE ROLE {}").format(name))
+            if own is not None:
+                setting = sql.SQL("ALTER ROLE {} SET idle_in_transaction_session_timeout = {}")
+                await conn.execute(setting.format(name, sql.Literal(own)))
+            _, printed, _ = await asyncio.to_thread(operator, url, "schema", "--writer", role)
+            await conn.execute(printed.encode())
+            cursor = await conn.execute(
+                "SELECT unnest(setconfig) FROM pg_db_role_setting s JOIN pg_roles r ON r.oid = setrole "
+                "WHERE rolname = %s",
+                [role],
+            )
+            assert await cursor.fetchall() == [(f"idle_in_transaction_session_timeout={own or '60s'}",)]
+
+
 async def test_schema_loads_whole_or_not_at_all(servers: Servers) -> None:
     """
     A writer that cannot be created leaves no table behind; without a writer, no grants are printed.

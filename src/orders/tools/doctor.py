@@ -7,6 +7,7 @@ those that wait for an operator; `orders reconcile` compares all of them.
 import asyncio
 import sys
 from collections.abc import AsyncIterator, Awaitable, Iterator
+from datetime import UTC, datetime
 
 import click
 import httpx
@@ -72,6 +73,30 @@ class ApiHealth(msgspec.Struct, frozen=True):
     database: str
 
 
+class MarkHolder(msgspec.Struct, frozen=True):
+    """Who holds a relay's low-water mark: a backend, or with pid 0 a prepared transaction."""
+
+    pid: int
+    name: str
+    prepared: bool
+    since: float | None  # seconds since the epoch
+
+    def complaint(self, behind_rows: int) -> str:
+        """Say who it is, and how to end it."""
+        since = (
+            "" if self.since is None else f", open since {datetime.fromtimestamp(self.since, UTC):%Y-%m-%dT%H:%M:%SZ},"
+        )
+        if self.prepared:
+            name = self.name.replace("'", "''")
+            who, end = (
+                f"the prepared transaction {self.name!r}",
+                f"ROLLBACK PREPARED '{name}'` or `COMMIT PREPARED '{name}'",
+            )
+        else:
+            who, end = f"a transaction of {self.name!r} (pid {self.pid})", f"SELECT pg_terminate_backend({self.pid})"
+        return f"{who}{since} holds the low-water mark {behind_rows} rows back, and with it old partitions: `{end}`"
+
+
 class RelayStatus(msgspec.Struct, frozen=True):
     """What we read of a relay's `/status`."""
 
@@ -81,6 +106,8 @@ class RelayStatus(msgspec.Struct, frozen=True):
     blocked_keys: int
     backlog: int
     oldest_pending_seconds: float
+    mark_behind_rows: int = 0  # a relay of an earlier version does not say
+    mark_held_by: MarkHolder | None = None
 
     def says(self) -> str:
         """Summarise a healthy state in one line."""
@@ -100,6 +127,8 @@ class RelayStatus(msgspec.Struct, frozen=True):
             yield f"{self.blocked_keys} keys are blocked: see `relay blocked`, then `relay retry` or `relay skip`"
         if self.oldest_pending_seconds > OLD_SECONDS:
             yield f"the oldest unsent event is {self.oldest_pending_seconds:.0f} s old"
+        if self.mark_held_by is not None:
+            yield self.mark_held_by.complaint(self.mark_behind_rows)
 
 
 class WorkerStatus(msgspec.Struct, frozen=True):

@@ -20,7 +20,7 @@ from dev.sandbox.ports import free_port
 from dev.sandbox.servers import Servers
 from orders.broker import rabbitmq
 from orders.database.server_state import ServerState
-from orders.tools.doctor import RelayStatus, WorkerStatus, complaints_of_server
+from orders.tools.doctor import MarkHolder, RelayStatus, WorkerStatus, complaints_of_server
 from tests import places, warm
 from tests.conftest import StartSystem
 from tests.eventually import eventually
@@ -252,6 +252,14 @@ def test_nothing_to_look_at(tmp_path: Path) -> None:
         ({"blocked_keys": 2}, ["`relay blocked`"]),
         ({"oldest_pending_seconds": 11.0}, ["11 s old"]),
         ({"closed_routes": {"orders/order.placed": "its queue is full"}}, ["its queue is full"]),
+        (
+            {"mark_behind_rows": 7000, "mark_held_by": MarkHolder(pid=71, name="shop", prepared=False, since=0.0)},
+            ["'shop' (pid 71), open since 1970-01-01T00:00:00Z, holds the low-water mark 7000 rows back"],
+        ),
+        (
+            {"mark_behind_rows": 7000, "mark_held_by": MarkHolder(pid=0, name="it's", prepared=True, since=None)},
+            ["`ROLLBACK PREPARED 'it''s'`"],
+        ),
     ],
 )
 def test_what_a_relay_tells(told: dict[str, object], said: list[str]) -> None:
