@@ -471,6 +471,16 @@ _ALL = (
         ),
     ),
     _plant(
+        "O25",
+        "an expired message fails its order",
+        "tests/orders/database/test_dead_letters_table.py::test_a_message_that_the_broker_gave_up_brings_its_order_back",
+        (
+            "src/orders/database/dead_letters_table.py",
+            "    elif letter.given_up is not None and not await",
+            "    elif False and letter.given_up is not None and not await",
+        ),
+    ),
+    _plant(
         "L1",
         "a claim waits for an order that a stranger has locked, and its batch with it",
         "tests/orders/work/test_locked_orders.py::test_others_are_claimed_while_one_is_locked",

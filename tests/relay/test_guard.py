@@ -3,11 +3,9 @@
 import asyncio
 import signal
 from pathlib import Path
-from urllib.parse import quote, urlsplit
 
 import aiormq
 import aiormq.exceptions
-import httpx
 import pytest
 from aiormq.abc import AbstractChannel, FieldTable
 from psycopg import AsyncConnection
@@ -26,6 +24,7 @@ from relay.settings import Settings
 from relay.state import RelayState
 from relay.topology import shape_of
 from tests.eventually import eventually
+from tests.policies import put_policy
 from tests.relay.conftest import StartRelay
 from tests.relay.service import (
     Recorder,
@@ -447,25 +446,6 @@ async def _says_no_quorum(relay: RelayProcess) -> bool:
     return "no quorum queue" in str(await relay.says("closed_routes"))
 
 
-async def put_policy(servers: Servers, amqp_url: str, queue: str, definition: dict[str, object]) -> None:
-    """Have this queue follow a policy, and wait until it does."""
-    url = urlsplit(servers.management_url or "")
-    vhost = quote(urlsplit(amqp_url).path[1:], safe="")
-    async with httpx.AsyncClient(
-        base_url=f"http://{url.hostname}:{url.port}/api",
-        auth=(url.username or "", url.password or ""),
-        trust_env=False,
-    ) as client:
-        policy = {"pattern": f"^{queue}$", "definition": definition, "apply-to": "queues"}
-        (await client.put(f"/policies/{vhost}/test", json=policy)).raise_for_status()
-
-        async def is_followed() -> bool:
-            found = (await client.get(f"/queues/{vhost}/{queue}")).raise_for_status().json()
-            return bool(found.get("effective_policy_definition") == definition)
-
-        await eventually(is_followed, 20)
-
-
 @pytest.mark.parametrize(
     ("spoil", "line"),
     [
@@ -493,7 +473,7 @@ async def test_management_shows_what_amqp_does_not(
             await channel.queue_declare(queues, durable=True, arguments=arguments)
             await channel.queue_bind(queues, "orders", "order.placed")
     if spoil == "drop":
-        await put_policy(servers, topology, queues, {"max-length": 10})
+        await put_policy(servers, topology, f"^{queues}$", {"max-length": 10}, queue=queues)
     relay = RelayProcess(
         database_url,
         topology,
@@ -541,7 +521,7 @@ async def test_a_policy_that_gives_up_messages_is_named(
     running = RelayProcess(database_url, topology, tmp_path, **its).start()
     try:
         await running.ready()
-        await put_policy(servers, topology, queue, definition)
+        await put_policy(servers, topology, f"^{queue}$", definition, queue=queue)
         await eventually(lambda: f"WARNING {line}" in running.log.read_text(), 20)
         assert running.log.read_text().count(line) == 1
         (tmp_path / "late").mkdir()
@@ -552,7 +532,7 @@ async def test_a_policy_that_gives_up_messages_is_named(
             late.kill()
         assert late.log.read_text().startswith(f"relay: {line}")
         assert late.log.read_text().count("\n") == 1
-        await put_policy(servers, topology, queue, {"delivery-limit": 1000})
+        await put_policy(servers, topology, f"^{queue}$", {"delivery-limit": 1000}, queue=queue)
         await eventually(lambda: f"mended: {line}" in running.log.read_text(), 20)
         assert running.runs
     finally:

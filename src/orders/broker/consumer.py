@@ -3,7 +3,9 @@
 import asyncio
 import contextlib
 import logging
+import struct
 from collections.abc import Callable
+from typing import Any
 
 import aiormq
 from aiormq.abc import AbstractConnection, ChannelFrame
@@ -11,6 +13,7 @@ from aiormq.channel import Channel
 from aiormq.exceptions import AMQPError
 from pamqp.base import Frame
 from pamqp.commands import Basic
+from pamqp.header import ContentHeader
 
 from orders.broker import amqp_bytes, rabbitmq
 from orders.broker.frame_filter import HEADER, METHOD, FilteredTransport
@@ -22,6 +25,7 @@ log = logging.getLogger(__name__)
 CALL_SECONDS = 5.0
 MAX_BODY_BYTES = 1 << 20  # of a larger body only the first KEPT_BYTES are kept: no event is as large
 KEPT_BYTES = 64 << 10
+LARGEST_HEADER_BYTES = 16 << 10  # pamqp takes the square of them
 
 
 class PendingAcks:
@@ -132,6 +136,23 @@ class Delivery:
     def header(self, name: str) -> str | None:
         """Return a header of the message; None if it is absent or no string."""
         return amqp_bytes.read_string(self._header, name.encode())
+
+    def reason_of_death(self, queue: str) -> str | None:
+        """Return why `queue` dead-lettered the message last, by RabbitMQ's x-death; None if that does not say.
+
+        RabbitMQ's reasons are rejected, expired, maxlen and delivery_limit; a forged header may hold any.
+        """
+        header = ContentHeader()
+        try:
+            if len(self._header) <= LARGEST_HEADER_BYTES:
+                header.unmarshal(self._header)
+            deaths: Any = (header.properties.headers or {}).get("x-death", ())
+            for death in deaths:  # the newest first
+                if death["queue"] == queue:
+                    return str(death["reason"])
+        except (ValueError, LookupError, TypeError, ArithmeticError, OSError, struct.error, RecursionError):
+            pass  # forged, or cut off
+        return None
 
     def ack(self) -> None:
         """Ack the message, at the next turn of the consumer. If the ack is lost, the message is delivered again."""

@@ -14,6 +14,7 @@ from orders.broker import rabbitmq
 from orders.broker.rabbitmq import BrokerUnavailable
 from orders.model.errors import StartupError
 from orders.model.events import EXCHANGE, REQUIRED
+from orders.model.work_message import MOST_DELIVERIES
 from orders.runtime.retry_pauses import backoff
 
 WORK_QUEUE = "orders.work"
@@ -22,12 +23,12 @@ DEAD_EXCHANGE = "orders.dead"
 
 WORK_ARGUMENTS: FieldTable = {
     "x-queue-type": "quorum",
-    "x-delivery-limit": 1000,
+    "x-delivery-limit": MOST_DELIVERIES,
     "x-dead-letter-exchange": DEAD_EXCHANGE,
     "x-dead-letter-strategy": "at-least-once",
     "x-overflow": "reject-publish",  # at-least-once dead-lettering needs it
 }
-DEAD_ARGUMENTS: FieldTable = {"x-queue-type": "quorum", "x-delivery-limit": 1000}
+DEAD_ARGUMENTS: FieldTable = {"x-queue-type": "quorum", "x-delivery-limit": MOST_DELIVERIES}
 
 QUEUES: Mapping[str, FieldTable] = {WORK_QUEUE: WORK_ARGUMENTS, DEAD_QUEUE: DEAD_ARGUMENTS}
 MEND = "run `orders topology`"

@@ -3,6 +3,9 @@
 A worker sends such a message to the dead-letter queue; a worker moves that queue into the table, and fails the order in
 the same transaction: only an order that waits for this very event, and only if it is not terminal. Nothing else that
 the message says is trusted, its headers least of all.
+
+A message that the broker itself gave up is no dead letter: that is the fault of a policy, not of the order. The order's
+message goes to `retries` and comes back through the outbox. A forged x-death can have it sent once more, at most.
 """
 
 from collections.abc import Sequence
@@ -14,9 +17,9 @@ from uuid import UUID
 import msgspec
 import psycopg
 from psycopg import AsyncConnection
-from psycopg.rows import class_row, dict_row
+from psycopg.rows import TupleRow, class_row, dict_row
 
-from orders.database import attempt_log, orders_table, outbox_table
+from orders.database import attempt_log, orders_table, outbox_table, retries_table
 from orders.database.row_locks import Busy
 from orders.model import events, work_message
 from orders.model.events import Event, data_of
@@ -30,6 +33,7 @@ DeadLetterKind = Literal[
 ]
 
 UNDELIVERABLE = "the broker gave it up: it was delivered too often, and never answered"
+UNEXPLAINED = "its message came to the dead letters, and no worker of ours says why"
 MAX_STORED_BYTES = 64 << 10  # of a message's body
 
 COLUMNS: LiteralString = "fingerprint, order_id, event_id, kind, reason"
@@ -77,7 +81,20 @@ FAIL_ORDER: LiteralString = f"""
     {outbox_table.APPEND}
 """
 
+BRING_BACK: LiteralString = f"""
+    WITH added AS (
+        {retries_table.BRING_BACK}
+        RETURNING order_id, due_at
+    ), logged AS (
+        UPDATE orders o
+        SET attempt_log = log_attempt(attempt_log, attempts, NULL, %b, NULL, NULL, %b, due_at)
+        FROM added WHERE o.order_id = added.order_id
+    )
+    SELECT extract(epoch FROM due_at - clock_timestamp())::float8 FROM added
+"""
+
 MARK_POISON: LiteralString = "INSERT INTO verdicts (event_id, reason) VALUES (%b, %b) ON CONFLICT DO NOTHING"
+HAS_POISON_MARK: LiteralString = "SELECT FROM verdicts WHERE event_id = %b"
 TAKE_POISON_MARK: LiteralString = "DELETE FROM verdicts WHERE event_id = %b RETURNING reason"
 
 GROUPS: LiteralString = """
@@ -141,6 +158,25 @@ class DeadLetter(msgspec.Struct, frozen=True):
 
     body: bytes
     size: int
+    given_up: "GivenUp | None" = None
+
+
+class GivenUp(msgspec.Struct, frozen=True):
+    """Why the broker itself gave a message up, as its headers say, and their trace context. `cause`: for people."""
+
+    reason: str  # expired, maxlen or delivery_limit
+    cause: str
+    traceparent: str
+
+
+class BroughtBack(msgspec.Struct, frozen=True):
+    """A message that the broker gave up is no dead letter: its order gets another in `seconds`.
+
+    None: no order waits for the message, or another is on its way already.
+    """
+
+    order_id: UUID
+    seconds: float | None
 
 
 class ReasonGroup(msgspec.Struct, frozen=True, kw_only=True):
@@ -172,11 +208,13 @@ class LetterSelection(msgspec.Struct, frozen=True, kw_only=True):
     reason: str | None = None
 
 
-async def store(conn: AsyncConnection, batch: Sequence[PoisonMark | DeadLetter]) -> list[Busy | None]:
+async def store(conn: AsyncConnection, batch: Sequence[PoisonMark | DeadLetter]) -> list[BroughtBack | Busy | None]:
     """Store poison marks and dead letters, and fail the orders of the latter, in one transaction.
 
-    Harmless to repeat. Returns None for each item, or Busy for one whose order or letter another session has locked;
-    nothing is stored of that. If the lock is not the order's, each item gets a transaction of its own.
+    The order of a message that the broker gave up does not fail; it gets its message once more. Harmless to repeat.
+    Returns None for each item that is stored, BroughtBack for one that is no dead letter, or Busy for one whose order
+    or letter another session has locked; nothing is stored of that. If the lock is not the order's, each item gets a
+    transaction of its own.
     """
     try:
         async with conn.transaction():
@@ -188,7 +226,7 @@ async def store(conn: AsyncConnection, batch: Sequence[PoisonMark | DeadLetter])
     return [answer for item in batch for answer in await store(conn, [item])]
 
 
-async def _store(conn: AsyncConnection, item: PoisonMark | DeadLetter) -> Busy | None:
+async def _store(conn: AsyncConnection, item: PoisonMark | DeadLetter) -> BroughtBack | Busy | None:
     match item:
         case PoisonMark():
             await _mark_poison(conn, item)
@@ -208,7 +246,7 @@ async def _mark_poison(conn: AsyncConnection, mark: PoisonMark) -> None:
     await conn.execute(MARK_POISON, [mark.event_id, storable_text(mark.reason)], prepare=True)
 
 
-async def _store_letter(conn: AsyncConnection, letter: DeadLetter) -> Busy | None:
+async def _store_letter(conn: AsyncConnection, letter: DeadLetter) -> BroughtBack | Busy | None:
     try:
         message = work_message.parse(letter.body, letter.size)
     except InvalidMessage as invalid:
@@ -220,6 +258,8 @@ async def _store_letter(conn: AsyncConnection, letter: DeadLetter) -> Busy | Non
         cursor = await conn.execute(ORDER_EXISTS, [message.order_id], prepare=True)
         if await cursor.fetchone() is not None:
             return Busy(message.order_id)
+    elif letter.given_up is not None and not await _is_at_fault(conn, letter.given_up, message, row):
+        return await _bring_back(conn, letter, letter.given_up, message, row)
     cursor = await conn.execute(COUNT_ARRIVAL, [message.event_id], prepare=True)
     if await cursor.fetchone() is not None:
         return None
@@ -232,11 +272,30 @@ async def _store_letter(conn: AsyncConnection, letter: DeadLetter) -> Busy | Non
     return None
 
 
+async def _is_at_fault(conn: AsyncConnection, given_up: GivenUp, message: WorkMessage, row: TupleRow) -> bool:
+    """Whether the order itself shows that it is poison: by its mark, or by as many attempts as we allow deliveries."""
+    if given_up.reason == "delivery_limit" and orders_table.order_of(row).attempts >= work_message.MOST_DELIVERIES:
+        return True
+    cursor = await conn.execute(HAS_POISON_MARK, [message.event_id], prepare=True)
+    return await cursor.fetchone() is not None
+
+
+async def _bring_back(
+    conn: AsyncConnection, letter: DeadLetter, given_up: GivenUp, message: WorkMessage, row: TupleRow
+) -> BroughtBack:
+    if orders_table.order_of(row).status in TERMINAL or row[-1] not in {None, message.event_id}:
+        return BroughtBack(message.order_id, None)
+    retry = [message.event_id, letter.body, given_up.traceparent, message.order_id]
+    cursor = await conn.execute(BRING_BACK, [*retry, given_up.reason, storable_text(given_up.cause)], prepare=True)
+    added = await cursor.fetchone()
+    return BroughtBack(message.order_id, added[0] if added else None)
+
+
 async def _store_and_fail(conn: AsyncConnection, letter: DeadLetter, message: WorkMessage, order: Order) -> None:
     cursor = await conn.execute(TAKE_POISON_MARK, [message.event_id], prepare=True)
     mark = await cursor.fetchone()
     kind: DeadLetterKind = "deadly" if mark else "undeliverable"
-    reason = mark[0] if mark else UNDELIVERABLE
+    reason = mark[0] if mark else UNDELIVERABLE if letter.given_up else UNEXPLAINED
     await _insert(conn, letter, kind, reason, message)
     if order.status not in TERMINAL:
         event = _failed(order, reason)

@@ -20,6 +20,23 @@ ADD: LiteralString = f"""
     ON CONFLICT (order_id) DO UPDATE SET due_at = excluded.due_at
 """
 
+# Adds the message of an order that the broker gave up, so that it is sent once more. The pause is half the order's age,
+# a second to a minute, and less up to half of it at random: a policy that goes on taking messages costs little, and
+# many orders come back spread over a minute. A retry that waits already stays, unless it is of an earlier event.
+BRING_BACK: LiteralString = f"""
+    INSERT INTO retries ({COLUMNS})
+    SELECT order_id,
+           clock_timestamp() + (0.5 + random() / 2) * least(
+               greatest(clock_timestamp() - coalesce(placed_at, created_at), interval '2 s') / 2, interval '1 min'
+           ),
+           %b, %b, %b
+    FROM orders WHERE order_id = %b
+    ON CONFLICT (order_id) DO UPDATE
+    SET due_at = excluded.due_at, event_id = excluded.event_id, body = excluded.body,
+        traceparent = excluded.traceparent
+    WHERE retries.event_id <> excluded.event_id
+"""
+
 # Not clock_timestamp(): it is volatile, so no index could be searched by the condition.
 # The order's row is locked before its outbox row gets an id, as in every statement that writes events of this key. The
 # message goes straight to the queue, by the default exchange: it is no news for other subscribers.

@@ -11,6 +11,7 @@ from orders.model.errors import OrdersError
 from orders.model.storable_text import storable_text
 
 MAX_EVENT_BYTES = 64 << 10  # an event of ours has some hundred bytes
+MOST_DELIVERIES = 1000  # of a message that is never answered; then the broker gives it up
 MAX_TYPE_CHARACTERS = 100  # of a foreign event's type, in the error's text
 
 InvalidKind = Literal["malformed", "oversized"]

@@ -9,7 +9,7 @@ from psycopg import AsyncConnection
 from orders.database import claim_orders, dead_letters_table, outbox_table
 from orders.database.batcher import Batcher, Limits
 from orders.database.claim_orders import Claim
-from orders.database.dead_letters_table import DeadLetter, PoisonMark
+from orders.database.dead_letters_table import BroughtBack, DeadLetter, PoisonMark
 from orders.database.finish_orders import Finish, Finished, finish_orders
 from orders.database.notify import RelayNotifier
 from orders.database.postpone_orders import Postpone, postpone_orders
@@ -37,7 +37,9 @@ class WorkBatches:
             "finish", url, finish, LIMITS, mend=add_partitions, session=LOCK_TIMEOUT
         )
         self.postpone = Batcher[Postpone, None]("postpone", url, postpone_orders, LIMITS)
-        self.store = Batcher[DeadLetter | PoisonMark, None]("bury", url, store, LIMITS, mend=add_partitions)
+        self.store = Batcher[DeadLetter | PoisonMark, BroughtBack | None](
+            "bury", url, store, LIMITS, mend=add_partitions
+        )
         self._stack = AsyncExitStack()
 
     async def __aenter__(self) -> "WorkBatches":

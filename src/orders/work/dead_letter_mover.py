@@ -1,29 +1,58 @@
-"""Move the dead-letter queue into its table; a message is acked once its row is committed."""
+"""Move the dead-letter queue into its table; a message is acked once its row is committed.
+
+A message that the broker itself gave up is no dead letter: its order gets another message.
+"""
 
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 
+from prometheus_client import Counter
+
 from orders.broker.consumer import Consumer, Delivery
-from orders.broker.topology import DEAD_QUEUE
-from orders.database.dead_letters_table import DeadLetter
+from orders.broker.topology import DEAD_QUEUE, WORK_QUEUE
+from orders.database.dead_letters_table import BroughtBack, DeadLetter, GivenUp
 from orders.model import work_message
+from orders.model.traceparent import continue_trace
 from orders.model.work_message import InvalidMessage
 from orders.runtime.crash import stop_the_process_if_it_crashed
 
 log = logging.getLogger(__name__)
 
 PREFETCH = 50
+QUIET_SECONDS = 60.0  # between two lines about messages that the broker gave up for the same reason
+
+BROUGHT_BACK = Counter(
+    "orders_worker_brought_back_total", "Orders whose message the broker gave up, by its reason", ["reason"]
+)
+# The limit behind each of RabbitMQ's reasons. An order is not at fault for any of them.
+LIMITS = {"expired": "message-ttl", "maxlen": "max-length", "delivery_limit": "delivery-limit"}
+
+
+def unknown_policy(limit: str) -> str:
+    """Return the cause of a message that was given up, where no management interface shows the policy."""
+    return f"a policy sets {limit} on {WORK_QUEUE}, or did: take it away"
 
 
 class DeadLetterMover:
     """Owns the consumer of the dead-letter queue and the messages in hand."""
 
-    def __init__(self, amqp_url: str, store: Callable[[DeadLetter], Awaitable[None]]) -> None:
-        """`store` returns once the dead letter is committed. `stored` counts the letters since the start."""
+    def __init__(
+        self,
+        amqp_url: str,
+        store: Callable[[DeadLetter], Awaitable[BroughtBack | None]],
+        cause: Callable[[str], str] = unknown_policy,
+    ) -> None:
+        """`store` returns once the dead letter is committed, or its order's next message.
+
+        `cause` returns which policy sets a limit on the work queue. `stored` and `brought_back` count from the start.
+        """
         self.store = store
+        self.cause = cause
         self.consumer = Consumer(amqp_url, DEAD_QUEUE, PREFETCH, self._take)
         self.stored = 0
+        self.brought_back = 0
+        self._quiet_until: dict[str, float] = {}  # by reason
         self._tasks: set[asyncio.Task[None]] = set()
         self._consuming: asyncio.Task[None] | None = None
 
@@ -49,10 +78,31 @@ class DeadLetterMover:
         task.add_done_callback(stop_the_process_if_it_crashed)
 
     async def _store(self, delivery: Delivery) -> None:
-        await self.store(DeadLetter(delivery.body, delivery.size))
-        self.stored += 1
-        log.warning("a dead letter is stored: %s", _name_of(delivery))
+        given_up = self._given_up(delivery)
+        back = await self.store(DeadLetter(delivery.body, delivery.size, given_up))
+        if back is None or given_up is None:
+            self.stored += 1
+            log.warning("a dead letter is stored: %s", _name_of(delivery))
+        elif back.seconds is not None:
+            self.brought_back += 1
+            BROUGHT_BACK.labels(given_up.reason).inc()
+            self._warn(given_up, back)
         delivery.ack()
+
+    def _given_up(self, delivery: Delivery) -> GivenUp | None:
+        reason = delivery.reason_of_death(WORK_QUEUE)
+        if reason not in LIMITS:
+            return None  # a worker rejected it, or nothing is known of it
+        return GivenUp(reason, self.cause(LIMITS[reason]), continue_trace(delivery.header("traceparent")))
+
+    def _warn(self, given_up: GivenUp, back: BroughtBack) -> None:
+        now = asyncio.get_running_loop().time()
+        if now >= self._quiet_until.get(given_up.reason, 0.0):
+            self._quiet_until[given_up.reason] = now + QUIET_SECONDS
+            log.warning(
+                "RabbitMQ gave up messages of %s (%s): %s; their orders are not at fault and come back, %s in %.0f s",
+                WORK_QUEUE, given_up.reason, given_up.cause, back.order_id, back.seconds or 0.0,
+            )  # fmt: skip
 
 
 def _name_of(delivery: Delivery) -> str:

@@ -34,6 +34,7 @@ class WorkerHealth(msgspec.Struct, frozen=True):
             "locked": self.batches.locked() + len(self.retries.locked),
             **msgspec.structs.asdict(self.orders.counters),
             "buried": self.dead_letters.stored,
+            "brought_back": self.dead_letters.brought_back,
             "broker": "connected" if self.consumer.connected else "disconnected",
             "database": "connected" if self.is_database_connected() else "disconnected",
         }

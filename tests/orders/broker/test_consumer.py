@@ -4,15 +4,17 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from typing import Any
 
 import aiormq
 import pytest
 from aiormq.abc import AbstractChannel
 from pamqp.base import Frame
 from pamqp.commands import Basic
+from pamqp.header import ContentHeader
 
 from orders.broker import rabbitmq, topology
-from orders.broker.consumer import KEPT_BYTES, MAX_BODY_BYTES, Consumer, Delivery, PendingAcks
+from orders.broker.consumer import KEPT_BYTES, LARGEST_HEADER_BYTES, MAX_BODY_BYTES, Consumer, Delivery, PendingAcks
 from orders.broker.topology import DEAD_QUEUE, WORK_QUEUE
 from tests.eventually import eventually
 
@@ -194,3 +196,32 @@ async def test_deliveries_are_a_sign_of_life(
             hand.deliveries[-1].ack()
 
     assert sum("consuming" in record.message for record in caplog.records) == 1
+
+
+DEATHS: list[object] = [
+    {"queue": "elsewhere", "reason": "rejected"}, {"queue": WORK_QUEUE, "reason": "expired"},
+    {"queue": WORK_QUEUE, "reason": "rejected"},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("headers", "reason"),
+    [
+        ({"x-death": DEATHS}, "expired"),
+        ({"x-death": DEATHS[:1]}, None),
+        ({}, None),
+        ({"x-death": "expired"}, None),
+        ({"x-death": [{}]}, None),
+        ({"x-death": DEATHS, "long": "x" * LARGEST_HEADER_BYTES}, None),
+    ],
+)
+def test_reason_of_death(headers: dict[str, Any], reason: str | None) -> None:
+    """
+    A message tells why a queue dead-lettered it last; a forged header tells nothing, and harms nothing.
+    """
+    header = ContentHeader(0, 1, Basic.Properties(headers=headers)).marshal()
+    wire: Any = None
+
+    assert Delivery(wire, 1, header, b"x", 1, redelivered=False).reason_of_death(WORK_QUEUE) == reason
+    for end in range(0, min(len(header), 200), 7):
+        Delivery(wire, 1, header[:end], b"x", 1, redelivered=False).reason_of_death(WORK_QUEUE)

@@ -3,7 +3,17 @@
 import msgspec
 from psycopg import AsyncConnection
 
-from orders.database.dead_letters_table import UNDELIVERABLE, DeadLetter, PoisonMark, store
+from orders.database import attempt_log
+from orders.database.dead_letters_table import (
+    UNDELIVERABLE,
+    UNEXPLAINED,
+    BroughtBack,
+    DeadLetter,
+    GivenUp,
+    PoisonMark,
+    store,
+)
+from orders.database.postpone_orders import Postpone, postpone_orders
 from orders.database.redrive_orders import Redrive, redrive_orders
 from orders.model import events
 from orders.model.events import Data
@@ -14,6 +24,10 @@ from tests.orders.work_samples import LETTERS, STATUSES, claim, fail, place, row
 
 def letter(body: bytes, size: int | None = None) -> DeadLetter:
     return DeadLetter(body, len(body) if size is None else size)
+
+
+def expired(body: bytes, reason: str = "expired") -> DeadLetter:
+    return DeadLetter(body, len(body), GivenUp(reason, "policy 'all' sets a limit", continue_trace(None)))
 
 
 def forged_event(order_id: object = None) -> bytes:
@@ -55,11 +69,11 @@ async def test_order_fails_with_its_own_event(conn: AsyncConnection) -> None:
         await store(conn, [letter(given_up.event.body), letter(deadly.event.body)])
 
     assert await rows(conn, LETTERS) == [
-        (given_up.order.order_id, "undeliverable", UNDELIVERABLE, "dead", 2),
+        (given_up.order.order_id, "undeliverable", UNEXPLAINED, "dead", 2),
         (deadly.order.order_id, "deadly", "it died alone", "dead", 2),
     ]
     assert await rows(conn, "SELECT status, failure_reason, version FROM orders ORDER BY order_id") == [
-        ("failed", UNDELIVERABLE, 3), ("failed", "it died alone", 3),
+        ("failed", UNEXPLAINED, 3), ("failed", "it died alone", 3),
     ]  # fmt: skip
     assert await rows(conn, "SELECT count(*) FROM outbox WHERE routing_key = 'order.failed'") == [(2,)]
     assert await rows(conn, "SELECT count(*) FROM verdicts") == [(0,)]
@@ -74,7 +88,7 @@ async def test_order_older_than_the_column_waits_for_any_event(conn: AsyncConnec
 
     await store(conn, [letter(placed.event.body)])
 
-    assert await rows(conn, LETTERS) == [(placed.order.order_id, "undeliverable", UNDELIVERABLE, "dead", 1)]
+    assert await rows(conn, LETTERS) == [(placed.order.order_id, "undeliverable", UNEXPLAINED, "dead", 1)]
     assert await rows(conn, STATUSES) == [("failed", 1)]
 
 
@@ -104,3 +118,80 @@ async def test_message_of_an_earlier_life_fails_nothing(conn: AsyncConnection) -
     [(_, kind, _, state, arrivals)] = await rows(conn, LETTERS)
     assert (kind, state, arrivals) == ("refused", "redriven", 2)
     assert work_message(placed).version == 1
+
+
+async def test_a_message_that_the_broker_gave_up_brings_its_order_back(conn: AsyncConnection) -> None:
+    """
+    An order is not failed for a message that expired: it gets the message once more, once, after half its age.
+    """
+    [placed] = await place(conn)
+    await conn.execute("UPDATE orders SET placed_at = placed_at - interval '20 s'")
+
+    [back] = await store(conn, [expired(placed.event.body)])
+    [again] = await store(conn, [expired(placed.event.body)])
+
+    assert isinstance(back, BroughtBack)
+    assert back.order_id == placed.order.order_id
+    assert back.seconds is not None
+    assert 4 < back.seconds < 15
+    assert again == BroughtBack(placed.order.order_id, None)
+    assert await rows(conn, STATUSES) == [("placed", 1)]
+    assert await rows(conn, "SELECT order_id, event_id, body FROM retries") == [
+        (placed.order.order_id, placed.event.event_id, placed.event.body)
+    ]
+    assert await rows(conn, "SELECT count(*) FROM dead_letters") == [(0,)]
+    assert [
+        (each.outcome, each.reason) for each in await attempt_log.read(conn, placed.order.order_id) or ()
+    ] == [("expired", "policy 'all' sets a limit")]  # fmt: skip
+
+
+async def test_nobody_waits_for_a_message_that_the_broker_gave_up(conn: AsyncConnection) -> None:
+    """
+    An expired message of an order that has ended, or waits for another event, changes nothing; what is no message of
+    an order is a dead letter however it came.
+    """
+    ended, other = await place(conn, 2)
+    await fail(conn, await claim(conn, [ended]))
+    await conn.execute("DELETE FROM dead_letters")
+
+    answers = await store(
+        conn, [expired(ended.event.body), expired(forged_event(other.order.order_id)), expired(forged_event())]
+    )
+
+    assert answers == [BroughtBack(ended.order.order_id, None), BroughtBack(other.order.order_id, None), None]
+    assert await rows(conn, "SELECT count(*) FROM retries") == [(0,)]
+    assert [kind for _, kind, *_ in await rows(conn, LETTERS)] == ["unknown"]
+
+
+async def test_poison_stays_poison_when_the_broker_gives_its_message_up(conn: AsyncConnection) -> None:
+    """
+    An order that crash isolation has found, or that was attempted as often as we allow deliveries, fails.
+    """
+    marked, worn_out, innocent = await place(conn, 3)
+    await store(conn, [PoisonMark(marked.event.event_id, "it died alone")])
+    await conn.execute("UPDATE orders SET attempts = 1000 WHERE order_id = %s", [worn_out.order.order_id])
+
+    await store(conn, [expired(each.event.body, "delivery_limit") for each in (marked, worn_out, innocent)])
+
+    assert [(kind, reason) for _, kind, reason, *_ in await rows(conn, LETTERS)] == [
+        ("deadly", "it died alone"), ("undeliverable", UNDELIVERABLE),
+    ]  # fmt: skip
+    assert await rows(conn, "SELECT order_id FROM retries") == [(innocent.order.order_id,)]
+
+
+async def test_a_retry_that_waits_is_not_hurried(conn: AsyncConnection) -> None:
+    """
+    A second message of a postponed order that expires leaves its retry as it is; a retry of an earlier event gives way.
+    """
+    [placed] = await place(conn)
+    [claimed] = await claim(conn, [placed])
+    trace = continue_trace(None)
+    await postpone_orders(conn, [Postpone(claimed, work_message(placed), 600, placed.event.body, trace)])
+    due = await rows(conn, "SELECT due_at FROM retries")
+
+    await store(conn, [expired(placed.event.body)])
+    assert await rows(conn, "SELECT due_at FROM retries") == due
+
+    await conn.execute("UPDATE retries SET event_id = %s", [uuid7()])
+    await store(conn, [expired(placed.event.body)])
+    assert await rows(conn, "SELECT event_id FROM retries") == [(placed.event.event_id,)]
