@@ -152,3 +152,14 @@ CREATE TABLE outbox_detached (
 
     CONSTRAINT a_partition_has_room_for_ids CHECK (low < high)
 );
+
+-- A caller's temporary tables come last in what runs with the owner's rights.
+DO $path$
+BEGIN
+    EXECUTE format(
+        'ALTER FUNCTION outbox_add_partitions(integer) SET search_path = %I, pg_temp',
+        (SELECT n.nspname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+          WHERE c.oid = 'outbox'::regclass)
+    );
+END
+$path$;

@@ -119,6 +119,20 @@ async def test_row_beyond_the_partitions(conn: AsyncConnection) -> None:
     await conn.execute(INSERT_EVENT, [ORDER])
 
 
+@pytest.mark.parametrize(
+    ("table", "call"),
+    [("outbox_mark", "outbox_add_partitions(1)"), ("outbox", "outbox_add_partitions(1)"), ("inbox", "inbox_keep(7)")],
+)
+async def test_a_callers_temporary_table(conn: AsyncConnection, table: LiteralString, call: LiteralString) -> None:
+    """
+    What runs with its owner's rights does not see the temporary tables of its caller.
+    """
+    right = await (await conn.execute(f"SELECT {call}")).fetchall()
+    await conn.execute(f"CREATE TEMPORARY TABLE {table} (LIKE {table})")
+
+    assert right == await (await conn.execute(f"SELECT {call}")).fetchall()
+
+
 async def test_shard_follows_the_key(conn: AsyncConnection) -> None:
     """
     The table itself gives each row its shard: the same for the same key, and one of 64.
