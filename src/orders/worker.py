@@ -17,7 +17,15 @@ from orders.api.metrics import metrics
 from orders.broker import topology
 from orders.broker.consumer import Consumer
 from orders.broker.topology import WORK_QUEUE
-from orders.database import attempt_log, dead_letters_table, orders_table, outbox_table, postgres, retries_table
+from orders.database import (
+    attempt_log,
+    dead_letters_table,
+    orders_table,
+    outbox_table,
+    postgres,
+    retries_table,
+    stragglers_table,
+)
 from orders.database.notify import RelayNotifier
 from orders.database.worker_lock import WorkerLock
 from orders.handlers import Handler
@@ -32,6 +40,7 @@ from orders.work.due_retries import DueRetries
 from orders.work.hand_back import hand_back
 from orders.work.health import WorkerHealth
 from orders.work.runner import Runner
+from orders.work.sweep import Sweep
 from orders.work.watchdog import watch_the_loop
 
 log = logging.getLogger("orders.worker")
@@ -41,6 +50,7 @@ TABLES = (
     outbox_table.COLUMNS_ARE_THERE,
     retries_table.COLUMNS_ARE_THERE,
     dead_letters_table.COLUMNS_ARE_THERE,
+    stragglers_table.COLUMNS_ARE_THERE,
     attempt_log.COLUMNS_ARE_THERE,
 )
 
@@ -102,9 +112,10 @@ async def serve(settings: WorkerSettings, handler: Handler) -> None:
             batches, runner, crash_isolation, max_failures=settings.work_max_attempts, max_running=max_running
         )
         consumer = Consumer(settings.amqp_url, WORK_QUEUE, settings.worker_concurrency, in_hand.take)
+        sweep = Sweep(url, worker_lock, in_hand, consumer, notifier.soon)
         health = create_health(
             WorkerHealth(
-                in_hand, consumer, worker_lock, batches, retries, dead_letters, handler=settings.orders_handler
+                in_hand, consumer, worker_lock, batches, retries, sweep, dead_letters, handler=settings.orders_handler
             )
         )
         server = HttpServer(health, settings.worker_host, settings.worker_port, HTTP_GRACE_SECONDS)
@@ -114,7 +125,8 @@ async def serve(settings: WorkerSettings, handler: Handler) -> None:
         ends = [asyncio.create_task(event.wait(), name="stop") for event in (stop, in_hand.crashed)]
         log.info("worker %s runs %s, health on port %s", os.getpid(), settings.orders_handler, settings.worker_port)
 
-        await asyncio.wait([consuming, serving, *ends], return_when=asyncio.FIRST_COMPLETED)
+        async with sweep:
+            await asyncio.wait([consuming, serving, *ends], return_when=asyncio.FIRST_COMPLETED)
 
         consumer.stop()
         left = await in_hand.drain(max(0.0, settings.worker_grace - CLOSING_SECONDS), runner.sever)

@@ -179,6 +179,7 @@ class Consumer:
         self.prefetch = prefetch
         self.take = take
         self.connected = False
+        self._connection: AbstractConnection | None = None
         self._wake = asyncio.Event()
         self._stop = asyncio.Event()
         self._finished = asyncio.Event()
@@ -193,6 +194,25 @@ class Consumer:
         self._finished.set()
         self._wake.set()
 
+    async def count_ready(self) -> int | None:
+        """Return how many messages of the queue no consumer has in hand; None if the broker does not tell."""
+        connection = self._connection
+        if connection is None or not self.connected:
+            return None
+        try:
+            async with asyncio.timeout(CALL_SECONDS):
+                channel = await connection.channel(publisher_confirms=False)
+                try:
+                    return (await channel.queue_declare(self.queue, passive=True)).message_count
+                finally:
+                    await channel.close()
+        except (AMQPError, OSError, RuntimeError, TimeoutError):
+            return None
+        except asyncio.CancelledError:
+            if (task := asyncio.current_task()) is not None and task.cancelling():
+                raise
+            return None  # the broker's heartbeat has failed
+
     async def run(self) -> None:
         """Consume until `stop` and `finish` are called; reconnect after every error of the broker."""
         pauses = backoff()
@@ -202,6 +222,7 @@ class Consumer:
             try:
                 wire = FilteredTransport()
                 async with rabbitmq.connect(self.urls, f"orders {self.queue}", wire) as connection:
+                    self._connection = connection
                     await self._consume(connection, wire)
                     pauses = backoff()
             except (BrokerUnavailable, AMQPError, OSError, TimeoutError) as error:
@@ -212,6 +233,7 @@ class Consumer:
                 why = "the broker's heartbeat has failed"
             finally:
                 self.connected = False
+                self._connection = None
             if why and why != last_logged:  # once for each cause, not for each attempt
                 log.warning("no consumer of %s: %s", self.queue, why)
             last_logged = why

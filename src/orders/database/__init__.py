@@ -21,6 +21,7 @@ outbox_table            events, for the relay
 idempotency_keys_table  the first use of each Idempotency-Key
 api_keys_table          the clients' API keys
 retries_table           messages of orders that wait for a retry
+stragglers_table        orders that are late, and the sweep that finds those that nothing carries
 dead_letters_table      dead letters, poison marks and the operators' audit; fails the order of a dead letter
 attempt_log             the column of orders that tells how attempts ended; any transition appends to it
 inbox                   the events that a subscriber has seen

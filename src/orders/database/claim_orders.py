@@ -13,7 +13,7 @@ import msgspec
 from psycopg import AsyncConnection
 from psycopg.rows import TupleRow
 
-from orders.database import attempt_log, orders_table, pg_arrays
+from orders.database import attempt_log, orders_table, pg_arrays, worker_lock
 from orders.database.row_locks import Busy
 from orders.model.order import Order, Status
 from orders.model.work_message import WorkMessage
@@ -59,12 +59,9 @@ CLAIM_SKIPPING: LiteralString = f"""
 """
 
 # A worker holds the advisory lock of its number; the lock is released when its connection ends.
-LOOK: LiteralString = """
+LOOK: LiteralString = f"""
     WITH alive AS MATERIALIZED (
-        SELECT objid::bigint AS worker FROM pg_locks
-        WHERE locktype = 'advisory'
-          AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
-          AND classid = 'orders'::regclass::oid AND objsubid = 2
+        {worker_lock.ALIVE}
     )
     SELECT o.order_id, o.status, o.worker, o.attempts, o.event_id, o.version, o.redrives,
            o.worker IN (SELECT worker FROM alive) AS is_worked,

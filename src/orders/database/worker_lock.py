@@ -18,6 +18,13 @@ from orders.database import postgres
 from orders.database.session import Session
 
 LOCK: LiteralString = "SELECT pg_try_advisory_lock('orders'::regclass::oid::integer, %s::integer)"
+# The numbers of the workers that are alive.
+ALIVE: LiteralString = """
+        SELECT objid::bigint AS worker FROM pg_locks
+        WHERE locktype = 'advisory' AND granted
+          AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
+          AND classid = 'orders'::regclass::oid AND objsubid = 2
+"""
 BEAT: LiteralString = "SELECT 1"
 BEAT_SECONDS = 1.0
 REQUIRE_SECONDS = 0.5  # below the deadline of the statement that waits for it

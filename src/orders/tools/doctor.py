@@ -30,6 +30,7 @@ from orders.database import (
     postgres,
     retries_table,
     server_state,
+    stragglers_table,
 )
 from orders.database.server_state import ServerState
 from orders.model.error_text import first_line
@@ -45,11 +46,13 @@ ROUNDS = 3  # failures after which an order goes round, if it was placed LONG_SE
 LONG_SECONDS = 3600.0
 WAITING_SECONDS = 2.0  # a commit that waits for its standby for longer is a fault
 MOST_TAKEN = 0.8  # of max_connections
+OVERDUE_SECONDS = 120.0  # after which the workers should have brought an order back
 MEANWHILE = "the service still takes orders, and nothing is lost"
 
 COLUMNS = (
     orders_table.COLUMNS_ARE_THERE, idempotency_keys_table.COLUMNS_ARE_THERE, api_keys_table.COLUMNS_ARE_THERE,
     outbox_table.COLUMNS_ARE_THERE, retries_table.COLUMNS_ARE_THERE, dead_letters_table.COLUMNS_ARE_THERE,
+    stragglers_table.COLUMNS_ARE_THERE,
     attempt_log.COLUMNS_ARE_THERE,
 )  # fmt: skip
 
@@ -184,8 +187,13 @@ async def look_at_database(url: str) -> PartReport:
         version = f"version {conn.info.parameter_status('server_version')}, migrated"
         with postgres.deadline(conn, PATIENCE_SECONDS):
             state = await server_state.read(conn)
+            changed = await stragglers_table.changed(conn, LONG_SECONDS)
             wrong = [*complaints_of_server(state), *[line async for line in complaints_of_orders(conn)]]
         version += f", {state.taken} of {state.max_connections} connections taken"
+        if changed is not None:
+            version += (
+                f", on timeline {changed.timeline} since {changed.at}: a standby was promoted or a backup restored"
+            )
         return PartReport("PostgreSQL", where, version, wrong)
     except StartupError as error:
         return PartReport("PostgreSQL", "DATABASE_URL", wrong=[str(error)])
@@ -215,7 +223,7 @@ def complaints_of_server(state: ServerState) -> Iterator[str]:
 
 
 async def complaints_of_orders(conn: psycopg.AsyncConnection) -> AsyncIterator[str]:
-    """Yield what an operator has to settle: dead letters, and orders that go from retry to retry."""
+    """Yield what an operator has to settle: dead letters, orders that go round, and orders that nothing carries."""
     if dead := await dead_letters_table.count_dead(conn, MOST_DEAD):
         many = f"{dead} dead letters" if dead < MOST_DEAD else f"{dead} dead letters or more"
         yield f"{many}: see `orders dead list`, then `orders dead redrive` or `orders dead discard`"
@@ -224,6 +232,13 @@ async def complaints_of_orders(conn: psycopg.AsyncConnection) -> AsyncIterator[s
             f"{order.orders} orders go from retry to retry for more than {LONG_SECONDS / 3600:.0f} h, the oldest is "
             f"{order.order_id}, placed {order.placed_at:%Y-%m-%dT%H:%M:%SZ}: {order.failures} failures, the next "
             f"attempt at {order.due_at:%Y-%m-%dT%H:%M:%SZ}: see the workers' logs for the reason"
+        )
+    left = await stragglers_table.left(conn, OVERDUE_SECONDS)
+    if left.orders:
+        yield (
+            f"{left.orders} orders are late, and no worker has them in hand, such as {left.first}, brought back "
+            f"{left.brought_back} times: the workers send them again once no message waits; see their logs, and "
+            "`orders reconcile --broker`"
         )
 
 

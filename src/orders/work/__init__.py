@@ -8,6 +8,7 @@ decision            what follows an outcome: the end, a retry, another run, or t
 crash_isolation     runs suspects in child processes, to find the order whose handler ends its process
 isolation_child     the child process of crash isolation
 due_retries         the clock of the retries
+sweep               brings back the orders that nothing carries
 dead_letter_mover   moves the dead-letter queue into its table
 watchdog            ends a worker whose event loop a handler blocks
 hand_back           returns the orders of a worker that stops

@@ -23,7 +23,7 @@ PREFETCH = 50
 QUIET_SECONDS = 60.0  # between two lines about messages that the broker gave up for the same reason
 
 BROUGHT_BACK = Counter(
-    "orders_worker_brought_back_total", "Orders whose message the broker gave up, by its reason", ["reason"]
+    "orders_worker_brought_back_total", "Orders whose message was lost, and that got another, by the reason", ["reason"]
 )
 # The limit behind each of RabbitMQ's reasons. An order is not at fault for any of them.
 LIMITS = {"expired": "message-ttl", "maxlen": "max-length", "delivery_limit": "delivery-limit"}

@@ -101,6 +101,11 @@ class OrdersInHand:
         """The number of orders in hand."""
         return len(self._tasks)
 
+    @property
+    def order_ids(self) -> list[UUID]:
+        """The orders in hand."""
+        return list(self._tasks)
+
     def take(self, delivery: Delivery) -> None:
         """Work a delivery in a task of its own; return at once.
 

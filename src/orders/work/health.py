@@ -9,6 +9,7 @@ from orders.work.batches import WorkBatches
 from orders.work.dead_letter_mover import DeadLetterMover
 from orders.work.delivery import OrdersInHand
 from orders.work.due_retries import DueRetries
+from orders.work.sweep import Sweep
 
 BROKER = Gauge("orders_worker_broker_connected", "1 while the work queue is consumed")
 DATABASE = Gauge("orders_worker_database_connected", "1 while every statement has its connection")
@@ -22,6 +23,7 @@ class WorkerHealth(msgspec.Struct, frozen=True):
     worker_lock: WorkerLock
     batches: WorkBatches
     retries: DueRetries
+    sweep: Sweep
     dead_letters: DeadLetterMover
     handler: str  # module:function, as ORDERS_HANDLER names it
 
@@ -34,7 +36,7 @@ class WorkerHealth(msgspec.Struct, frozen=True):
             "locked": self.batches.locked() + len(self.retries.locked),
             **msgspec.structs.asdict(self.orders.counters),
             "buried": self.dead_letters.stored,
-            "brought_back": self.dead_letters.brought_back,
+            "brought_back": self.dead_letters.brought_back + self.sweep.brought_back,
             "broker": "connected" if self.consumer.connected else "disconnected",
             "database": "connected" if self.is_database_connected() else "disconnected",
         }

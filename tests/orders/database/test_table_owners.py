@@ -19,6 +19,7 @@ from orders.database import (
     orders_table,
     outbox_table,
     retries_table,
+    stragglers_table,
 )
 
 ROOT = Path(__file__).resolve().parents[3] / "src" / "orders"
@@ -43,14 +44,18 @@ TOUCHED_BY = {
         "retries_table",  # locks the rows
         "dead_letters_table",  # fails the order of a letter, and shows its status
         "worker_lock",  # its oid is the lock's namespace
+        "stragglers_table",  # looks for orders that nothing carries, and lets go of lost claims
     },
-    "outbox": {"outbox_table", "resend_messages"},
-    "outbox_mark": {"outbox_table"},
+    "outbox": {"outbox_table", "resend_messages", "stragglers_table"},
+    "outbox_mark": {"outbox_table", "stragglers_table"},
+    "outbox_parked": {"stragglers_table"},
     "outbox_waiting": {"outbox_table"},
     "outbox_audit": {"resend_messages"},
     "idempotency_keys": {"idempotency_keys_table"},
     "client_keys": {"api_keys_table"},
-    "retries": {"retries_table", "claim_orders", "dead_letters_table"},
+    "retries": {"retries_table", "claim_orders", "dead_letters_table", "stragglers_table"},
+    "stragglers": {"stragglers_table"},
+    "sweep": {"stragglers_table"},
     "dead_letters": {"dead_letters_table", "finish_orders", "redrive_orders"},
     "dead_letter_audit": {"dead_letters_table", "redrive_orders"},
     "verdicts": {"dead_letters_table"},
@@ -63,6 +68,7 @@ COLUMNS = {
     "idempotency_keys": idempotency_keys_table.COLUMNS,
     "client_keys": api_keys_table.COLUMNS,
     "retries": retries_table.COLUMNS,
+    "stragglers": stragglers_table.COLUMNS,
     "dead_letters": dead_letters_table.COLUMNS,
     "dead_letter_audit": dead_letters_table.AUDIT_COLUMNS,
 }

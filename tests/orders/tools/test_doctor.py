@@ -41,6 +41,13 @@ def examine(folder: Path, **environ: str) -> tuple[int, Wrong]:
     return done.returncode, {each["what"]: each["wrong"] for each in json.loads(done.stdout)}
 
 
+def said(folder: Path, **environ: str) -> str:
+    """Ask; return what is said of PostgreSQL, which has no fault."""
+    [report] = json.loads(ask(folder, "--json", **environ).stdout)
+    assert report["wrong"] == []
+    return str(report["says"])
+
+
 @pytest.mark.long
 async def test_a_system_and_its_parts(start_system: StartSystem, tmp_path: Path) -> None:
     """All is well, also by the `.run/env` of this folder; then what is broken is named, and how it is mended."""
@@ -151,6 +158,36 @@ def test_connections_run_out() -> None:
     assert list(complaints_of_server(state._replace(taken=80))) == []
     [line] = complaints_of_server(state)
     assert line.startswith("81 of 100 connections are taken: ")
+
+
+async def test_orders_that_nothing_carries(conn: AsyncConnection, database_url: str, tmp_path: Path) -> None:
+    """Orders that are late and in nobody's hands are named; one that has ended, or is due a moment ago, is not."""
+    late, in_vain, _ = await place(conn, 3)
+    await fail(conn, await claim(conn, await place(conn)))
+    await conn.execute("UPDATE dead_letters SET state = 'discarded', settled_at = now()")
+    await conn.execute("INSERT INTO stragglers (order_id, row_id, due_at) SELECT order_id, 1, now() FROM orders")
+    await conn.execute(
+        "UPDATE stragglers SET due_at = now() - interval '3 minutes' WHERE order_id IN "
+        "(SELECT order_id FROM orders WHERE status = 'failed' OR order_id = %s)",
+        [late.order.order_id],
+    )
+    await conn.execute("UPDATE stragglers SET brought_back = 2 WHERE order_id = %s", [in_vain.order.order_id])
+
+    code, wrong = examine(tmp_path, DATABASE_URL=database_url)
+
+    assert code == 1
+    [line] = wrong["PostgreSQL"]
+    assert line.startswith("2 orders are late, and no worker has them in hand, such as ")
+    assert "brought back 2 times" in line
+
+
+async def test_a_promotion(conn: AsyncConnection, database_url: str, tmp_path: Path) -> None:
+    """A new timeline of the server is told for an hour; it is no fault."""
+    await conn.execute("UPDATE sweep SET system_id = 1, timeline = 7, changed_at = now() - interval '50 minutes'")
+    assert ", on timeline 7 since " in said(tmp_path, DATABASE_URL=database_url)
+
+    await conn.execute("UPDATE sweep SET changed_at = now() - interval '61 minutes'")
+    assert "timeline" not in said(tmp_path, DATABASE_URL=database_url)
 
 
 def test_no_worker_at_all(topology: str, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from orders.work.delivery import OrdersInHand
 from orders.work.due_retries import DueRetries
 from orders.work.health import WorkerHealth
 from orders.work.runner import Job, RunOutcome, Succeeded
+from orders.work.sweep import Sweep
 
 URL = "postgresql://nobody@127.0.0.1:1/nowhere"
 AMQP_URL = "amqp://127.0.0.1:1"
@@ -29,12 +30,14 @@ async def test_ready(missing: str) -> None:
     lock = WorkerLock(URL)
     batches = WorkBatches(URL, lock, RelayNotifier(URL))
     consumer = Consumer(AMQP_URL, "work", 1, lambda _delivery: None)
+    in_hand = OrdersInHand(batches, succeed, succeed, max_failures=1)
     health = WorkerHealth(
-        OrdersInHand(batches, succeed, succeed, max_failures=1),
+        in_hand,
         consumer,
         lock,
         batches,
         DueRetries(URL, lambda: None),
+        Sweep(URL, lock, in_hand, consumer, lambda _rows: None),
         DeadLetterMover(AMQP_URL, batches.store),
         handler="shop.work:handle",
     )

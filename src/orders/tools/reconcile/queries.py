@@ -11,6 +11,7 @@ import msgspec
 from psycopg import AsyncConnection
 from psycopg.rows import TupleRow
 
+from orders.database import worker_lock
 from orders.tools.reconcile.rules import AGAIN, EventSeen, OrderSeen
 
 ORDER_COLUMNS: LiteralString = """
@@ -40,13 +41,6 @@ THESE_ROWS: LiteralString = f"""
 """
 
 WAITING: LiteralString = "SELECT key, blocked, reason FROM outbox_waiting WHERE key = ANY(%b)"
-
-# The worker of an order holds the advisory lock of its worker number.
-WORKERS: LiteralString = """
-    SELECT objid::bigint FROM pg_locks
-    WHERE locktype = 'advisory' AND classid = 'orders'::regclass::oid AND objsubid = 2 AND granted
-      AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
-"""
 
 RETRIES_ARE_THERE: LiteralString = "SELECT to_regclass('retries') IS NOT NULL"
 
@@ -123,7 +117,7 @@ async def these_orders(conn: AsyncConnection, order_ids: Sequence[UUID]) -> dict
 
     An order that is gone is missing from the result.
     """
-    workers = {row[0] for row in await (await conn.execute(WORKERS)).fetchall()}
+    workers = {row[0] for row in await (await conn.execute(worker_lock.ALIVE)).fetchall()}
     found = [OrderRow(*row) for row in await (await conn.execute(THESE_ORDERS, [list(order_ids)])).fetchall()]
     due: dict[UUID, float] = {}
     if await _value(conn, RETRIES_ARE_THERE):
