@@ -6,8 +6,8 @@ that it has is older than all that it lacks, so the sweep's own place (`walked`)
 
 from migrations.run_sql import run_sql
 
-revision = "0010"
-down_revision = "0009"
+revision = "0011"
+down_revision = "0010"
 
 
 def upgrade() -> None:
