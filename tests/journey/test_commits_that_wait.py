@@ -107,3 +107,44 @@ async def test_a_synchronous_standby_is_away(own_servers: Servers, start_own_sys
     await trace.check(system, load.accepted)
     assert len(set(load.accepted)) == load.keys, "one order for each key"
     assert {1} == {process.starts for process in system.processes}
+
+
+async def test_a_repeat_waits_for_the_standby(own_servers: Servers, start_own_system: StartSystem) -> None:
+    """
+    A placement or a cancel whose commit became visible without its standby is not acknowledged to who repeats it.
+    """
+    system = start_own_system(apis=1, relays=0, workers=0, with_nginx=False)
+    async with (
+        httpx.AsyncClient(base_url=system.base_url, timeout=10) as client,
+        await AsyncConnection.connect(system.database_url, autocommit=True) as person,
+    ):
+
+        async def is_visible() -> bool:
+            await person.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE wait_event = 'SyncRep'")
+            return await (await person.execute("SELECT status FROM orders")).fetchall() == [(status,)]
+
+        def place() -> Awaitable[httpx.Response]:
+            return client.post("/orders", json=shoppers.ORDER, headers={"Idempotency-Key": "k"})
+
+        order_id = None
+
+        def cancel() -> Awaitable[httpx.Response]:
+            return client.post(f"/orders/{order_id}/cancel")
+
+        for status, ask in (("placed", place), ("cancelled", cancel)):
+            async with standby_away(own_servers.database_url):
+                assert (await ask()).status_code == httpx.codes.SERVICE_UNAVAILABLE
+                await eventually(is_visible)
+                assert (await ask()).status_code == httpx.codes.SERVICE_UNAVAILABLE
+                await eventually(is_visible)
+
+            async def is_acknowledged() -> httpx.Response | None:
+                answer = await ask()  # noqa: B023
+                return answer if answer.is_success else None
+
+            answer = await eventually(is_acknowledged)
+            assert answer is not None
+            assert answer.json()["status"] == status
+            order_id = answer.json()["order_id"]
+        [[orders]] = await (await person.execute("SELECT count(*) FROM orders")).fetchall()
+        assert orders == 1

@@ -68,6 +68,9 @@ CANCEL: LiteralString = f"""
 """
 
 
+REPEATED: LiteralString = f"SELECT {idempotency_keys_table.WRITE_SOMETHING}"
+
+
 class Cancellation(msgspec.Struct, frozen=True, kw_only=True):
     """A client's request to cancel an order."""
 
@@ -105,6 +108,7 @@ async def cancel_orders(conn: AsyncConnection, batch: Sequence[Cancellation]) ->
     Unavailable if the order kept changing. Harmless to repeat: an order that is cancelled already is a success.
     """
     answers: dict[int, Answer] = {}
+    written: set[int] = set()  # the answers whose own commit has waited for what it has to wait for
     skipped: dict[UUID, int] = {}  # order id -> its version when the last round left it out
     for round_ in range(ROUNDS + 1):
         open_ = [number for number in range(len(batch)) if number not in answers]
@@ -142,6 +146,9 @@ async def cancel_orders(conn: AsyncConnection, batch: Sequence[Cancellation]) ->
                 CANCELLED.inc(is_new)
                 number, row = rows[order_id]
                 answers[number] = Cancelled(cast(bytes, row[6]))  # `answer`
+                written.add(number)
+    if any(isinstance(answer, Cancelled) and number not in written for number, answer in answers.items()):
+        await conn.execute(REPEATED, prepare=True)
     return [answers.get(number) or Unavailable() for number in range(len(batch))]
 
 

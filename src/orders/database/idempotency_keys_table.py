@@ -26,6 +26,11 @@ TAKE: LiteralString = f"""
         RETURNING order_id
 """
 
+# Has the commit wait for the synchronous standby, as the first commit of what is answered again did: a transaction that
+# writes nothing waits for none. The first one may be visible without being on a standby, where its session was ended
+# while it waited, or the server restarted.
+WRITE_SOMETHING: LiteralString = "pg_logical_emit_message(true, 'orders', '')"
+
 EXPIRE: LiteralString = """
     WITH gone AS (
         DELETE FROM idempotency_keys WHERE ctid = ANY(ARRAY(

@@ -60,7 +60,8 @@ PLACE: LiteralString = f"""
     ), appended AS (
         {outbox_table.APPEND}
     )
-    SELECT order_id FROM asked WHERE order_id NOT IN (SELECT order_id FROM placed)
+    SELECT order_id, {idempotency_keys_table.WRITE_SOMETHING}
+    FROM asked WHERE order_id NOT IN (SELECT order_id FROM placed)
 """
 
 
