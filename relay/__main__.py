@@ -63,7 +63,7 @@ async def forward_until_stopped(settings: Settings) -> None:
                     tasks.create_task(watch(settings.database_url, state, wake, stop), name="relay-watch")
                     tasks.create_task(keep(settings, state, stop), name="relay-upkeep")
                     if settings.management_urls:
-                        tasks.create_task(watch_policies(settings, publishers[0], stop), name="relay-policies")
+                        tasks.create_task(watch_policies(settings, publishers[0], state, stop), name="relay-policies")
                     claims = ParallelClaims(settings)
                     for number, (publisher, guard) in enumerate(zip(publishers, guards, strict=True), 1):
                         forwarder = Forwarder(settings, publisher, guard, state, wake, claims, is_first=number == 1)

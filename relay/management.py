@@ -1,9 +1,9 @@
-"""Reads from RabbitMQ's management interface what AMQP does not show: bindings and policies."""
+"""Reads from RabbitMQ's management interface what AMQP does not show: bindings, and policies that lose messages."""
 
 import asyncio
 import base64
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, TypeVar
 from urllib.parse import SplitResult, quote, unquote, urlsplit
 
@@ -12,7 +12,11 @@ import msgspec
 T = TypeVar("T")
 
 SECONDS = 1.0  # the limit of a request: a claim is open meanwhile, with rows of other routes in it
+DELIVERY_LIMIT = 1000  # of our queues: workers that are killed return messages, too
 HEAD_START_SECONDS = 0.3  # of each node before the next one is asked
+
+
+WHERE = "{where}"  # in the text of a fault, until it is known
 
 
 class ManagementUnavailable(Exception):
@@ -26,6 +30,15 @@ class Binding(msgspec.Struct, frozen=True):
     routing_key: str
 
 
+class LimitFault(msgspec.Struct, frozen=True, kw_only=True):
+    """A limit by which RabbitMQ deletes a queue or gives up its messages. `text` names all of it, and the remedy."""
+
+    queue: str
+    policy: str  # the names of policy and operator policy; "" for an argument of the queue
+    limit: str  # as policies call it
+    text: str
+
+
 class _Destination(msgspec.Struct, frozen=True):
     destination: str
     destination_type: str
@@ -34,10 +47,11 @@ class _Destination(msgspec.Struct, frozen=True):
 class Management:
     """A client for one vhost. Each URL carries user and password, and the path below which the interface lies.
 
-    Its methods raise ManagementUnavailable if no URL answers.
+    Its methods raise ManagementUnavailable if no URL answers; its message begins with the name of the setting.
     """
 
-    def __init__(self, urls: Sequence[str], vhost: str) -> None:
+    def __init__(self, urls: Sequence[str], vhost: str, setting: str = "RELAY_MANAGEMENT_URL") -> None:
+        self._setting = setting
         self._urls = [urlsplit(url) for url in urls]
         self._vhost = quote(vhost, safe="")
 
@@ -60,7 +74,10 @@ class Management:
 
         async def ask(number: int, url: SplitResult) -> T:
             await asyncio.sleep(number * HEAD_START_SECONDS)
-            return await _ask(url, path, kind)
+            try:
+                return await _ask(url, path, kind)
+            except ManagementUnavailable as error:
+                raise ManagementUnavailable(f"{self._setting}: {error}") from error
 
         attempts = [asyncio.create_task(ask(*item), name="relay-management") for item in enumerate(self._urls)]
         try:
@@ -93,12 +110,93 @@ async def _ask(url: SplitResult, path: str, kind: type[T]) -> T:
             finally:
                 writer.close()
     except (OSError, TimeoutError) as error:
-        raise ManagementUnavailable(f"RELAY_MANAGEMENT_URL: no answer from {host} ({error!r})") from error
+        raise ManagementUnavailable(f"no answer from {host} ({error!r})") from error
     status = head.split(b"\r\n", 1)[0].decode("latin-1")
     if " 200 " not in f"{status} ":
-        raise ManagementUnavailable(f"RELAY_MANAGEMENT_URL: {path} answers {status!r}")
+        raise ManagementUnavailable(f"{path} answers {status!r}")
     try:
         return msgspec.json.decode(body, type=kind)
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         # Cut off, or the page of a proxy in between, which answers with 200, too.
-        raise ManagementUnavailable(f"RELAY_MANAGEMENT_URL: {path} answers no such JSON ({error})") from error
+        raise ManagementUnavailable(f"{path} answers no such JSON ({error})") from error
+
+
+async def limit_faults(management: Management, queues: Iterable[str]) -> list[LimitFault]:
+    """Return what is wrong with the limits of the required queues, and with those of the queues of their dead letters.
+
+    Raises ManagementUnavailable.
+    """
+    faults = []
+    for queue in queues:
+        found = await management.queue(queue)
+        faults.append(fault_of_limits(queue, found))
+        for dead_queue in await _dead_letter_queues(management, found):
+            dead = await management.queue(dead_queue)
+            # Arguments are the choice of the one who declared it: some services keep dead letters for a while only.
+            chosen = {name: value for name, value in _arguments(dead).items() if name == "overflow"}
+            faults.append(fault_of_limits(dead_queue, {**dead, "arguments": chosen}))
+    return [fault for fault in faults if fault is not None]
+
+
+def fault_of_limits(queue: str, found: dict[str, Any]) -> LimitFault | None:
+    """Return which limit makes RabbitMQ delete the queue or give up its messages; None if none does.
+
+    `found` is the queue as the management interface returns it.
+    """
+    arguments, policy = _arguments(found), _policy(found)
+    limits = policy | arguments
+    names = " and ".join(repr(found[kind]) for kind in ("policy", "operator_policy") if found.get(kind))
+    by_policy = f"policy {names}" if names else "a policy"
+
+    def fault(limit: str, text: str) -> LimitFault:
+        is_policy = limit in policy
+        where = by_policy if is_policy else "an argument of the queue"
+        return LimitFault(queue=queue, policy=names if is_policy else "", limit=limit, text=text.replace(WHERE, where))
+
+    for bound in ("max-length", "max-length-bytes"):
+        if bound in limits and limits.get("overflow") != "reject-publish":
+            return fault(
+                bound,
+                f"queue {queue!r} has {bound} without overflow=reject-publish ({WHERE}), so it drops messages it "
+                "confirmed: set overflow in the policy, or take the limit away",
+            )
+    if "expires" in limits:
+        return fault(
+            "expires",
+            f"queue {queue!r} is deleted with its messages while no one consumes it, by expires ({WHERE}): "
+            "take it away",
+        )
+    if "message-ttl" in limits:
+        return fault("message-ttl", f"queue {queue!r} drops messages after message-ttl ({WHERE}): take it away")
+    # The lesser of the two counts. The argument alone is the choice of the one who declared the queue.
+    limit, own = policy.get("delivery-limit", -1), arguments.get("delivery-limit", DELIVERY_LIMIT)
+    if 0 <= limit < (own if own >= 0 else DELIVERY_LIMIT):
+        return fault(
+            "delivery-limit",
+            f"queue {queue!r} gives messages up after {limit} returns, by delivery-limit ({WHERE}): "
+            f"take it away, or set it to {DELIVERY_LIMIT}; workers that are killed return messages, too",
+        )
+    return None
+
+
+def _arguments(found: dict[str, Any]) -> dict[str, Any]:
+    return {name.removeprefix("x-"): value for name, value in dict(found.get("arguments") or {}).items()}
+
+
+def _policy(found: dict[str, Any]) -> dict[str, Any]:
+    """Return what the policy and the operator policy set together; RabbitMQ has merged them."""
+    return dict(found.get("effective_policy_definition") or {})
+
+
+async def _dead_letter_queues(management: Management, found: dict[str, Any]) -> list[str]:
+    """Return the queues that the queue's dead letters go to, as far as bindings show it."""
+    limits = {**_policy(found), **_arguments(found)}  # an argument wins over a policy here
+    exchange = limits.get("dead-letter-exchange")
+    if exchange is None:
+        return []
+    if exchange == "":
+        routing_key = limits.get("dead-letter-routing-key")
+        return [routing_key] if routing_key else []
+    with contextlib.suppress(ManagementUnavailable):  # there may be no such exchange
+        return await management.destinations(exchange)
+    return []

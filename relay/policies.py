@@ -8,15 +8,15 @@ import asyncio
 import contextlib
 import logging
 
-from relay.management import Management, ManagementUnavailable
+from relay.management import Management, ManagementUnavailable, limit_faults
 from relay.publisher import BrokerLost, Publisher
 from relay.settings import Settings
-from relay.topology import limit_faults
+from relay.state import RelayState
 
 log = logging.getLogger("relay")
 
 
-async def watch_policies(settings: Settings, publisher: Publisher, stop: asyncio.Event) -> None:
+async def watch_policies(settings: Settings, publisher: Publisher, state: RelayState, stop: asyncio.Event) -> None:
     """Look every `upkeep_seconds` until `stop` is set; log each fault once, when it appears, and when it is gone."""
     known: set[str] = set()
     while not stop.is_set():
@@ -25,9 +25,10 @@ async def watch_policies(settings: Settings, publisher: Publisher, stop: asyncio
             return
         try:
             management = Management(settings.management_urls, publisher.connection.vhost)
-            faults = set(await limit_faults(management, settings.queue_names))
+            state.show_policy_faults(await limit_faults(management, settings.queue_names))
         except (BrokerLost, ManagementUnavailable):
             continue  # the guard says so, where a route needs the answer
+        faults = {fault.text for fault in state.policy_faults}
         for fault in sorted(faults - known):
             log.warning("%s", fault)
         for fault in sorted(known - faults):

@@ -3,10 +3,12 @@
 import statistics
 import time
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
+import msgspec
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
+from relay.management import LimitFault
 from relay.mark import Holder
 from relay.message import Answer
 from relay.metrics import Histogram
@@ -37,6 +39,7 @@ class RelayState:
         self.partitions_left: set[str] = set()  # by name: others have detached them, and the relay leaves them alone
         self.relays = 1  # that share the shards
         self.closed_routes: dict[str, str] = {}  # by route: the reason of its last failure
+        self.policy_faults: Sequence[LimitFault] = ()  # of policies that came after the start
         self.published_rows = 0
         self._turned = time.monotonic()
         self._latencies: deque[float] = deque(maxlen=SAMPLES)
@@ -82,6 +85,10 @@ class RelayState:
         gauge("broker_connected", "1 while the broker takes messages").set_function(lambda: self.broker == "connected")
         gauge("database_connected", "1 while the database answers").set_function(lambda: self.database == "connected")
         gauge("relays", "Relays that share the shards").set_function(lambda: self.relays)
+        self._policy_faults = Gauge(
+            "relay_policy_faults", "1 for a policy that makes RabbitMQ give up messages", ["queue", "policy"],
+            registry=registry,
+        )  # fmt: skip
         self.shards_held = gauge("shards_held", "Shards of the last claim")
 
     def turned(self) -> None:
@@ -133,6 +140,13 @@ class RelayState:
             case Answer.UNANSWERED:
                 self.unanswered.inc()
 
+    def show_policy_faults(self, faults: Sequence[LimitFault]) -> None:
+        """Show these faults, and no others."""
+        self.policy_faults = faults
+        self._policy_faults.clear()
+        for fault in faults:
+            self._policy_faults.labels(fault.queue, fault.policy).set(1)
+
     def answered(self, seconds: float) -> None:
         """Record how many seconds the broker took to answer a wave."""
         self._answer_times.append(seconds)
@@ -150,6 +164,7 @@ class RelayState:
             "wave_p50_ms": _median_ms(self._answer_times),
             "parked_rows": self.parked_rows,
             "closed_routes": self.closed_routes,
+            "policy_faults": [msgspec.structs.asdict(fault) for fault in self.policy_faults],
             "mark": self.mark,
             "mark_behind_rows": self.mark_behind_rows,
             "mark_held_by": self.mark_held_by,

@@ -6,7 +6,6 @@ answers show the whole shape, without any right to read it. The text of these an
 if it changes, `shape_of` returns an empty shape and finds no fault.
 """
 
-import contextlib
 import logging
 import re
 from collections.abc import Iterable, Sequence
@@ -15,7 +14,7 @@ from typing import Any
 import aiormq
 import aiormq.exceptions
 
-from relay.management import Binding, Management, ManagementUnavailable
+from relay.management import DELIVERY_LIMIT, Binding, Management, fault_of_limits, limit_faults
 from relay.message import Route
 from relay.publisher import RPC_SECONDS, BrokerLost, translated
 from relay.settings import Settings, TopologySettings
@@ -27,7 +26,6 @@ MAX_ARGUMENTS = 30
 # just now, the declare fails instead of creating it.
 NEVER = "x-queue-leader-locator"
 # A queue that is declared here may be worked by a consumer that crashes: RabbitMQ 4 drops a message after 20 returns.
-DELIVERY_LIMIT = 1000
 QUEUE_ARGUMENTS = {"x-queue-type": "quorum", "x-delivery-limit": DELIVERY_LIMIT}
 REMEDY = "`orders topology`, or `relay declare` for another service"
 
@@ -61,8 +59,8 @@ async def verify(connection: aiormq.Connection, settings: Settings) -> None:
             if complaint:
                 raise TopologyWrong(complaint)
             bindings += found
-        for complaint in await limit_faults(management, queues):
-            raise TopologyWrong(complaint)
+        for fault in await limit_faults(management, queues):
+            raise TopologyWrong(fault.text)
         for route in settings.routes:
             if not leads_to_one(route, bindings):
                 raise TopologyWrong(unbound(route, queues))
@@ -167,79 +165,8 @@ def fault_of_queue(queue: str, exchanges: Sequence[str], found: dict[str, Any], 
             f"queue {queue!r} is bound to none of {', '.join(exchanges)}: "
             f"bind it ({REMEDY}), or required messages come back"
         )
-    limits = {**_arguments(found), **_policy(found)}
-    bounded = [name for name in ("max-length", "max-length-bytes") if name in limits]
-    if bounded and limits.get("overflow") != "reject-publish":
-        return (
-            f"queue {queue!r} has {bounded[0]} without overflow=reject-publish, so it drops messages it confirmed: "
-            "set overflow in the policy, or take the limit away"
-        )
-    return fault_of_limits(queue, found)
-
-
-async def limit_faults(management: Management, queues: Iterable[str]) -> list[str]:
-    """Return what is wrong with the limits of the required queues, and with those of the queues of their dead letters.
-
-    Raises ManagementUnavailable.
-    """
-    complaints = []
-    for queue in queues:
-        found = await management.queue(queue)
-        complaints.append(fault_of_limits(queue, found))
-        for dead_queue in await _dead_letter_queues(management, found):
-            dead = await management.queue(dead_queue)
-            # Arguments are the choice of the one who declared it: some services keep dead letters for a while only.
-            complaints.append(fault_of_limits(dead_queue, {**dead, "arguments": {}}))
-    return [complaint for complaint in complaints if complaint]
-
-
-def fault_of_limits(queue: str, found: dict[str, Any]) -> str:
-    """Return which limit makes RabbitMQ delete the queue or give up its messages, with the remedy; "" if none does.
-
-    `found` is the queue as the management interface returns it.
-    """
-    arguments, policy = _arguments(found), _policy(found)
-    names = " and ".join(repr(found[kind]) for kind in ("policy", "operator_policy") if found.get(kind))
-    by_policy = f"policy {names}" if names else "a policy"
-    if "expires" in arguments | policy:
-        where = by_policy if "expires" in policy else "an argument of the queue"
-        return (
-            f"queue {queue!r} is deleted with its messages while no one consumes it, by expires ({where}): take it away"
-        )
-    if "message-ttl" in arguments | policy:
-        where = by_policy if "message-ttl" in policy else "an argument of the queue"
-        return f"queue {queue!r} drops messages after message-ttl ({where}): take it away"
-    # The lesser of the two counts. The argument alone is the choice of the one who declared the queue.
-    limit, own = policy.get("delivery-limit", -1), arguments.get("delivery-limit", DELIVERY_LIMIT)
-    if 0 <= limit < (own if own >= 0 else DELIVERY_LIMIT):
-        return (
-            f"queue {queue!r} gives messages up after {limit} returns, by delivery-limit ({by_policy}): "
-            f"take it away, or set it to {DELIVERY_LIMIT}; workers that are killed return messages, too"
-        )
-    return ""
-
-
-def _arguments(found: dict[str, Any]) -> dict[str, Any]:
-    return {name.removeprefix("x-"): value for name, value in dict(found.get("arguments") or {}).items()}
-
-
-def _policy(found: dict[str, Any]) -> dict[str, Any]:
-    """Return what the policy and the operator policy set together; RabbitMQ has merged them."""
-    return dict(found.get("effective_policy_definition") or {})
-
-
-async def _dead_letter_queues(management: Management, found: dict[str, Any]) -> list[str]:
-    """Return the queues that the queue's dead letters go to, as far as bindings show it."""
-    limits = {**_policy(found), **_arguments(found)}  # an argument wins over a policy here
-    exchange = limits.get("dead-letter-exchange")
-    if exchange is None:
-        return []
-    if exchange == "":
-        routing_key = limits.get("dead-letter-routing-key")
-        return [routing_key] if routing_key else []
-    with contextlib.suppress(ManagementUnavailable):  # there may be no such exchange
-        return await management.destinations(exchange)
-    return []
+    fault = fault_of_limits(queue, found)
+    return fault.text if fault else ""
 
 
 async def _exists(connection: aiormq.Connection, kind: str, name: str) -> bool:

@@ -11,6 +11,7 @@ TWINS = {
     "error_text.py": "model/error_text.py",
     "frame_filter.py": "broker/frame_filter.py",
     "severing.py": "database/severing.py",
+    "management.py": "broker/management.py",
     "time_ago.py": "tools/time_ago.py",
 }
 

@@ -147,6 +147,7 @@ class System:
             "WORKER_URLS": ",".join(self.worker_urls),
             "DATABASE_URL": self.database_url,
             "AMQP_URL": self.amqp_url,
+            **({"ORDERS_MANAGEMENT_URL": self._management_url} if self._management_url else {}),
         }
 
     def migrate(self) -> None:
@@ -256,6 +257,8 @@ class System:
         passed = {name: value for name, value in environ.items() if not name.startswith(NOT_SETTINGS)}
         urls = {"DATABASE_URL": self.database_url, "AMQP_URL": self.amqp_url}
         given = DEFAULTS | passed | dict(settings) | urls
+        if self._management_url:
+            given = {"ORDERS_MANAGEMENT_URL": self._management_url} | given
         if self._management_url and given["RELAY_REQUIRED_QUEUES"] == DEFAULTS["RELAY_REQUIRED_QUEUES"]:
             return {"RELAY_MANAGEMENT_URL": self._management_url, "RELAY_REQUIRED_ROUTES": REQUIRED_ROUTES} | given
         return given

@@ -16,6 +16,7 @@ from orders.api import problems
 from orders.api.metrics import metrics
 from orders.broker import topology
 from orders.broker.consumer import Consumer
+from orders.broker.policy_watch import PolicyWatch
 from orders.broker.topology import WORK_QUEUE
 from orders.database import (
     attempt_log,
@@ -30,6 +31,7 @@ from orders.database.notify import RelayNotifier
 from orders.database.worker_lock import WorkerLock
 from orders.handlers import Handler
 from orders.runtime import process
+from orders.runtime.crash import stop_the_process_if_it_crashed
 from orders.runtime.http_server import HttpServer
 from orders.runtime.settings import WorkerSettings
 from orders.work.batches import WorkBatches
@@ -94,6 +96,7 @@ async def serve(settings: WorkerSettings, handler: Handler) -> None:
     await topology.wait_and("verify", settings.amqp_url, process.WAIT_SECONDS)
     stop = asyncio.Event()
     process.on_stop_signals(stop.set)
+    policies = PolicyWatch(settings.orders_management_url, settings.amqp_url)
     runner = Runner(handler, url, timeout=settings.work_timeout)
     async with (
         RelayNotifier(url) as notifier,
@@ -101,7 +104,7 @@ async def serve(settings: WorkerSettings, handler: Handler) -> None:
         CrashIsolation(timeout=settings.work_timeout) as crash_isolation,
         WorkBatches(url, worker_lock, notifier) as batches,
         DueRetries(url, notifier.soon) as retries,
-        DeadLetterMover(settings.amqp_url, batches.store) as dead_letters,
+        DeadLetterMover(settings.amqp_url, batches.store, policies.cause) as dead_letters,
     ):
         max_running = None
         if runner.wants_connection:
@@ -115,13 +118,23 @@ async def serve(settings: WorkerSettings, handler: Handler) -> None:
         sweep = Sweep(url, worker_lock, in_hand, consumer, notifier.soon)
         health = create_health(
             WorkerHealth(
-                in_hand, consumer, worker_lock, batches, retries, sweep, dead_letters, handler=settings.orders_handler
+                in_hand,
+                consumer,
+                worker_lock,
+                batches,
+                retries,
+                sweep,
+                dead_letters,
+                policies,
+                handler=settings.orders_handler,
             )
         )
         server = HttpServer(health, settings.worker_host, settings.worker_port, HTTP_GRACE_SECONDS)
         consuming = asyncio.create_task(consumer.run(), name="consumer")
         serving = asyncio.create_task(server.serve(), name="health")
         watching = asyncio.create_task(watch_the_loop(settings.work_timeout), name="watchdog")
+        looking = asyncio.create_task(policies.run(), name="policies")
+        looking.add_done_callback(stop_the_process_if_it_crashed)
         ends = [asyncio.create_task(event.wait(), name="stop") for event in (stop, in_hand.crashed)]
         log.info("worker %s runs %s, health on port %s", os.getpid(), settings.orders_handler, settings.worker_port)
 
@@ -133,7 +146,7 @@ async def serve(settings: WorkerSettings, handler: Handler) -> None:
         handed_back = await hand_back(url, worker_lock.number, left)
         consumer.finish()
         server.stop()
-        for task in (*ends, watching):
+        for task in (*ends, watching, looking):
             task.cancel()
         await asyncio.gather(consuming, serving)
         await runner.close()

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from uuid import UUID
 
 import aiormq
+import httpx
 import psycopg
 from psycopg import AsyncConnection
 
@@ -19,6 +20,7 @@ from tests.journey.trace import Trace, rows
 from tests.policies import put_policy
 
 ORDERS = 5
+FAULT = "queue 'orders.work' drops messages after message-ttl (policy 'test'): take it away"
 QUICK = {"WORK_MIN_SECONDS": "0.01", "WORK_MAX_SECONDS": "0.02"}
 
 
@@ -41,6 +43,17 @@ async def expire(system: System, servers: Servers, conn: AsyncConnection, patter
     return order_ids
 
 
+async def names_the_policy(url: str) -> bool:
+    """Whether a process shows the fault of the work queue; to be asked eventually."""
+    async with httpx.AsyncClient(trust_env=False) as client:
+        [fault] = (await client.get(f"{url}/status")).json()["policy_faults"]
+        metrics = (await client.get(f"{url}/metrics")).text
+    assert (fault["queue"], fault["policy"], fault["limit"]) == ("orders.work", "'test'", "message-ttl")
+    assert fault["text"] == FAULT
+    assert """_policy_faults{policy="'test'",queue="orders.work"} 1.0""" in metrics
+    return True
+
+
 async def outcomes(conn: AsyncConnection, order_ids: Sequence[UUID]) -> set[str]:
     """Every way in which an attempt at one of these orders ended."""
     logs = [await attempt_log.read(conn, order_id) for order_id in order_ids]
@@ -49,10 +62,14 @@ async def outcomes(conn: AsyncConnection, order_ids: Sequence[UUID]) -> set[str]
 
 async def test_messages_expire_in_the_work_queue(start_system: StartSystem, servers: Servers) -> None:
     """
-    An order whose message expired comes back by itself: it is done, nothing is counted against it, and its log and the
-    worker's tell of the policy.
+    An order whose message expired comes back by itself: it is done, nothing is counted against it, and logs, `/status`
+    and metrics of worker and relay name the policy.
     """
-    system = start_system(apis=0, with_nginx=False, settings=QUICK)
+    management = servers.management_url or ""
+    settings = {
+        "ORDERS_MANAGEMENT_URL": management, "RELAY_MANAGEMENT_URL": management, "RELAY_UPKEEP_SECONDS": "0.5",
+    }  # fmt: skip
+    system = start_system(apis=0, with_nginx=False, settings=QUICK | settings)
     async with await psycopg.AsyncConnection.connect(system.database_url, autocommit=True) as conn:
         order_ids = await expire(system, servers, conn, "^orders.work$")
         system.process("worker-1").start()
@@ -61,7 +78,12 @@ async def test_messages_expire_in_the_work_queue(start_system: StartSystem, serv
         assert await rows(conn, "SELECT DISTINCT attempts, failures FROM orders") == [(1, 0)]
         assert await rows(conn, "SELECT count(*) FROM dead_letters") == [(0,)]
         assert await outcomes(conn, order_ids) == {"expired", "done"}
-        assert "(expired): a policy sets message-ttl on orders.work" in system.process("worker-1").log.read_text()
+
+        for name, url in (("worker-1", system.worker_urls[0]), ("relay-1", system.relay_urls[0])):
+            await eventually(lambda url=url: names_the_policy(url), 20)  # type: ignore[misc]
+            assert FAULT in system.process(name).log.read_text()
+        log = system.process("worker-1").log.read_text()
+        assert log.count("RabbitMQ gave up messages of orders.work (expired): ") == 1
 
 
 async def test_messages_expire_while_workers_are_full(start_system: StartSystem, servers: Servers) -> None:

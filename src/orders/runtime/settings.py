@@ -17,6 +17,13 @@ DatabaseUrl = Annotated[
 AmqpUrl = Annotated[
     str, Meta(pattern=r"^amqps?://", description="AMQP URL of RabbitMQ; several, comma-separated, are tried in turn")
 ]
+ManagementUrl = Annotated[
+    str,
+    Meta(
+        pattern=r"^(https?://|$)",
+        description="URL of RabbitMQ's management interface, or several: shows policies that lose messages",
+    ),
+]
 Host = Annotated[str, Meta(min_length=1, description="address to listen on")]
 Port = Annotated[int, Meta(ge=1, le=65535, description="port to listen on")]
 Seconds = Annotated[float, Meta(ge=0)]
@@ -108,6 +115,7 @@ class WorkerSettings(Settings, frozen=True, kw_only=True):
 
     database_url: DatabaseUrl
     amqp_url: AmqpUrl
+    orders_management_url: ManagementUrl = ""
     worker_host: Host = "127.0.0.1"
     worker_port: Port = 8002
     worker_concurrency: Annotated[
@@ -164,6 +172,7 @@ class DoctorSettings(Settings, frozen=True, kw_only=True):
 
     database_url: Annotated[str, Meta(pattern=r"^(postgres(ql)?://|$)", description="libpq URL of PostgreSQL")] = ""
     amqp_url: Annotated[str, Meta(pattern=r"^(amqps?://|$)", description="AMQP URL of RabbitMQ")] = ""
+    orders_management_url: ManagementUrl = ""
     base_url: str = ""
     api_urls: str = ""
     relay_urls: str = ""

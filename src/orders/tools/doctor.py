@@ -20,6 +20,8 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 from orders.broker import rabbitmq, topology
+from orders.broker.management import LimitFault, Management, ManagementUnavailable, limit_faults
+from orders.broker.policy_watch import management_of
 from orders.database import (
     api_keys_table,
     attempt_log,
@@ -111,6 +113,7 @@ class RelayStatus(msgspec.Struct, frozen=True):
     oldest_pending_seconds: float
     mark_behind_rows: int = 0  # a relay of an earlier version does not say
     mark_held_by: MarkHolder | None = None
+    policy_faults: list[LimitFault] = []  # a relay of an earlier version shows none
 
     def says(self) -> str:
         """Summarise a healthy state in one line."""
@@ -124,6 +127,8 @@ class RelayStatus(msgspec.Struct, frozen=True):
             yield f"no connection to RabbitMQ: start it; {MEANWHILE}"
         if self.database != "connected":
             yield "no connection to PostgreSQL: start it"
+        for fault in self.policy_faults:
+            yield fault.text
         for route, reason in self.closed_routes.items():
             yield f"{route} does not take messages: {reason}"
         if self.blocked_keys:
@@ -141,6 +146,7 @@ class WorkerStatus(msgspec.Struct, frozen=True):
     database: str
     in_hand: int
     waiting_for_retry: int
+    policy_faults: list[LimitFault] = []
     handler: str = ""  # a worker of an earlier version does not name it
 
     def says(self) -> str:
@@ -152,6 +158,8 @@ class WorkerStatus(msgspec.Struct, frozen=True):
         """Yield each fault, with the way to fix it."""
         if self.broker != "connected":
             yield f"no connection to RabbitMQ, or its queue is missing: start it, or {topology.MEND}"
+        for fault in self.policy_faults:
+            yield fault.text
         if self.database != "connected":
             yield "no connection to PostgreSQL: start it"
 
@@ -162,7 +170,7 @@ async def examine(settings: DoctorSettings) -> list[PartReport]:
     if settings.database_url:
         looks.append(look_at_database(settings.database_url))
     if settings.amqp_url:
-        looks.append(look_at_broker(settings.amqp_url))
+        looks.append(look_at_broker(settings.amqp_url, settings.orders_management_url))
     async with httpx.AsyncClient(timeout=PATIENCE_SECONDS, trust_env=False) as client:
         if settings.base_url:
             looks.append(look_at_front(client, settings.base_url.rstrip("/")))
@@ -242,8 +250,8 @@ async def complaints_of_orders(conn: psycopg.AsyncConnection) -> AsyncIterator[s
         )
 
 
-async def look_at_broker(urls: str) -> PartReport:
-    """Check that RabbitMQ answers, has the queues, and a worker consumes them."""
+async def look_at_broker(urls: str, management_urls: str = "") -> PartReport:
+    """Check that RabbitMQ answers, has the queues, a worker consumes them, and no policy takes their messages."""
     try:
         async with rabbitmq.connect(urls, "orders-doctor") as connection, asyncio.timeout(PATIENCE_SECONDS):
             await topology.verify(connection)
@@ -252,12 +260,23 @@ async def look_at_broker(urls: str) -> PartReport:
         where = f"{connection.url.host}:{connection.url.port}"
         ready = ", ".join(f"{declared.message_count} ready in {queue}" for queue, declared in queues.items())
         no_worker = f"no worker consumes {topology.WORK_QUEUE}: start one, and see its log; {MEANWHILE}"
-        return PartReport("RabbitMQ", where, ready, [] if queues[topology.WORK_QUEUE].consumer_count else [no_worker])
+        wrong = [] if queues[topology.WORK_QUEUE].consumer_count else [no_worker]
+        if management_urls:
+            wrong += await complaints_of_policies(management_of(management_urls, urls))
+        return PartReport("RabbitMQ", where, ready, wrong)
     except StartupError as error:
         return PartReport("RabbitMQ", "AMQP_URL", wrong=[str(error)])
     except (OrdersError, AMQPError, OSError, TimeoutError) as error:
         reason = str(error) or type(error).__name__
         return PartReport("RabbitMQ", "AMQP_URL", wrong=[f"no connection ({reason}): start it, or correct AMQP_URL"])
+
+
+async def complaints_of_policies(management: Management) -> list[str]:
+    """Return which policies lose messages of the worker's queues, or that they cannot be seen."""
+    try:
+        return [fault.text for fault in await limit_faults(management, [topology.WORK_QUEUE])]
+    except ManagementUnavailable as error:
+        return [str(error)]
 
 
 async def look_at_front(client: httpx.AsyncClient, url: str) -> PartReport:
@@ -319,9 +338,9 @@ def show(reports: list[PartReport], console: Console) -> None:
 def doctor(*, as_json: bool) -> None:
     """Check every part of the system, and say how to fix faults.
 
-    Checks what DATABASE_URL, AMQP_URL, BASE_URL, API_URLS, RELAY_URLS and WORKER_URLS name; the last three may have
-    several addresses, separated by commas. If none of them is set, it reads .run/env, which `make up` writes in this
-    folder. It changes nothing.
+    Checks what DATABASE_URL, AMQP_URL, ORDERS_MANAGEMENT_URL, BASE_URL, API_URLS, RELAY_URLS and WORKER_URLS name; the
+    last three may have several addresses, separated by commas. If none of them is set, it reads .run/env, which `make
+    up` writes in this folder. It changes nothing.
 
     Exit code 0: no fault. 1: a fault. 2: no address is known.
     """

@@ -29,11 +29,6 @@ BROUGHT_BACK = Counter(
 LIMITS = {"expired": "message-ttl", "maxlen": "max-length", "delivery_limit": "delivery-limit"}
 
 
-def unknown_policy(limit: str) -> str:
-    """Return the cause of a message that was given up, where no management interface shows the policy."""
-    return f"a policy sets {limit} on {WORK_QUEUE}, or did: take it away"
-
-
 class DeadLetterMover:
     """Owns the consumer of the dead-letter queue and the messages in hand."""
 
@@ -41,7 +36,7 @@ class DeadLetterMover:
         self,
         amqp_url: str,
         store: Callable[[DeadLetter], Awaitable[BroughtBack | None]],
-        cause: Callable[[str], str] = unknown_policy,
+        cause: Callable[[str], str],
     ) -> None:
         """`store` returns once the dead letter is committed, or its order's next message.
 

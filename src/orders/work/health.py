@@ -4,6 +4,7 @@ import msgspec
 from prometheus_client import Gauge
 
 from orders.broker.consumer import Consumer
+from orders.broker.policy_watch import PolicyWatch
 from orders.database.worker_lock import WorkerLock
 from orders.work.batches import WorkBatches
 from orders.work.dead_letter_mover import DeadLetterMover
@@ -25,6 +26,7 @@ class WorkerHealth(msgspec.Struct, frozen=True):
     retries: DueRetries
     sweep: Sweep
     dead_letters: DeadLetterMover
+    policies: PolicyWatch
     handler: str  # module:function, as ORDERS_HANDLER names it
 
     def status(self) -> dict[str, object]:
@@ -37,6 +39,7 @@ class WorkerHealth(msgspec.Struct, frozen=True):
             **msgspec.structs.asdict(self.orders.counters),
             "buried": self.dead_letters.stored,
             "brought_back": self.dead_letters.brought_back + self.sweep.brought_back,
+            "policy_faults": [msgspec.structs.asdict(fault) for fault in self.policies.faults],
             "broker": "connected" if self.consumer.connected else "disconnected",
             "database": "connected" if self.is_database_connected() else "disconnected",
         }

@@ -25,6 +25,7 @@ from tests import places, warm
 from tests.conftest import StartSystem
 from tests.eventually import eventually
 from tests.orders.work_samples import claim, fail, place
+from tests.policies import put_policy
 
 Wrong = dict[str, list[str]]
 
@@ -94,6 +95,31 @@ async def test_a_relay_that_may_not_publish(start_system: StartSystem, tmp_path:
         return wrong["relay"][0]
 
     assert "order.placed does not take messages" in await eventually(told, 30)
+
+
+async def test_a_policy_that_takes_messages(
+    start_system: StartSystem, servers: Servers, topology: str, tmp_path: Path
+) -> None:
+    """A policy is named by doctor's own look, or by a worker that has seen it; an unseen one is no fault."""
+    assert servers.management_url is not None
+    await put_policy(servers, topology, ".*", {"expires": 3_600_000})
+    sees = {"ORDERS_MANAGEMENT_URL": servers.management_url}
+    no_worker, *policies = examine(tmp_path, AMQP_URL=topology, **sees)[1]["RabbitMQ"]
+    assert no_worker.startswith("no worker consumes")
+    assert [policy.partition(" is deleted")[0] for policy in policies] == ["queue 'orders.work'", "queue 'orders.dead'"]
+    assert len(examine(tmp_path, AMQP_URL=topology)[1]["RabbitMQ"]) == 1
+    unseen = examine(tmp_path, AMQP_URL=topology, ORDERS_MANAGEMENT_URL="http://127.0.0.1:9")[1]["RabbitMQ"]
+    assert unseen[1].startswith("ORDERS_MANAGEMENT_URL: no answer")
+
+    system = start_system(apis=0, with_nginx=False, settings=sees)
+    await put_policy(servers, system.amqp_url, "^orders.dead$", {"max-length": 5}, queue="orders.dead")
+    system.process("worker-1").kill()  # the next one looks at once
+
+    def is_told() -> bool:
+        [fault] = examine(tmp_path, WORKER_URLS=system.worker_urls[0])[1]["worker"]
+        return "'orders.dead' has max-length without overflow" in fault
+
+    await eventually(is_told, 30)
 
 
 async def test_dead_letters(conn: AsyncConnection, database_url: str, tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ async def test_a_bug_in_storing_ends_the_process(topology: str, stopped: asyncio
     """
     A dead letter that cannot be stored for an unknown reason stops the process as SIGTERM does.
     """
-    async with DeadLetterMover(topology, fail_to_store):
+    async with DeadLetterMover(topology, fail_to_store, str):
         async with await aiormq.connect(topology) as connection:
             channel = await connection.channel()
             await channel.basic_publish(b"a letter", routing_key=DEAD_QUEUE)
@@ -44,7 +44,7 @@ async def test_a_bug_in_consuming_ends_the_process(
     """
     A mover without its consumer stops the process.
     """
-    mover = DeadLetterMover(topology, fail_to_store)
+    mover = DeadLetterMover(topology, fail_to_store, str)
 
     async def run() -> None:
         raise KeyError("a bug")
@@ -65,7 +65,7 @@ async def test_a_stored_dead_letter_has_its_line(topology: str, caplog: pytest.L
     async def store(letter: DeadLetter) -> None:
         pass
 
-    async with DeadLetterMover(topology, store) as mover:
+    async with DeadLetterMover(topology, store, str) as mover:
         async with await aiormq.connect(topology) as connection:
             channel = await connection.channel()
             for body in (b"a letter", placed.event.body):

@@ -3,6 +3,7 @@
 import pytest
 
 from orders.broker.consumer import Consumer
+from orders.broker.policy_watch import PolicyWatch
 from orders.database.batcher import Batcher
 from orders.database.notify import RelayNotifier
 from orders.database.worker_lock import WorkerLock
@@ -31,6 +32,7 @@ async def test_ready(missing: str) -> None:
     batches = WorkBatches(URL, lock, RelayNotifier(URL))
     consumer = Consumer(AMQP_URL, "work", 1, lambda _delivery: None)
     in_hand = OrdersInHand(batches, succeed, succeed, max_failures=1)
+    policies = PolicyWatch("", AMQP_URL)
     health = WorkerHealth(
         in_hand,
         consumer,
@@ -38,7 +40,8 @@ async def test_ready(missing: str) -> None:
         batches,
         DueRetries(URL, lambda: None),
         Sweep(URL, lock, in_hand, consumer, lambda _rows: None),
-        DeadLetterMover(AMQP_URL, batches.store),
+        DeadLetterMover(AMQP_URL, batches.store, policies.cause),
+        policies,
         handler="shop.work:handle",
     )
     consumer.connected = missing != "broker"
