@@ -106,3 +106,17 @@ def test_the_page_lists_each_module_once() -> None:
     there = [str(path.relative_to(ROOT)) for folder in FOLDERS.values() for path in folder.rglob("*.py")]
 
     assert sorted(listed) == sorted(path for path in there if not path.endswith("__init__.py"))
+
+
+def test_the_migrations_are_one_chain() -> None:
+    """
+    Each migration has a number of its own, and follows the one before it.
+    """
+    files = sorted((ROOT / "migrations" / "versions").glob("[0-9]*.py"))
+    stated = [
+        dict(re.findall(r'^(revision|down_revision) = "(\d+)"', file.read_text(), re.MULTILINE)) for file in files
+    ]
+
+    numbers = [f"{number:04d}" for number in range(1, len(files) + 1)]
+    assert [each["revision"] for each in stated] == [file.name[:4] for file in files] == numbers
+    assert [each.get("down_revision") for each in stated] == [None, *numbers[:-1]]

@@ -481,6 +481,28 @@ _ALL = (
         ),
     ),
     _plant(
+        "O21",
+        "orders that nothing carries are left alone",
+        "tests/journey/test_lost_tail.py::test_orders_whose_claim_or_end_is_lost_are_worked_again",
+        ("src/orders/work/sweep.py", "            if place.has_stragglers:\n", "            if False:\n"),
+    ),
+    _plant(
+        "O22",
+        "the sweep sends again what still waits in the queue",
+        "tests/orders/work/test_sweep.py::test_what_waits_in_the_queue_is_left_there",
+        (
+            "src/orders/work/sweep.py",
+            "await self.consumer.count_ready() != 0",
+            "await self.consumer.count_ready() is None",
+        ),
+    ),
+    _plant(
+        "O23",
+        "an order that nothing carries is sent again at each round of the sweep",
+        "tests/orders/database/test_stragglers_table.py::test_pauses_double",
+        ("src/orders/database/stragglers_table.py", "WHEN is_stranded THEN least(", "WHEN false THEN least("),
+    ),
+    _plant(
         "L1",
         "a claim waits for an order that a stranger has locked, and its batch with it",
         "tests/orders/work/test_locked_orders.py::test_others_are_claimed_while_one_is_locked",

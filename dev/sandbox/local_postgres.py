@@ -106,6 +106,19 @@ class LocalPostgres:
     def resume(self) -> None:
         self.process.resume()
 
+    def standby(self, folder: Path) -> "LocalPostgres":
+        """Copy the running server to a folder of the copy's own; started, it is a hot standby that streams from it."""
+        copy = folder / "postgres"
+        copy.mkdir(mode=0o700)
+        if self._user is not None:
+            shutil.chown(copy, self._user)
+        source = self.url.removesuffix(DATABASE) + "postgres"
+        self._run("pg_basebackup", f"--dbname={source}", f"--pgdata={copy / 'data'}", "--write-recovery-conf",
+                  "--checkpoint=fast", "--no-sync", cwd=copy)  # fmt: skip
+        identity = Identity(port=free_port(), password=self._identity.password)
+        (copy / "identity.json").write_bytes(msgspec.json.encode(identity))
+        return LocalPostgres(folder, None, restart=False, throwaway=True, flushes=False)
+
     def _is_ready(self) -> bool:
         if self.process.refused():
             raise StartError(f"postgres: {self.process.last_line()}")
@@ -134,9 +147,9 @@ class LocalPostgres:
         if self._user is not None:
             shutil.chown(self._folder, self._user)
             shutil.chown(password, self._user)
-        done = subprocess.run(
-            [
-                self._programs / "initdb",
+        try:
+            self._run(
+                "initdb",
                 f"--pgdata={self._data}",
                 f"--username={USER}",
                 f"--pwfile={password}",
@@ -145,19 +158,26 @@ class LocalPostgres:
                 "--locale=C.UTF-8",
                 # Of the empty database only; whatever is written later is flushed.
                 "--no-sync",
-            ],
+                cwd=self._folder,
+            )
+        finally:
+            password.unlink(missing_ok=True)
+        kept.write_bytes(msgspec.json.encode(identity))
+        kept.chmod(0o600)
+        return identity
+
+    def _run(self, program: str, *arguments: str, cwd: Path) -> None:
+        """Run one of PostgreSQL's own programs as its user."""
+        done = subprocess.run(
+            [self._programs / program, *arguments],
             user=self._user,
             group=None if self._user is None else pwd.getpwnam(self._user).pw_gid,
             extra_groups=None if self._user is None else [],
-            cwd=self._folder,
+            cwd=cwd,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
         )
-        password.unlink(missing_ok=True)
         if done.returncode != 0:
-            raise StartError(f"initdb: {done.stdout.strip().splitlines()[-1]}")
-        kept.write_bytes(msgspec.json.encode(identity))
-        kept.chmod(0o600)
-        return identity
+            raise StartError(f"{program}: {done.stdout.strip().splitlines()[-1]}")
