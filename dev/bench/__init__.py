@@ -4,6 +4,7 @@ placing    orders a second through nginx: the tutorial's design, ours, and our s
 relay      the relay's rate, its latency, what does not change them, and what a relay costs that has nothing to do
 end_to_end orders from the client to done: the highest rate, what is sustained, what an order waits at each leg
 limits     what the servers do without us: our own statement by pgbench, and a consumer that only acks
+everyday   what an order costs at a steady 20, 50, 100, 500 and 1,000 a second, also in turn with an earlier commit
 footprint  start-up times, connections, memory and idle CPU; WAL, statements and CPU time of an order
 streams    a thousand live streams on one api: what they cost, how soon a change is seen, how soon they end
 away       how soon placements say so when the database goes away, and how soon they are taken again when it is back

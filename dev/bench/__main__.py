@@ -14,6 +14,7 @@ NAMES = {
     "relay": "a backlog, against `basic_publish`; a held horizon, sent rows, an idle relay",
     "end_to_end": "from the client to done, at its highest rate and at fixed ones",
     "limits": "what PostgreSQL and RabbitMQ do without us: our statement by pgbench, a consumer that only acks",
+    "everyday": "an order at 20 to 1,000 a second: CPU, statements, wake-ups, latency (AGAINST=REV: in turn with it)",
     "footprint": "connections, memory, CPU when idle; WAL, statements and CPU of an order; start-up",
     "streams": "1,000 live streams on one api",
     "against": "this tree against an earlier commit of it (AGAINST=REVISION): placing and end to end",

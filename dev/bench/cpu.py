@@ -2,6 +2,7 @@
 
 import os
 import resource
+from collections.abc import Callable
 from pathlib import Path
 
 from dev.bench.processes import cpu_seconds, family
@@ -25,6 +26,15 @@ class Clock:
             _, before = self._before.get(pid, (name, 0.0))
             total[name] = total.get(name, 0.0) + seconds - before
         return total
+
+
+def by_program(count: Callable[[int], float]) -> Spent:
+    """Return by program the sum of what `count` tells of each process below this one."""
+    total: Spent = {}
+    for pid in family(os.getpid())[1:]:
+        name = name_of(pid)
+        total[name] = total.get(name, 0.0) + count(pid)
+    return total
 
 
 def _children() -> float:

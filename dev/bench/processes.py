@@ -1,5 +1,6 @@
 """What processes cost, as Linux counts it."""
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -16,6 +17,16 @@ def cpu_seconds(pid: int) -> float:
     except (FileNotFoundError, ProcessLookupError):
         return 0.0
     return sum(map(int, fields[11:15])) / TICKS
+
+
+def wakeups(pid: int) -> float:
+    """Return how many times the threads of a process have gone to sleep, waiting for something, and were woken."""
+    total = 0
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            lines = (task / "status").read_text().splitlines()
+            total += sum(int(line.split()[1]) for line in lines if line.startswith("voluntary_ctxt_switches:"))
+    return float(total)
 
 
 def family(pid: int) -> list[int]:

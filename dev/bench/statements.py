@@ -25,6 +25,13 @@ CALLS: LiteralString = """
 """
 
 
+EACH: LiteralString = """
+    SELECT r.rolname, s.query, s.calls::float8 FROM pg_stat_statements s JOIN pg_roles r ON r.oid = s.userid
+    WHERE s.dbid = (SELECT oid FROM pg_database WHERE datname = current_database())
+"""
+QUOTED = 60  # characters of a statement that name it
+
+
 class Counter:
     """Who sent how many statements so far; each role is for the processes of its name."""
 
@@ -46,6 +53,17 @@ class Counter:
         """Return the statements so far by role, in this database; BEGIN and COMMIT are among them."""
         found: dict[str, float] = dict(conn.execute(CALLS).fetchall())
         return {role: found.get(_name(role), 0.0) for role in ROLES}
+
+    def read_each(self, conn: psycopg.Connection) -> dict[str, float]:
+        """Return the calls so far of each statement of each role, by the role and the statement's first words."""
+        roles = {_name(role): role for role in ROLES}
+        found: dict[str, float] = {}
+        for owner, query, calls in conn.execute(EACH).fetchall():
+            if owner in roles:
+                words = " ".join(line for line in query.split("\n") if not line.strip().startswith("--")).split()
+                name = f"{roles[owner]}: {' '.join(words)[:QUOTED]}"
+                found[name] = found.get(name, 0.0) + calls
+        return found
 
 
 @contextlib.contextmanager
