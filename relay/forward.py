@@ -28,7 +28,7 @@ from relay.settings import Settings
 from relay.state import RelayState
 from relay.stored_mark import StoredMark
 from relay.wave_publisher import WavePublisher
-from relay.waves import sort_out
+from relay.waves import most_of_key, sort_out
 
 log = logging.getLogger("relay")
 
@@ -171,14 +171,17 @@ class Forwarder:
             if not messages:
                 self._claimer.record(full=False)
                 return Forwarded(0, more=False)
+            # Parked rows leave a quarter to others.
+            full = len(messages) >= max_rows - max_rows // 4 or sum(len(m.body) for m in messages) * 2 > max_bytes
+            # Only in a full claim does a hot key keep others from their turn.
+            of_key = most_of_key(max_rows) if full else len(messages)
             with self._routes.being_tried({message.route for message in messages}):
-                publish, park = sort_out(messages, self._routes.is_open)
+                publish, park = sort_out(messages, self._routes.is_open, of_key)
                 outcome, left, answered_at = await self._waves.publish(publish)
                 outcome.wait_behind(park, left)
                 with deadline(conn, STATEMENT_SECONDS):
                     await _record(conn, outcome)
         self._state.recorded(outcome.latencies(answered_at + clock_offset), len(outcome.unrouted), outcome.parked_rows)
-        full = len(messages) >= max_rows or sum(len(message.body) for message in messages) * 2 > max_bytes
         self._claimer.record(full=full)
         return Forwarded(len(messages), more=full or outcome.changed_rows > 0)
 
@@ -191,7 +194,8 @@ class Forwarder:
             if shards and look.any_waiting:
                 allowance = await self._routes.allowance(conn, max_rows)
                 if allowance:
-                    messages = await outbox_table.claim_parked(conn, shards, allowance, max_rows, max_bytes)
+                    most = max_rows - max_rows // 4, max_bytes - max_bytes // 4
+                    messages = await outbox_table.claim_parked(conn, shards, allowance, most_of_key(max_rows), *most)
             rows = max_rows - len(messages)
             size = max_bytes - sum(len(message.body) for message in messages)
             if shards and rows > 0 and size > 0 and look.last_id > self._mark.id:

@@ -113,17 +113,18 @@ ROUTES_WAITING: LiteralString = """
 """
 
 PARKED_DUE: LiteralString = """
-    -- The first waiting keys of each route, and the first rows of each key.
+    -- The first waiting keys of each route, and the first rows of each key: from its head on, since rows that were
+    -- removed leave dead entries of the index.
     SELECT p.id
     FROM unnest(%(exchanges)s::text[], %(routing_keys)s::text[], %(keys)s::int[]) AS r (exchange, routing_key, keys)
     CROSS JOIN LATERAL (
-        SELECT w.key FROM outbox_waiting w
+        SELECT w.key, w.head FROM outbox_waiting w
         WHERE NOT w.blocked AND w.exchange = r.exchange AND w.routing_key = r.routing_key
           AND w.shard = ANY (%(shards)s)
         ORDER BY w.head LIMIT r.keys
     ) AS k
     CROSS JOIN LATERAL (
-        SELECT id FROM outbox_parked WHERE key = k.key ORDER BY id LIMIT %(rows_of_key)s
+        SELECT id FROM outbox_parked WHERE key = k.key AND id >= k.head ORDER BY id LIMIT %(rows_of_key)s
     ) AS p
     ORDER BY p.id
     LIMIT %(rows)s
@@ -189,16 +190,16 @@ REMOVE: LiteralString = """
 STOP_WAITING: LiteralString = """
     -- Keys with nothing parked any more wait no longer.
     DELETE FROM outbox_waiting w
-    WHERE w.key = ANY (%(keys)s) AND NOT EXISTS (SELECT FROM outbox_parked p WHERE p.key = w.key)
+    WHERE w.key = ANY (%(keys)s) AND NOT EXISTS (SELECT FROM outbox_parked p WHERE p.key = w.key AND p.id >= w.head)
 """
 
 NEXT_HEAD: LiteralString = """
     UPDATE outbox_waiting w SET head = p.id, exchange = p.exchange, routing_key = p.routing_key
-    FROM unnest(%(keys)s::text[]) AS k (key)
+    FROM outbox_waiting AS k
     CROSS JOIN LATERAL (
-        SELECT id, exchange, routing_key FROM outbox_parked WHERE key = k.key ORDER BY id LIMIT 1
+        SELECT id, exchange, routing_key FROM outbox_parked WHERE key = k.key AND id >= k.head ORDER BY id LIMIT 1
     ) AS p
-    WHERE w.key = k.key AND w.head <> p.id
+    WHERE k.key = ANY (%(keys)s) AND w.key = k.key AND w.head <> p.id
 """
 
 WRITERS: LiteralString = """
@@ -373,11 +374,12 @@ async def routes_waiting(conn: Connection, behind: Route | None, limit: int) -> 
 
 
 async def claim_parked(
-    conn: Connection, shards: list[int], allowance: dict[Route, int], rows: int, size: int
+    conn: Connection, shards: list[int], allowance: dict[Route, int], of_key: int, rows: int, size: int
 ) -> list[Message]:
     """Claim parked rows in order of their ids, of at most as many keys of each route as `allowance` says.
 
-    Return at most `rows` messages whose bodies have at most `size` bytes together, or one message.
+    Return at most `rows` messages, `of_key` of each key, whose bodies have at most `size` bytes together, or one
+    message.
     """
     cursor = await conn.execute(
         PARKED_DUE,
@@ -386,7 +388,7 @@ async def claim_parked(
             "routing_keys": [route.routing_key for route in allowance],
             "keys": list(allowance.values()),
             "shards": shards,
-            "rows_of_key": 100,
+            "rows_of_key": of_key,
             "rows": rows,
         },
     )

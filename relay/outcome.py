@@ -57,14 +57,14 @@ class Outcome(msgspec.Struct):
         if fresh:
             self.park.setdefault(reason, []).extend(fresh)
 
-    def wait_behind(self, messages: list[Message], left: set[str]) -> None:
-        """Park messages that were claimed but not published, except for those of keys in `left`.
+    def wait_behind(self, messages: list[Message], left: Mapping[str, list[Message]]) -> None:
+        """Park messages that were claimed to be parked, and before them what is `left` of their keys.
 
-        Of a key in `left` an earlier row stays pending: it has to go before these.
+        `left`: by key the messages that were not published in time. Those of other keys stay pending.
         """
-        behind = [message for message in messages if message.key not in left]
-        if behind:
-            self.park["its key or its route waits"] = behind
+        before = [message for key in {message.key for message in messages} for message in left.get(key, ())]
+        if messages:
+            self.park["its key or its route waits"] = before + messages
 
     def withdraw(self, unproven: Mapping[Route, str]) -> None:
         """Withdraw the required messages that went to these routes: another queue than theirs confirmed them.

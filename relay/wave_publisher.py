@@ -25,7 +25,7 @@ class Published(NamedTuple):
     """The result of publishing the messages of one claim."""
 
     outcome: Outcome
-    left: set[str]  # keys of which a row stays pending: no row behind it may be parked
+    left: dict[str, list[Message]]  # by key the messages that stay pending: no row behind them may be parked alone
     answered_at: float  # when the last wave was answered, in monotonic seconds
 
 
@@ -60,7 +60,7 @@ class WavePublisher:
         await self._withdraw_unproven(outcome, required, self._guard.after)
         return Published(outcome, left, answered_at)
 
-    async def _publish_waves(self, messages: list[Message]) -> tuple[Outcome, set[str]]:
+    async def _publish_waves(self, messages: list[Message]) -> tuple[Outcome, dict[str, list[Message]]]:
         """Publish waves until all messages are through, or the claim has been held long enough."""
         outcome = Outcome()
         waves = Waves(messages)

@@ -4,6 +4,7 @@ At most one unconfirmed message of a key, since the broker may nack or return th
 At most one unconfirmed message with an event id, since a return names its message by nothing else.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
@@ -20,7 +21,7 @@ class Waves:
         self._queues: dict[str, list[Message]] = {}
         for message in sorted(messages, key=lambda message: message.id, reverse=True):
             self._queues.setdefault(message.key, []).append(message)
-        self._put_off: list[Message] = []
+        self._put_off: list[list[Message]] = []
 
     def next(self) -> list[Message]:
         """Return the next wave: the first message of each key that is left. It is empty when all are through."""
@@ -46,13 +47,15 @@ class Waves:
 
     def put_off(self, message: Message) -> None:
         """Take out its key: the message has no reply. It stays as it is, and so do those behind it."""
-        self._put_off.append(message)
-        del self._queues[message.key]
+        self._put_off.append(self._queues.pop(message.key))
 
-    def left(self) -> set[str]:
-        """Return the keys of which a row stays pending: a parked row behind it would overtake it."""
-        heads = [*self._put_off, *(queue[-1] for queue in self._queues.values())]
-        return {message.key for message in heads if not message.parked}
+    def left(self) -> dict[str, list[Message]]:
+        """Return by key the messages that stay pending, in order of ids: a parked row behind them would overtake them.
+
+        A key whose messages are parked already is left out.
+        """
+        queues = [*self._put_off, *self._queues.values()]
+        return {queue[-1].key: queue[::-1] for queue in queues if not queue[-1].parked}
 
 
 class SortedClaim(NamedTuple):
@@ -62,19 +65,29 @@ class SortedClaim(NamedTuple):
     park: list[Message]
 
 
-def sort_out(messages: list[Message], is_open: Callable[[Route], bool]) -> SortedClaim:
+def most_of_key(max_rows: int) -> int:
+    """Return how many rows of one key a claim of up to `max_rows` publishes while others may wait behind it.
+
+    A key's rows go one after the other, so the rows of one key take as many confirms.
+    """
+    return min(100, max(10, max_rows // 10))
+
+
+def sort_out(messages: list[Message], is_open: Callable[[Route], bool], of_key: int) -> SortedClaim:
     """Divide a claim, in order of ids, into messages to publish and messages to park.
 
-    A message that is not parked has to be if its key waits or its route is not open; then its key waits, and every
-    later message of it is parked as well.
+    A message that is not parked has to be if its key waits, its route is not open, or `of_key` messages of its key go
+    out already; then its key waits, and every later message of it is parked as well.
     """
     publish: list[Message] = []
     park: list[Message] = []
     waiting: set[str] = set()
+    of_keys: Counter[str] = Counter()
     for message in messages:
+        of_keys[message.key] += 1
         if message.parked:
             publish.append(message)
-        elif message.key_waits or message.key in waiting or not is_open(message.route):
+        elif message.key_waits or message.key in waiting or of_keys[message.key] > of_key or not is_open(message.route):
             waiting.add(message.key)
             park.append(message)
         else:

@@ -531,6 +531,12 @@ _ALL = (
         ("relay/stored_mark.py", "claim(conn, shards, floor.id, upto", "claim(conn, shards, self.id, upto"),
     ),
     _plant(
+        "L5",
+        "a claim may consist of the rows of one key",
+        "tests/relay/test_forward.py::test_a_hot_key_leaves_room_for_others",
+        ("relay/waves.py", "of_keys[message.key] > of_key", "of_keys[message.key] < 0"),
+    ),
+    _plant(
         "L7",
         "a claim above the floor does not ask whether the transactions that the floor leans on are still open",
         "tests/relay/test_held_mark.py::test_a_held_mark[open]",

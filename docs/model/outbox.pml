@@ -163,12 +163,10 @@ turn:
                 :: waits & OF_KEY(key) -> park = park | (rows & OF_KEY(key))
                 :: (waits & OF_KEY(key)) == 0 -> todo = todo | (rows & OF_KEY(key))
                 :: (waits & OF_KEY(key)) == 0 && failures && (rows & OF_KEY(key)) ->
-                    failures--;
-                    if
-                    :: park = park | (rows & OF_KEY(key))
-                    :: todo = todo | FIRST(rows & OF_KEY(key));
-                        park = park | (rows & OF_KEY(key) & ~FIRST(rows & OF_KEY(key)))
-                    fi
+                    failures--; park = park | (rows & OF_KEY(key))
+                :: (waits & OF_KEY(key)) == 0 && (rows & OF_KEY(key)) ->    /* its share of the claim, or its first route */
+                    todo = todo | FIRST(rows & OF_KEY(key));
+                    park = park | (rows & OF_KEY(key) & ~FIRST(rows & OF_KEY(key)))
                 fi;
                 key++
             od;
@@ -218,8 +216,8 @@ publish:
 #endif
             /* forward.py: _record, and COMMIT. */
 #ifndef PARK_BEHIND_PENDING
-            park = park & ~(todo & (A + B) & ~parked -> A + B : 0);    /* waves.py: left */
-            park = park & ~(todo & X & ~parked -> X : 0);
+            park = park | (park & (A + B) -> todo & (A + B) & ~parked : 0);     /* outcome.py: wait_behind */
+            park = park | (park & X -> todo & X & ~parked : 0);
 #endif
             printf("relay %d marks the rows %c%c%c sent, and parks %c%c%c\n", r, SHOWN(through), SHOWN(park));
             if

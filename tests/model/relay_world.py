@@ -17,7 +17,7 @@ from relay.route_health import RouteHealth
 from relay.waves import Waves, sort_out
 
 Mood = Literal["confirm", "nack", "return", "refuse", "silence", "given up"]
-Sorting = Callable[[list[Message], Callable[[Route], bool]], tuple[list[Message], list[Message]]]
+Sorting = Callable[[list[Message], Callable[[Route], bool], int], tuple[list[Message], list[Message]]]
 
 ANSWERS = {
     "confirm": Answer.CONFIRMED,
@@ -185,7 +185,7 @@ class World:
         messages = [self._message(row, waiting) for row in (*parked, *fresh)]
         if not messages:
             return
-        publish, park = self.decide.sort_out(messages, relay.health.is_open)
+        publish, park = self.decide.sort_out(messages, relay.health.is_open, max(1, most // 2))
         claim = Claim(park, self.decide.waves(publish), self.decide.outcome())
         self.shards |= dict.fromkeys(held, relay.name)
         relay.claim = claim
@@ -244,11 +244,10 @@ class World:
         if not relay.stands:
             relay.connect()  # the statement fails, and all is as it was
             return
-        left = claim.waves.left()
-        parked = [message for messages in claim.outcome.park.values() for message in messages]
-        parked += [message for message in claim.park if message.key not in left]
-        for message in parked:
-            self.rows[message.id].state = "parked"
+        claim.outcome.wait_behind(claim.park, claim.waves.left())
+        for messages in claim.outcome.park.values():
+            for message in messages:
+                self.rows[message.id].state = "parked"
         for state, messages in (("sent", claim.outcome.sent), ("unrouted", claim.outcome.unrouted)):
             for message in messages:
                 self._promise(message.id in self.arrived, f"row {message.id} is called {state}, and has not arrived")

@@ -205,8 +205,8 @@ class NoWaves(Waves):
 class NothingIsLeft(Waves):
     """What stays pending keeps nobody behind it."""
 
-    def left(self) -> set[str]:
-        return set()
+    def left(self) -> dict[str, list[Message]]:
+        return {}
 
 
 class StopsAlone(Waves):
@@ -234,7 +234,9 @@ def rash_classify(message: Message, reply: Reply) -> Classified:
     return Sent() if reply.answer is Answer.RETURNED else classify(message, reply)
 
 
-def hasty_sort_out(messages: list[Message], is_open: Callable[[Route], bool]) -> tuple[list[Message], list[Message]]:
+def hasty_sort_out(
+    messages: list[Message], is_open: Callable[[Route], bool], _: int
+) -> tuple[list[Message], list[Message]]:
     """Nobody waits for the earlier rows of a key."""
     return [message for message in messages if is_open(message.route)], [m for m in messages if not is_open(m.route)]
 

@@ -319,3 +319,24 @@ async def test_a_slow_commit_of_another_key_is_not_overtaken_for_good(
         await slow.commit()
     await becomes("sent", lambda: state_of(conn, late))
     await becomes(late + 150, lambda: relay.says("mark"))
+
+
+async def test_a_hot_key_leaves_room_for_others(conn: AsyncConnection, topology: str, start_relay: StartRelay) -> None:
+    """
+    Events of other keys wait for a share of each claim, and not for all the events of a hot key that were there before
+    them; the order of the hot key stays.
+    """
+    await append_many(conn, 1500, keys=1)
+    others = {await append(conn, f"other-{number}") for number in range(10)}
+    events = await keys_by_event(conn)
+    async with recording(topology) as recorder:
+        start_relay(lanes=1, batch_rows=200)
+        await eventually(lambda: len(recorder.event_ids) == 1500 + len(others), 60)
+
+    keys = [events[str(message.header.properties.message_id)] for message in recorder.messages]
+    last_of_others = max(at for at, key in enumerate(keys) if key != "key-0")
+    assert last_of_others < 600
+    hot = [int(message.body) for message, key in zip(recorder.messages, keys, strict=True) if key == "key-0"]
+    assert list(dict.fromkeys(hot)) == list(range(1500))
+    await becomes({"sent": 1510}, lambda: states(conn))
+    assert await _waiting(conn) == (0, 0)

@@ -91,15 +91,17 @@ def test_nothing_doubtful_changes_nothing() -> None:
 
 def test_behind_a_row_that_stays_pending_nothing_is_parked() -> None:
     """
-    What was not published is parked, except behind a row of its key that stays pending: parked, it would overtake that.
+    What was claimed to be parked is parked, and before it what is left of its key: behind a row that stays pending it
+    would overtake that. A key with nothing to park stays pending.
     """
     outcome = Outcome()
+    a2, b1, b2, c1 = make_message(4, "a"), make_message(1, "b"), make_message(3, "b"), make_message(2, "c")
 
-    outcome.wait_behind([make_message(1, "a"), make_message(2, "b")], {"b"})
+    outcome.wait_behind([b2, a2], {"b": [b1], "c": [c1]})
 
-    assert outcome.park == {"its key or its route waits": [make_message(1, "a")]}
+    assert outcome.park == {"its key or its route waits": [b1, b2, a2]}
     outcome = Outcome()
-    outcome.wait_behind([make_message(2, "b")], {"b"})
+    outcome.wait_behind([], {"b": [b2]})
     assert outcome.park == {}
 
 

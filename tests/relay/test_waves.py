@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from relay.message import Message, Route
-from relay.waves import Waves, sort_out
+from relay.waves import Waves, most_of_key, sort_out
 from tests.relay.messages import make_message
 
 
@@ -74,7 +74,7 @@ def test_what_is_left_keeps_its_followers() -> None:
     waves.put_off(make_message(2, "b"))
     waves.stopped(make_message(3, "c"))
 
-    assert waves.left() == {"a", "b"}
+    assert {key: ids(left) for key, left in waves.left().items()} == {"a": [5], "b": [2]}
 
 
 def test_the_order_is_that_of_ids() -> None:
@@ -127,7 +127,20 @@ def test_sort_out() -> None:
         make_message(6, "c"),
     ]
 
-    publish, park = sort_out(messages, lambda route: route != closed)
+    publish, park = sort_out(messages, lambda route: route != closed, len(messages))
 
     assert ids(publish) == [1, 3, 6]
     assert ids(park) == [2, 4, 5]
+
+
+def test_a_key_has_a_share_of_a_claim() -> None:
+    """
+    Of a key with many rows only so many go out, those that are parked already among them; the others are parked.
+    """
+    hot = [make_message(1, "hot"), make_message(2, "hot"), make_message(4, "hot"), make_message(6, "hot")]
+    others = [make_message(3, "a"), make_message(5, "b")]
+
+    publish, park = sort_out(sorted(hot + others, key=lambda message: message.id), lambda _: True, 2)
+
+    assert (ids(publish), ids(park)) == ([1, 2, 3, 5], [4, 6])
+    assert [most_of_key(rows) for rows in (1, 50, 500, 2000)] == [10, 10, 50, 100]
