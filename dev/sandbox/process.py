@@ -43,6 +43,7 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True):
     farewell: tuple[str, ...] = ()  # commands to run when the owner is gone
     remove: tuple[str, ...] = ()  # folders to remove when the owner is gone
     ready_url: str | None = None
+    code: str = ""  # the state of its sources: a spec with another one is another process
 
 
 class Running(Protocol):

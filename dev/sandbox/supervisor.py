@@ -47,6 +47,7 @@ class Supervisor:
 
     def up(self, environ: Mapping[str, str], say: "Say") -> None:
         counts = Counts.read(environ)
+        environ = with_last_handler(environ, say)
         if self._servers is None or self._system is None:
             wait_for_the_old()
             choice = choose(environ)
@@ -55,6 +56,8 @@ class Supervisor:
             if missing := packages.absent(programs):
                 say(f"installing {', '.join(missing)}")
                 packages.ensure(programs)
+            if choice.kind != "env":
+                say("starting PostgreSQL and RabbitMQ")
             opened = self._servers = self._stack.enter_context(
                 servers(choice, environ=environ, logs=RUN.resolve(), folder=data_folder(choice), restart=True)
             )
@@ -67,6 +70,7 @@ class Supervisor:
                 management_url=opened.own_management_url,
             )
             self._stack.callback(self._system.close)
+            say("migrating the database, declaring the queues, starting the processes")
         else:
             same_servers(self._servers, environ)
             say(str(self._servers.choice))
@@ -76,8 +80,11 @@ class Supervisor:
                 in_parallel(self._servers.postgres.start, self._servers.rabbitmq.start)
             self._system.change(environ=environ)
         self._system.migrate()
-        self._system.scale(counts)
+        if restarted := self._system.scale(counts):
+            say(f"restarted, since their settings or code have changed: {', '.join(restarted)}")
         self._system.wait_ready()
+        if handler := environ.get("ORDERS_HANDLER"):
+            write_atomically(RUN / "handler", handler)
         env = "".join(f"{name}={value}\n" for name, value in self._system.env().items())
         write_atomically(RUN / "env", env)
         say(f"ready: {self._system.base_url} ({RUN / 'env'} says where the rest is; `make down` ends it)")
@@ -155,6 +162,19 @@ def handle(supervisor: Supervisor, request: Any, say: Say) -> bool:
     return True
 
 
+def with_last_handler(environ: Mapping[str, str], say: "Say") -> Mapping[str, str]:
+    """Keep the ORDERS_HANDLER of the last `make up` unless another is given; either way say so."""
+    kept = RUN / "handler"
+    last = kept.read_text() if kept.exists() else ""
+    given = environ.get("ORDERS_HANDLER")
+    if last and not given:
+        say(f"handler: {last}, as before (ORDERS_HANDLER=module:function changes it)")
+        return {**environ, "ORDERS_HANDLER": last}
+    if given and last and given != last:
+        say(f"handler: {given} instead of {last}")
+    return environ
+
+
 def data_folder(choice: Choice) -> Path | None:
     """The data of this project's servers: an earlier run's where one was left, else a new folder."""
     if choice.kind != "local":
@@ -194,7 +214,7 @@ def clear() -> None:
     if kept.exists():
         shutil.rmtree(kept.read_text().strip(), ignore_errors=True)
     shutil.rmtree(RUN / "nginx", ignore_errors=True)
-    for file in (kept, RUN / "env", RUN / "ports.json", RUN / "control.sock", *RUN.glob("*.pid")):
+    for file in (kept, RUN / "env", RUN / "handler", RUN / "ports.json", RUN / "control.sock", *RUN.glob("*.pid")):
         file.unlink(missing_ok=True)
 
 

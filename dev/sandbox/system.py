@@ -5,12 +5,14 @@ with servers() as its_servers, System(its_servers.database_url, its_servers.amqp
     system.process("relay-1").kill()
 """
 
+import hashlib
 import os
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self, get_args
@@ -37,6 +39,9 @@ SETTINGS: dict[Role, tuple[str, ...]] = {
 }
 REQUIRED_ROUTES = "orders/order.placed,orders/order.redriven"
 DEFAULTS = {"RELAY_REQUIRED_QUEUES": "orders.work", "RELAY_EXCHANGES": "orders", "PYTHONUNBUFFERED": "1"}
+
+
+CODE: dict[Role, str] = {"api": "src/orders", "relay": "relay", "worker": "src/orders"}
 
 
 class Counts(msgspec.Struct, frozen=True, kw_only=True):
@@ -159,8 +164,11 @@ class System:
         """Take other settings; the next `scale` restarts the processes they concern."""
         self._environ = self._child_environ(environ, settings or {})
 
-    def scale(self, counts: Counts) -> None:
-        """Have exactly so many of each, all of them running; returns before they are ready."""
+    def scale(self, counts: Counts) -> list[str]:
+        """Have exactly so many of each, all of them running; returns before they are ready.
+
+        Processes whose settings or code have changed are started anew; returns their names.
+        """
         self._counts = counts
         wanted = {spec.name: spec for spec in self._specs()}
         ending = [
@@ -179,6 +187,7 @@ class System:
         if self._with_nginx:
             self._serve()
         write_atomically(self.folder / "ports.json", msgspec.json.encode(self._ports).decode())
+        return [process.name for process in ending if process.name in wanted]
 
     def wait_ready(self, seconds: float = READY_SECONDS) -> None:
         """Return when all are ready; raise StartError with the last line of one that refuses to start."""
@@ -217,6 +226,7 @@ class System:
                         command=(sys.executable, "-m", MODULES[role]),
                         environ=self._environ | own | dict(self._own_settings(name)),
                         ready_url=f"{self._url(name)}/health/ready",
+                        code=code_of(role, self._environ),
                     )
                 )
         return specs
@@ -284,13 +294,26 @@ class System:
 
 
 def differs(old: Spec, new: Spec) -> bool:
-    """One of its settings has changed; the rest of a shell's environment changes with every call."""
+    """One of its settings or its code has changed; the rest of a shell's environment changes with every call."""
     role = next(role for role in get_args(Role) if new.name.startswith(role))
 
     def settings(spec: Spec) -> dict[str, str]:
         return {name: value for name, value in spec.environ.items() if name.startswith(SETTINGS[role])}
 
-    return settings(old) != settings(new)
+    return old.code != new.code or settings(old) != settings(new)
+
+
+def code_of(role: Role, environ: Mapping[str, str]) -> str:
+    """Tell one state of a process's sources on disk from another; those of a worker's handler are among them."""
+    files = [*(ROOT / CODE[role]).rglob("*.py")]
+    if role == "worker" and (handler := environ.get("ORDERS_HANDLER")):
+        top = ROOT / handler.partition(":")[0].partition(".")[0]
+        files += [top.with_suffix(".py"), *top.rglob("*.py")]
+    known = hashlib.sha256()
+    for file in sorted(files):
+        with suppress(FileNotFoundError):
+            known.update(f"{file} {file.stat().st_mtime_ns}\n".encode())
+    return known.hexdigest()
 
 
 def upgrade(database_url: str, launch: Launch = by_popen) -> None:

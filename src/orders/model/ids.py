@@ -44,8 +44,8 @@ def text_of(value: UUID) -> str:
 
 
 def lowest_id(moment: datetime) -> UUID:
-    """Return a lower bound of the UUIDv7s made at this moment or later, to the millisecond."""
-    return UUID(int=int(moment.timestamp() * 1000) << 80)
+    """Return a lower bound of the UUIDv7s made at this moment or later, to the millisecond; none is older than 1970."""
+    return UUID(int=max(0, int(moment.timestamp() * 1000)) << 80)
 
 
 def seconds_of(value: UUID) -> float:

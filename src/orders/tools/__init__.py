@@ -5,6 +5,7 @@ attempts           get --attempts: how the attempts at an order ended, on the da
 admin              clients, purge: API keys and old orders, on the database
 dead_letters       dead: list, redrive and discard dead letters, on the database
 doctor             doctor: check every part of the system
+running_code       whether processes run older code than this folder has, for doctor
 reconcile          reconcile: compare orders, outbox and work queue, and repair what was lost
 replay             replay: place the invoices of a file and follow the orders
 

@@ -6,6 +6,7 @@ those that wait for an operator; `orders reconcile` compares all of them.
 
 import asyncio
 import sys
+import time
 from collections.abc import AsyncIterator, Awaitable, Iterator
 from datetime import UTC, datetime
 
@@ -38,8 +39,9 @@ from orders.database.server_state import ServerState
 from orders.model.error_text import first_line
 from orders.model.errors import OrdersError, StartupError
 from orders.runtime.settings import DoctorSettings
+from orders.tools import running_code
 from orders.tools.command_line import fail
-from orders.tools.run_env import environment_for
+from orders.tools.run_env import environment_for, read_run_env
 
 PATIENCE_SECONDS = 5.0
 OLD_SECONDS = 10.0  # an event that stays unsent for longer is a fault
@@ -114,6 +116,7 @@ class RelayStatus(msgspec.Struct, frozen=True):
     mark_behind_rows: int = 0  # a relay of an earlier version does not say
     mark_held_by: MarkHolder | None = None
     policy_faults: list[LimitFault] = []  # a relay of an earlier version shows none
+    uptime_seconds: float = 0.0
 
     def says(self) -> str:
         """Summarise a healthy state in one line."""
@@ -164,8 +167,11 @@ class WorkerStatus(msgspec.Struct, frozen=True):
             yield "no connection to PostgreSQL: start it"
 
 
-async def examine(settings: DoctorSettings) -> list[PartReport]:
-    """Check every part that the settings name, all at the same time."""
+async def examine(settings: DoctorSettings, *, with_code: bool = False) -> list[PartReport]:
+    """Check every part that the settings name, all at the same time.
+
+    `with_code`: the processes run the code in this folder, so compare the two.
+    """
     looks: list[Awaitable[PartReport]] = []
     if settings.database_url:
         looks.append(look_at_database(settings.database_url))
@@ -174,9 +180,14 @@ async def examine(settings: DoctorSettings) -> list[PartReport]:
     async with httpx.AsyncClient(timeout=PATIENCE_SECONDS, trust_env=False) as client:
         if settings.base_url:
             looks.append(look_at_front(client, settings.base_url.rstrip("/")))
-        looks += [look_at_api(client, url) for url in split(settings.api_urls)]
-        looks += [look_at_status(client, "relay", RelayStatus, url) for url in split(settings.relay_urls)]
-        looks += [look_at_status(client, "worker", WorkerStatus, url) for url in split(settings.worker_urls)]
+        looks += [look_at_api(client, url, with_code=with_code) for url in split(settings.api_urls)]
+        looks += [
+            look_at_status(client, "relay", RelayStatus, url, with_code=with_code) for url in split(settings.relay_urls)
+        ]
+        looks += [
+            look_at_status(client, "worker", WorkerStatus, url, with_code=with_code)
+            for url in split(settings.worker_urls)
+        ]
         return await asyncio.gather(*looks)
 
 
@@ -293,29 +304,36 @@ async def look_at_front(client: httpx.AsyncClient, url: str) -> PartReport:
     return PartReport("front", url, wrong=[] if health.database == "healthy" else ["its api has no database"])
 
 
-async def look_at_api(client: httpx.AsyncClient, url: str) -> PartReport:
+async def look_at_api(client: httpx.AsyncClient, url: str, *, with_code: bool = False) -> PartReport:
     """Check that an api is ready."""
     try:
         ready = await client.get(f"{url}/health/ready")
+        wrong = [] if ready.is_success else ["it is not ready: the database does not answer it"]
+        if with_code:
+            wrong += running_code.complaint_of("orders", await running_code.started_at(client, url))
     except UNREACHABLE as error:
         return PartReport("api", url, wrong=[silence(error)])
-    return PartReport(
-        "api", url, wrong=[] if ready.is_success else ["it is not ready: the database does not answer it"]
-    )
+    return PartReport("api", url, wrong=wrong)
 
 
 async def look_at_status(
-    client: httpx.AsyncClient, what: str, type_: type[RelayStatus | WorkerStatus], url: str
+    client: httpx.AsyncClient, what: str, type_: type[RelayStatus | WorkerStatus], url: str, *, with_code: bool = False
 ) -> PartReport:
     """Check a relay or a worker by its `/status`."""
     try:
         answer = await client.get(f"{url}/status")
         status = msgspec.json.decode(answer.content, type=type_)
+        wrong = list(status.complaints())
+        if with_code and isinstance(status, RelayStatus):
+            wrong += running_code.complaint_of("relay", time.time() - status.uptime_seconds)
+        elif with_code and isinstance(status, WorkerStatus):
+            started = await running_code.started_at(client, url)
+            wrong += running_code.complaint_of("orders", started, status.handler)
     except UNREACHABLE as error:
         return PartReport(what, url, wrong=[silence(error)])
     except UNINTELLIGIBLE:
         return PartReport(what, url, wrong=[f"another program answers there, no {what}: correct {what.upper()}_URLS"])
-    return PartReport(what, url, status.says(), list(status.complaints()))
+    return PartReport(what, url, status.says(), wrong)
 
 
 def silence(error: Exception) -> str:
@@ -344,8 +362,9 @@ def doctor(*, as_json: bool) -> None:
 
     Exit code 0: no fault. 1: a fault. 2: no address is known.
     """
-    settings = DoctorSettings.read_or_exit("orders doctor", environment_for(DoctorSettings))
-    reports = uvloop.run(examine(settings))
+    environ = environment_for(DoctorSettings)
+    settings = DoctorSettings.read_or_exit("orders doctor", environ)
+    reports = uvloop.run(examine(settings, with_code=environ == read_run_env()))
     if not reports:
         hint = "set DATABASE_URL, AMQP_URL and BASE_URL, or start one here with `make up`"
         fail("orders doctor", f"where is the system? {hint}", 2)

@@ -1,6 +1,7 @@
 """`make up` and `make down`: a system in the background that heals, scales, and leaves nothing behind."""
 
 import os
+import secrets
 import signal
 import subprocess
 import sys
@@ -60,7 +61,11 @@ def test_up_and_down(make: Make, run: Path, urls: Mapping[str, str]) -> None:
     """
     done = make("up", **urls)
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.startswith("servers: env (SERVERS=env)\nready: http://127.0.0.1:")
+    assert done.stdout.startswith(
+        "servers: env (SERVERS=env)\n"
+        "migrating the database, declaring the queues, starting the processes\n"
+        "ready: http://127.0.0.1:"
+    )
     env = read_env(run)
     assert set(env) == {"BASE_URL", "API_URLS", "RELAY_URLS", "WORKER_URLS", "DATABASE_URL", "AMQP_URL"}
     assert answers(env["BASE_URL"] + "/health")
@@ -114,6 +119,38 @@ def test_again(make: Make, run: Path, urls: Mapping[str, str]) -> None:
     health = read_env(run)["BASE_URL"] + "/health"
     wait_until(lambda: 429 in {httpx.get(health).status_code for _ in range(5)}, 5, lambda: "nginx has no rate limit")
     assert read_pids(run)["nginx"] == after["nginx"]
+
+
+@pytest.fixture
+def handler() -> Iterator[Path]:
+    """A module beside the project's, with a handler in it."""
+    file = ROOT / f"shop_{secrets.token_hex(4)}.py"
+    file.write_text("async def handle(order): pass\n")
+    yield file
+    file.unlink()
+
+
+def test_the_handler_and_its_code(make: Make, run: Path, urls: Mapping[str, str], handler: Path) -> None:
+    """
+    `make up` keeps the last handler and says so, says that it changes it, and restarts what runs old code.
+    """
+    name = f"{handler.stem}:handle"
+    make("up", **urls, APIS="1", ORDERS_HANDLER=name)
+    before = read_pids(run)
+
+    done = make("up", **urls, APIS="1")
+    assert f"handler: {name}, as before" in done.stdout
+    assert "restarted" not in done.stdout
+    assert httpx.get(f"{read_env(run)['WORKER_URLS']}/status").json()["handler"] == name
+    assert read_pids(run) == before
+
+    handler.write_text("async def handle(order): return None\n")
+    done = make("up", **urls, APIS="1")
+    assert "restarted, since their settings or code have changed: worker-1\n" in done.stdout
+    assert {each for each, pid in read_pids(run).items() if pid != before[each]} == {"worker-1"}
+
+    done = make("up", **urls, APIS="1", ORDERS_HANDLER="orders.handlers:wait_a_little")
+    assert f"handler: orders.handlers:wait_a_little instead of {name}\n" in done.stdout
 
 
 def test_refusing_process(make: Make, run: Path, urls: Mapping[str, str]) -> None:

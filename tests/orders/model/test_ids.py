@@ -55,6 +55,7 @@ def test_time_and_id() -> None:
     moment = datetime(2026, 12, 1, 12, 30, 15, 250_000, tzinfo=UTC)
 
     assert seconds_of(lowest_id(moment)) == moment.timestamp()
+    assert lowest_id(datetime(1966, 12, 1, tzinfo=UTC)) == UUID(int=0)
     assert (
         lowest_id(datetime.now(UTC) - timedelta(seconds=1))
         < uuid7()

@@ -1,6 +1,7 @@
 """`orders doctor` at a terminal: a system that is well, one that is broken in parts, and none at all."""
 
 import json
+import os
 import secrets
 import subprocess
 import sys
@@ -17,10 +18,12 @@ import pytest
 from psycopg import AsyncConnection
 
 from dev.sandbox.ports import free_port
+from dev.sandbox.process import ROOT
 from dev.sandbox.servers import Servers
 from orders.broker import rabbitmq
 from orders.database.server_state import ServerState
 from orders.tools.doctor import MarkHolder, RelayStatus, WorkerStatus, complaints_of_server
+from orders.tools.running_code import complaint_of
 from tests import places, warm
 from tests.conftest import StartSystem
 from tests.eventually import eventually
@@ -79,6 +82,20 @@ async def test_a_system_and_its_parts(start_system: StartSystem, tmp_path: Path)
     assert all("start it" in each for each in wrong["worker"] + wrong["api"])
     assert [len(wrong[part]) for part in sorted(parts - {"relay"})] == [1, 1, 1, 1, 1]
     assert "✗" in ask(tmp_path, **system.env()).stdout
+
+
+def test_code_that_changed_after_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that started before the last change of its package or its handler is told to run old code."""
+    monkeypatch.chdir(tmp_path)
+    newest = max(file.stat().st_mtime for file in (ROOT / "src" / "orders").rglob("*.py"))
+    assert complaint_of("orders", None) == []
+    assert complaint_of("orders", newest + 1) == []
+    assert ["`make up` restarts it" in line for line in complaint_of("orders", newest - 60)] == [True]
+
+    (tmp_path / "shop.py").touch()
+    os.utime(tmp_path / "shop.py", (newest + 100, newest + 100))
+    assert complaint_of("orders", newest + 1) == []
+    assert len(complaint_of("orders", newest + 1, "shop:handle")) == 1
 
 
 async def test_a_relay_that_may_not_publish(start_system: StartSystem, tmp_path: Path) -> None:
