@@ -101,6 +101,7 @@ class Forwarder:
                 await self._pause(pause, stop, woken=failures == 0)
         await self._mark.save(self._session.conn)
         await self._session.close()
+        self._guard.forget()
 
     async def _pause(self, seconds: float, stop: asyncio.Event, woken: bool) -> None:
         """Wait for the time to pass, for a signal, or, after a turn without a failure, for a writer's notification."""

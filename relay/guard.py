@@ -49,6 +49,7 @@ class Guard:
         self._queues = settings.queue_names
         self._routes = frozenset(settings.routes)
         self._management_urls = settings.management_urls
+        self._management: Management | None = None
         self._sentinels: dict[str, str] = {}  # queue: exchange
         self._complete_at = 0.0
         self._trouble = ""  # why a queue has no sentinel
@@ -61,8 +62,10 @@ class Guard:
         return len(self._sentinels) == len(self._queues)
 
     def forget(self) -> None:
-        """Forget the sentinels, so that `complete` looks for them again: they have not been checked for a while."""
+        """Forget the sentinels, so that `complete` looks for them again; close what waits for the next claim."""
         self._sentinels.clear()
+        if self._management is not None:
+            self._management.close()
 
     async def complete_if_due(self, conn: Connection, now: float) -> None:
         """Call `complete` if a sentinel is missing, at most every `COMPLETE_SECONDS`."""
@@ -149,12 +152,14 @@ class Guard:
                 self._trouble = f"queue {queue!r} was deleted"
 
     async def _ask_for_bindings(self, routes: Collection[Route]) -> dict[Route, str]:
-        management = Management(self._management_urls, self._publisher.connection.vhost)
+        vhost = self._publisher.connection.vhost
+        if self._management is None or self._management.vhost != vhost:
+            self._management = Management(self._management_urls, vhost, keep=True)
         bindings: list[Binding] = []
         asked_at = time.monotonic()
         try:
             for queue in self._queues:
-                bindings += await management.bindings(queue)
+                bindings += await self._management.bindings(queue)
         except ManagementUnavailable as error:
             found = dict.fromkeys(routes, str(error))
         else:

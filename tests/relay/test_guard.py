@@ -110,6 +110,7 @@ async def test_a_binding_is_looked_at_before_it_is_used(
         assert await guard.before([PLACED]) == {}
 
     await own.close()
+    guard.forget()
     await publisher.close()
 
 
@@ -147,6 +148,7 @@ async def test_a_binding_is_watched_while_messages_are_out(
         assert await guard.before([PLACED]) == await guard.after([PLACED]) == {}, "the next claim is another one"
 
     await own.close()
+    guard.forget()
     await publisher.close()
 
 

@@ -1,6 +1,7 @@
 """The management interface, or what stands in its place."""
 
 import asyncio
+import contextlib
 
 import pytest
 
@@ -68,3 +69,47 @@ async def test_the_first_node_is_named() -> None:
     nodes = [f"http://127.0.0.1:{free_port()}", f"http://127.0.0.2:{free_port()}"]
     with pytest.raises(ManagementUnavailable, match=r"no answer from 127\.0\.0\.1"):
         await Management(nodes, "/").queue("orders.work")
+
+
+async def test_a_connection_is_kept() -> None:
+    """
+    Requests one after the other take one connection; one that the server has closed meanwhile, or closes at the next
+    request, is replaced, and so is one whose answer came too late.
+    """
+    accepted: list[asyncio.StreamWriter] = []
+    answer = b"HTTP/1.1 200 OK\r\nconnection: keep-alive\r\ncontent-length: 2\r\n\r\n[]"
+    silent = False
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        accepted.append(writer)
+        with contextlib.suppress(asyncio.IncompleteReadError):
+            while request := await reader.readuntil(b"\r\n\r\n"):
+                assert b"Connection: keep-alive" in request
+                if writer is accepted[0] and len(accepted) == 1 and b"/last/" in request:
+                    break  # it closes, as after its time for a silent connection
+                if not silent:
+                    writer.write(answer)
+        writer.close()
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+        url = f"http://guest:guest@127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        management = Management([url], "/", keep=True)
+        for _ in range(3):
+            assert await management.bindings("orders.work") == []
+        assert len(accepted) == 1
+        assert await management.bindings("last") == []
+        assert len(accepted) == 2
+        accepted[1].close()
+        assert await management.bindings("orders.work") == []
+        assert len(accepted) == 3
+        silent = True
+        with pytest.raises(ManagementUnavailable, match="no answer"):
+            await management.bindings("orders.work")
+        silent = False
+        assert await management.bindings("orders.work") == []
+        assert len(accepted) == 4
+        management.close()
+        for writer in accepted:
+            writer.close()
+            with contextlib.suppress(OSError):
+                await writer.wait_closed()

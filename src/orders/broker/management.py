@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import contextlib
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any, TypeVar
 from urllib.parse import SplitResult, quote, unquote, urlsplit
@@ -50,10 +51,19 @@ class Management:
     Its methods raise ManagementUnavailable if no URL answers; its message begins with the name of the setting.
     """
 
-    def __init__(self, urls: Sequence[str], vhost: str, setting: str = "RELAY_MANAGEMENT_URL") -> None:
+    def __init__(
+        self, urls: Sequence[str], vhost: str, setting: str = "RELAY_MANAGEMENT_URL", *, keep: bool = False
+    ) -> None:
+        """With `keep`, connections stay open for the next request, until `close`."""
         self._setting = setting
-        self._urls = [urlsplit(url) for url in urls]
+        self._nodes = [_Node(urlsplit(url), keep=keep) for url in urls]
+        self.vhost = vhost
         self._vhost = quote(vhost, safe="")
+
+    def close(self) -> None:
+        """Close the connections that wait for the next request."""
+        for node in self._nodes:
+            node.close()
 
     async def queue(self, name: str) -> dict[str, Any]:
         """Return the queue with its arguments and the policy in effect."""
@@ -72,14 +82,16 @@ class Management:
     async def _get(self, path: str, kind: type[T]) -> T:
         """Return the first answer of a node; if no node answers, raise the error of the first one."""
 
-        async def ask(number: int, url: SplitResult) -> T:
+        async def ask(number: int, node: _Node) -> T:
             await asyncio.sleep(number * HEAD_START_SECONDS)
             try:
-                return await _ask(url, path, kind)
+                return await node.get(path, kind)
             except ManagementUnavailable as error:
                 raise ManagementUnavailable(f"{self._setting}: {error}") from error
 
-        attempts = [asyncio.create_task(ask(*item), name="relay-management") for item in enumerate(self._urls)]
+        if len(self._nodes) == 1:
+            return await ask(0, self._nodes[0])
+        attempts = [asyncio.create_task(ask(*item), name="relay-management") for item in enumerate(self._nodes)]
         try:
             for attempt in asyncio.as_completed(attempts):
                 with contextlib.suppress(ManagementUnavailable):
@@ -91,34 +103,71 @@ class Management:
             await asyncio.gather(*attempts, return_exceptions=True)
 
 
-async def _ask(url: SplitResult, path: str, kind: type[T]) -> T:
-    user, password = unquote(url.username or "guest"), unquote(url.password or "guest")
-    credentials = base64.b64encode(f"{user}:{password}".encode()).decode()
-    host = url.hostname or ""
-    is_https = url.scheme == "https"
-    path = url.path.rstrip("/") + path
-    try:
-        async with asyncio.timeout(SECONDS):
-            port = url.port or (443 if is_https else 15672)
-            reader, writer = await asyncio.open_connection(host, port, ssl=True if is_https else None)
-            try:
-                # HTTP/1.0: the answer ends with the connection, so that there are no chunks to read.
-                writer.write(
-                    f"GET {path} HTTP/1.0\r\nHost: {host}\r\nAuthorization: Basic {credentials}\r\n\r\n".encode()
-                )
-                head, _, body = (await reader.read()).partition(b"\r\n\r\n")
-            finally:
+class _Node:
+    """One URL, and the connections to it that wait for the next request."""
+
+    def __init__(self, url: SplitResult, *, keep: bool) -> None:
+        self._host = url.hostname or ""
+        self._is_https = url.scheme == "https"
+        self._port = url.port or (443 if self._is_https else 15672)
+        self._below = url.path.rstrip("/")
+        user, password = unquote(url.username or "guest"), unquote(url.password or "guest")
+        credentials = base64.b64encode(f"{user}:{password}".encode()).decode()
+        # HTTP/1.0: an answer has a length or ends with the connection, so that there are no chunks to read.
+        self._head = f"HTTP/1.0\r\nHost: {self._host}\r\nAuthorization: Basic {credentials}\r\n"
+        if keep:
+            self._head += "Connection: keep-alive\r\n"
+        self._keep = keep
+        self._idle: list[_Streams] = []
+
+    def close(self) -> None:
+        while self._idle:
+            self._idle.pop()[1].close()
+
+    async def get(self, path: str, kind: type[T]) -> T:
+        path = self._below + path
+        try:
+            async with asyncio.timeout(SECONDS):
+                head, body = await self._exchange(f"GET {path} {self._head}\r\n".encode())
+        except (OSError, TimeoutError, asyncio.IncompleteReadError, asyncio.LimitOverrunError) as error:
+            raise ManagementUnavailable(f"no answer from {self._host} ({error!r})") from error
+        status = head.split(b"\r\n", 1)[0].decode("latin-1")
+        if " 200 " not in f"{status} ":
+            raise ManagementUnavailable(f"{path} answers {status!r}")
+        try:
+            return msgspec.json.decode(body, type=kind)
+        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+            # Cut off, or the page of a proxy in between, which answers with 200, too.
+            raise ManagementUnavailable(f"{path} answers no such JSON ({error})") from error
+
+    async def _exchange(self, request: bytes) -> tuple[bytes, bytes]:
+        """Return the head and the body of the answer."""
+        while self._idle:
+            # The server may have closed it meanwhile: it keeps a silent connection for some seconds only.
+            with contextlib.suppress(OSError, asyncio.IncompleteReadError):
+                return await self._exchange_on(self._idle.pop(), request)
+        ssl = True if self._is_https else None
+        return await self._exchange_on(await asyncio.open_connection(self._host, self._port, ssl=ssl), request)
+
+    async def _exchange_on(self, streams: "_Streams", request: bytes) -> tuple[bytes, bytes]:
+        reader, writer = streams
+        is_kept = False
+        try:
+            writer.write(request)
+            head = (await reader.readuntil(b"\r\n\r\n")).lower()
+            length = re.search(rb"\r\ncontent-length: *(\d+)", head)
+            body = await (reader.readexactly(int(length[1])) if length else reader.read())
+            is_kept = self._keep and length is not None and b"\r\nconnection: keep-alive\r\n" in head
+        finally:
+            # Otherwise its answer may still come, and must not be taken for that to the next request.
+            if is_kept:
+                self._idle.append(streams)
+            else:
                 writer.close()
-    except (OSError, TimeoutError) as error:
-        raise ManagementUnavailable(f"no answer from {host} ({error!r})") from error
-    status = head.split(b"\r\n", 1)[0].decode("latin-1")
-    if " 200 " not in f"{status} ":
-        raise ManagementUnavailable(f"{path} answers {status!r}")
-    try:
-        return msgspec.json.decode(body, type=kind)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-        # Cut off, or the page of a proxy in between, which answers with 200, too.
-        raise ManagementUnavailable(f"{path} answers no such JSON ({error})") from error
+        return head, body
+
+
+_Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 
 async def limit_faults(management: Management, queues: Iterable[str]) -> list[LimitFault]:
