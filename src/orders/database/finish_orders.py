@@ -24,8 +24,8 @@ from orders.model.storable_text import storable_text
 ASKED: LiteralString = """
         SELECT * FROM unnest(
             %b::uuid[], %b::bigint[], %b::text[], %b::text[], %b::text[], %b::uuid[], %b::text[], %b::bytea[],
-            %b::text[], %b::text[]
-        ) AS t (order_id, attempts, status, failure_reason, kind, event_id, type, body, traceparent, error)
+            %b::text[], %b::text[], %b::text[]
+        ) AS t (order_id, attempts, status, failure_reason, kind, event_id, type, body, traceparent, error, details)
         ORDER BY order_id
 """
 END: LiteralString = """
@@ -34,13 +34,13 @@ END: LiteralString = """
             updated_at = clock_timestamp(), finished_at = clock_timestamp(),
             attempt_log = CASE WHEN asked.status = 'failed' OR o.attempt_log IS NOT NULL THEN log_attempt(
                 o.attempt_log, o.attempts, o.updated_at, coalesce(asked.kind, asked.status), %b, asked.error,
-                asked.failure_reason, NULL
+                asked.details, NULL
             ) END
         FROM asked
         WHERE o.order_id = asked.order_id AND o.status = 'processing' AND o.attempts = asked.attempts
         RETURNING o.order_id, coalesce(o.event_id, o.order_id) AS cause,
                   extract(epoch FROM o.finished_at - coalesce(o.placed_at, o.created_at))::float8 AS seconds,
-                  asked.status, asked.failure_reason, asked.kind, asked.event_id, asked.type, asked.body,
+                  asked.status, asked.details, asked.kind, asked.event_id, asked.type, asked.body,
                   asked.traceparent
 """
 EVENT: LiteralString = """
@@ -49,7 +49,7 @@ EVENT: LiteralString = """
 """
 LETTER: LiteralString = f"""
         INSERT INTO dead_letters ({dead_letters_table.COLUMNS})
-        SELECT uuid_send(cause), order_id, cause, kind, failure_reason FROM finished WHERE status = 'failed'
+        SELECT uuid_send(cause), order_id, cause, kind, details FROM finished WHERE status = 'failed'
         ON CONFLICT DO NOTHING
 """
 
@@ -80,6 +80,7 @@ class Finish(msgspec.Struct, frozen=True):
     failure_reason: str | None = None
     kind: FailureKind | None = None
     error: str | None = None  # the class of the handler's error
+    details: str | None = None  # the reason for operators, in the dead letter and the attempt log
 
     @property
     def order_id(self) -> UUID:
@@ -100,10 +101,12 @@ def finish_of(
     failure_reason: str | None = None,
     kind: FailureKind | None = None,
     error: str | None = None,
+    details: str | None = None,
 ) -> Finish:
     """Make the end of a claimed order, and its event: `order.failed` with a `failure_reason`, else `order.done`.
 
-    `error` is the class of the handler's error, for the attempt log.
+    `error` is the class of the handler's error, for the attempt log. `details` is the reason for operators; None: it is
+    the same.
     """
     reason = None if failure_reason is None else storable_text(failure_reason)
     type_: EventType = "order.done" if reason is None else "order.failed"
@@ -111,7 +114,8 @@ def finish_of(
         claimed.order, status="done" if reason is None else "failed", version=claimed.order.version + 1, reason=reason
     )
     error = None if error is None else storable_text(error)
-    return Finish(claimed, events.event_of(type_, data, traceparent), reason, kind, error)
+    details = reason if details is None else storable_text(details)
+    return Finish(claimed, events.event_of(type_, data, traceparent), reason, kind, error, details)
 
 
 async def finish_orders(
@@ -150,5 +154,6 @@ def parameters_of(batch: Sequence[Finish]) -> list[PgArray | str]:
         pg_arrays.blobs([f.event.body for f in batch]),
         pg_arrays.texts([f.event.traceparent for f in batch]),
         pg_arrays.texts([f.error for f in batch]),
+        pg_arrays.texts([f.details for f in batch]),
         attempt_log.own_name(),
     ]

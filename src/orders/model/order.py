@@ -91,7 +91,8 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
     #: How often a worker has claimed the order, this claim included: crashes and retries count, redrives do not reset
     #: it. 0 before the first claim.
     attempts: int
-    #: Why the order failed, up to 500 characters: the handler's reason, or ours. None unless the status is `failed`.
+    #: Why the order failed, up to 500 characters: what the handler said by Refuse or Retry, of any other error its
+    #: class and a reference, or a reason of ours. None unless the status is `failed`.
     failure_reason: str | None
     #: When the order was placed, in UTC, by the clock of the api.
     created_at: datetime

@@ -26,6 +26,7 @@ class EndOrder(msgspec.Struct, frozen=True):
     failure_reason: str | None = None
     kind: FailureKind | None = None
     error: str | None = None  # the class of the handler's error
+    details: str | None = None  # the reason for operators, where clients read another one
 
 
 class OrderEnded(msgspec.Struct, frozen=True):
@@ -66,8 +67,11 @@ def decide(outcome: RunOutcome, failures: int, max_failures: int) -> Decision:
             return OrderEnded(finished)
         case HandlerRefused(reason):
             return EndOrder(reason, "refused", "Refuse")
-        case HandlerFailed(reason, _, error) if failures + 1 >= max_failures:
-            return EndOrder(f"{reason} (attempt {failures + 1} of {max_failures})", "exhausted", error)
+        case HandlerFailed(reason, _, error, public) if failures + 1 >= max_failures:
+            count = f"(attempt {failures + 1} of {max_failures})"
+            if public is None:
+                return EndOrder(f"{reason} {count}", "exhausted", error)
+            return EndOrder(f"{public} {count}", "exhausted", error, f"{reason} {count}")
         case HandlerFailed(reason, after, error):
             return RetryLater(retry_seconds(failures) if after is None else max(0.0, after), reason, error)
         case TransientFailure(reason):

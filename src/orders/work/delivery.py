@@ -247,8 +247,9 @@ class OrdersInHand:
     async def _act(self, step: Decision, job: Job, message: WorkMessage, delivery: Delivery) -> None:
         """Carry out a decision: write it, and return once that is committed."""
         match step:
-            case decision.EndOrder(reason, kind, error):
-                finished = await self.batches.finish(finish_of(job.claimed, job.traceparent, reason, kind, error))
+            case decision.EndOrder(reason, kind, error, details):
+                finish = finish_of(job.claimed, job.traceparent, reason, kind, error, details)
+                finished = await self.batches.finish(finish)
                 if finished is not None and reason is not None:
                     log.warning("order %s failed, %s: %s", message.order_id, kind, reason)
                 self._count_end(finished)

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from hashlib import sha256
 from types import TracebackType
 from typing import NamedTuple
 from uuid import UUID
@@ -18,6 +19,11 @@ class FailureKind(NamedTuple):
     file: str
     line: int
 
+    @property
+    def reference(self) -> str:
+        """Eight hexadecimal digits, the same in every process, by which a client's reason leads to the traceback."""
+        return sha256(f"{self.error.__qualname__} {self.file}:{self.line}".encode()).hexdigest()[:8]
+
 
 class FailureLog:
     """Owns the counts of the current minute. Needs a running loop."""
@@ -32,7 +38,7 @@ class FailureLog:
             self._repeats[kind] += 1
             return
         self._repeats[kind] = 0
-        log.warning("order %s: its handler failed", order_id, exc_info=error)
+        log.warning("order %s: its handler failed, reference %s", order_id, kind.reference, exc_info=error)
         asyncio.get_running_loop().call_later(QUIET_SECONDS, self._end, kind)
 
     def close(self) -> None:
@@ -43,8 +49,8 @@ class FailureLog:
     def _end(self, kind: FailureKind) -> None:
         if repeats := self._repeats.pop(kind, 0):
             log.warning(
-                "%s more runs of the handler failed with %s at %s:%s",
-                repeats, kind.error.__name__, kind.file, kind.line,
+                "%s more runs of the handler failed with %s at %s:%s, reference %s",
+                repeats, kind.error.__name__, kind.file, kind.line, kind.reference,
             )  # fmt: skip
 
 

@@ -31,7 +31,7 @@ from orders.model.error_text import first_line, message_of
 from orders.model.errors import OrdersError
 from orders.model.order import Order
 from orders.runtime.timeouts import STATEMENT_SECONDS
-from orders.work.failure_log import FailureLog
+from orders.work.failure_log import FailureLog, kind_of
 
 LAST_WORDS_SECONDS = 0.2  # for a handler to notice that its connection was severed, and to end by itself
 LOCKED_SECONDS = 0.5  # for another session to unlock the order's row; then the transaction is rolled back
@@ -62,6 +62,7 @@ class HandlerFailed(msgspec.Struct, frozen=True, tag=True):
     reason: str
     after: float | None = None
     error: str | None = None  # the class of the handler's error
+    public: str | None = None  # what clients read in its place: the reason may hold what is not theirs to know
 
 
 class HandlerRefused(msgspec.Struct, frozen=True, tag=True):
@@ -297,4 +298,5 @@ def outcome_of(error: Exception, timeout: float) -> HandlerFailed | HandlerRefus
             return HandlerFailed(f"the handler took longer than {timeout:g} s", error="TimeoutError")
         case _:
             name = type(error).__name__
-            return HandlerFailed(f"{name}: {first_line(error)}", error=name)
+            public = f"{name}, reference {kind_of(error).reference}"
+            return HandlerFailed(f"{name}: {first_line(error)}", error=name, public=public)

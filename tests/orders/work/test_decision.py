@@ -40,6 +40,13 @@ CASES: list[tuple[RunOutcome, int, Decision]] = [
     (HandlerFailed("busy", -7), 0, RetryLater(0, "busy")),
     (HandlerFailed("busy", 7, "Retry"), MOST - 2, RetryLater(7, "busy", "Retry")),
     (HandlerFailed("busy", 7, "Retry"), MOST - 1, EndOrder("busy (attempt 5 of 5)", "exhausted", "Retry")),
+    (
+        HandlerFailed("KeyError: the key", None, "KeyError", "KeyError, reference 0"),
+        MOST - 1,
+        EndOrder(
+            "KeyError, reference 0 (attempt 5 of 5)", "exhausted", "KeyError", "KeyError: the key (attempt 5 of 5)"
+        ),
+    ),
     (HandlerFailed("busy"), MOST + 3, EndOrder("busy (attempt 9 of 5)", "exhausted")),
     # An outage spends nobody's budget.
     (TransientFailure("gone"), 0, RunAgain("gone")),

@@ -1,12 +1,14 @@
 """What comes of one run of a handler, told in data."""
 
 import asyncio
+import re
 import sys
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
+import msgspec
 import psycopg
 import pytest
 from psycopg import AsyncConnection
@@ -52,7 +54,20 @@ async def run(conn: AsyncConnection, database_url: str, handler: Handler, refere
     """Run a handler once, on an order of its own."""
     [claimed] = await claim(conn, await place(conn, reference=reference))
     async with running(handler, database_url) as runner:
-        return await runner(Job(claimed, continue_trace(None)))
+        return without_digits(await runner(Job(claimed, continue_trace(None))))
+
+
+def unforeseen(name: str, text: str) -> HandlerFailed:
+    """The outcome of an error that is neither Refuse nor Retry; the digits of the reference are cut off."""
+    return HandlerFailed(f"{name}: {text}", error=name, public=f"{name}, reference ")
+
+
+def without_digits(outcome: RunOutcome) -> RunOutcome:
+    if isinstance(outcome, HandlerFailed) and outcome.public is not None:
+        public, digits = outcome.public[:-8], outcome.public[-8:]
+        assert re.fullmatch("[0-9a-f]{8}", digits)
+        return msgspec.structs.replace(outcome, public=public)
+    return outcome
 
 
 @pytest.mark.parametrize(
@@ -61,11 +76,11 @@ async def run(conn: AsyncConnection, database_url: str, handler: Handler, refere
         ("", Succeeded()),
         ("refuse", HandlerRefused("no stock")),
         ("retry", HandlerFailed("busy", 7, "Retry")),
-        ("raise", HandlerFailed("KeyError: 'a bug\\nand its second line'", error="KeyError")),
+        ("raise", unforeseen("KeyError", "'a bug\\nand its second line'")),
         ("hang", HandlerFailed("the handler took longer than 0.3 s", error="TimeoutError")),
         (
             "retry tomorrow",
-            HandlerFailed("TypeError: Retry's `after` is a number of seconds, not a timedelta", error="TypeError"),
+            unforeseen("TypeError", "Retry's `after` is a number of seconds, not a timedelta"),
         ),
         ("be cancelled", HandlerFailed("something that the handler waited for was cancelled", error="CancelledError")),
     ],
@@ -96,7 +111,7 @@ async def test_transaction_holds_effect_and_end(conn: AsyncConnection, database_
         ("hang", HandlerFailed("the handler took longer than 0.3 s", error="TimeoutError")),
         ("hang in a query", HandlerFailed("the handler took longer than 0.3 s", error="TimeoutError")),
         ("be cancelled", HandlerFailed("something that the handler waited for was cancelled", error="CancelledError")),
-        ("wrong sql", HandlerFailed('UndefinedTable: relation "nowhere" does not exist', error="UndefinedTable")),
+        ("wrong sql", unforeseen("UndefinedTable", 'relation "nowhere" does not exist')),
     ],
 )
 async def test_failure_rolls_back(
@@ -230,18 +245,18 @@ class Speechless(Exception):
         (Retry("busy"), HandlerFailed("busy", error="Retry")),
         (Retry("busy", after=7), HandlerFailed("busy", 7, "Retry")),
         (TimeoutError(), HandlerFailed("the handler took longer than 0.5 s", error="TimeoutError")),
-        (ValueError("one\ntwo"), HandlerFailed("ValueError: one", error="ValueError")),
-        (ValueError(), HandlerFailed("ValueError: ValueError", error="ValueError")),
-        (ConnectionResetError("gone"), HandlerFailed("ConnectionResetError: gone", error="ConnectionResetError")),
+        (ValueError("one\ntwo"), unforeseen("ValueError", "one")),
+        (ValueError(), unforeseen("ValueError", "ValueError")),
+        (ConnectionResetError("gone"), unforeseen("ConnectionResetError", "gone")),
         (Refuse("no \ud800 stock"), HandlerRefused("no ? stock")),  # which no UTF-8 can say
-        (Speechless(), HandlerFailed("Speechless: Speechless", error="Speechless")),
+        (Speechless(), unforeseen("Speechless", "Speechless")),
     ],
 )
 def test_a_handlers_own_failure(error: Exception, outcome: RunOutcome) -> None:
     """
     A refusal is final, and everything else may be tried again, with its reason in one line.
     """
-    assert outcome_of(error, 0.5) == outcome
+    assert without_digits(outcome_of(error, 0.5)) == outcome
 
 
 async def test_the_outbox_has_no_partition(conn: AsyncConnection, database_url: str, effects: None) -> None:
@@ -326,8 +341,8 @@ def work_in_a_thread(order: Order) -> None:
     [
         (None, Succeeded()),
         ("refuse", HandlerRefused("no stock")),
-        ("exit", HandlerFailed("RuntimeError: SystemExit", error="RuntimeError")),
-        ("stop", HandlerFailed("RuntimeError: StopIteration", error="RuntimeError")),
+        ("exit", unforeseen("RuntimeError", "SystemExit")),
+        ("stop", unforeseen("RuntimeError", "StopIteration")),
         ("hang", HandlerFailed("the handler took longer than 0.3 s", error="TimeoutError")),
     ],
 )
