@@ -188,6 +188,59 @@ async def cancel_statements(act: Act) -> None:
     act.healed()
 
 
+LACKED = 9  # orders
+# What a copy lacks of orders that are done and whose messages are acked: claim and end, the end of a worker that lives,
+# or that of one that is gone. The place of the sweep is from the same moment as the orders.
+#
+# The number of an attempt stays: to the checkers a number that comes again looks like two handlers of one claim.
+LACK: LiteralString = """
+    WITH chosen AS MATERIALIZED (
+        SELECT o.order_id, abs(hashtext(o.order_id::text)) %% 3 AS lacks, placed.id AS row_id, ended.id AS end_id
+        FROM orders o
+        JOIN outbox placed ON placed.key = o.order_id::text AND placed.routing_key = 'order.placed'
+        JOIN outbox ended ON ended.key = o.order_id::text AND ended.routing_key = 'order.done' AND ended.state = 'sent'
+        WHERE o.status = 'done' AND o.version = 3 AND ended.settled_at < clock_timestamp() - interval '1 second'
+        ORDER BY ended.id DESC LIMIT %s FOR NO KEY UPDATE OF o SKIP LOCKED
+    ), undone AS (
+        UPDATE orders o
+        SET status = CASE lacks WHEN 0 THEN 'placed' ELSE 'processing' END, version = least(lacks, 1) + 1,
+            worker = CASE lacks WHEN 0 THEN NULL WHEN 1 THEN coalesce((
+                SELECT objid::integer FROM pg_locks WHERE classid = 'orders'::regclass::oid AND objsubid = 2 LIMIT 1
+            ), 4711) ELSE 4711 END,
+            finished_at = NULL
+        FROM chosen WHERE o.order_id = chosen.order_id
+    ), ends AS (
+        DELETE FROM outbox WHERE id IN (SELECT end_id FROM chosen)
+    ), archived AS (
+        DELETE FROM chaos_archive WHERE id IN (SELECT end_id FROM chosen)
+    ), effects AS (
+        DELETE FROM chaos_effects WHERE order_id IN (SELECT order_id::text FROM chosen)
+    ), history AS (
+        UPDATE sweep SET timeline = timeline - 1, walked = least(walked, (SELECT min(row_id) - 1 FROM chosen))
+    )
+    SELECT count(*) FROM chosen
+"""
+
+
+@kind("D24", "a stale copy is promoted", POSTGRES, weight=1)
+async def promote(act: Act) -> None:
+    """The newest claims and ends are undone, while their messages are acked and their events were heard."""
+    lacked = 0
+    end = time.monotonic() + BACK_SECONDS
+    while not lacked and time.monotonic() < end:
+        with contextlib.suppress(psycopg.OperationalError):
+            async with operator(act) as conn, conn.transaction():
+                [lacked] = await (await conn.execute(LACK, [LACKED])).fetchone() or (0,)
+                await conn.execute(
+                    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid() "
+                    "AND backend_type = 'client backend' AND application_name <> 'chaos'"
+                )
+        await asyncio.sleep(0.2)
+    assert lacked, "no order was done"
+    act.fired(f"{lacked} orders")
+    act.healed()
+
+
 @kind("D21", "PostgreSQL stopped by SIGSTOP", POSTGRES, weight=1.2, seconds=(1.0, 8.0))
 async def pause(act: Act) -> None:
     """Its connections stay open, and nobody answers."""
