@@ -17,7 +17,7 @@ from relay.operate import operate, parse
 from relay.outbox_table import SESSION, read_mark
 from relay.parallel_claims import ParallelClaims
 from relay.policies import watch_policies
-from relay.publisher import BrokerLost, Publisher
+from relay.publisher import BrokerLost, BrokerRefused, Publisher
 from relay.settings import BadSetting, Settings
 from relay.severing import close
 from relay.state import RelayState
@@ -79,7 +79,8 @@ async def _find_servers(
 ) -> None:
     """Wait for database and broker, and verify schema and topology.
 
-    Raises CannotStart after `start_seconds` without an answer, SchemaMissing, TopologyWrong or ManagementUnavailable.
+    Raises CannotStart after `start_seconds` without an answer, and at once if RabbitMQ refuses password or vhost;
+    SchemaMissing, TopologyWrong or ManagementUnavailable.
     """
     end = time.monotonic() + settings.start_seconds
     tries = 0
@@ -103,7 +104,10 @@ async def _find_servers(
             complaint = (
                 f"PostgreSQL did not answer within {settings.start_seconds:g} s ({lost}): is DATABASE_URL right?"
             )
+        except BrokerRefused as refused:
+            raise CannotStart(str(refused)) from refused
         except BrokerLost as lost:
+            publisher.drop()
             complaint = f"RabbitMQ did not answer within {settings.start_seconds:g} s ({lost}): is AMQP_URL right?"
         else:
             return

@@ -16,7 +16,7 @@ from relay import outbox_repairs
 from relay.backoff import backoff_seconds
 from relay.database import Connection, DatabaseLost, connect, deadline
 from relay.outbox_repairs import NotBlocked, RequeueFilter
-from relay.publisher import BrokerLost, Publisher
+from relay.publisher import BrokerLost, BrokerRefused, Publisher
 from relay.settings import BadSetting, TopologySettings
 from relay.severing import close
 from relay.time_ago import parse_moment
@@ -197,6 +197,8 @@ async def _declare_when_it_answers(settings: TopologySettings) -> None:
             async with asyncio.timeout(DECLARE_SECONDS):
                 await declare(await publisher.connect(), settings)
             await publisher.close()
+        except BrokerRefused:
+            raise
         except (BrokerLost, TimeoutError) as error:
             publisher.drop()
             if time.monotonic() > end:

@@ -50,6 +50,10 @@ class BrokerLost(Exception):
     """The broker cannot be reached, or does not answer in time."""
 
 
+class BrokerRefused(BrokerLost):
+    """Every broker refuses the password or the vhost: at a start no wait helps, later a rotation may pass."""
+
+
 class BrokerBlocked(BrokerLost):
     """The broker is connected but takes no messages: a memory or disk alarm."""
 
@@ -71,7 +75,10 @@ class Publisher:
     """Publishes waves on one connection, and returns the broker's reply to each message."""
 
     def __init__(self, urls: Sequence[str], confirm_seconds: float, name: str = "relay") -> None:
-        """Use the first of `urls` that answers; a wave waits for its confirms for `confirm_seconds`."""
+        """Use the first of `urls` that answers; a wave waits for its confirms for `confirm_seconds`.
+
+        The URL of a connection that was dropped goes to the end of the list.
+        """
         self._urls = list(urls)
         self._confirm_seconds = confirm_seconds
         self._name = name
@@ -110,15 +117,21 @@ class Publisher:
 
     async def connect(self) -> aiormq.Connection:
         """Connect to the first broker of the list that answers; raises BrokerLost if none does."""
+        self.drop()
         reasons = []
+        refusals = 0
         for _ in range(len(self._urls)):
             url = self._urls[0]
             try:
                 return await self._connect_to(url)
             except BrokerLost as lost:
-                reasons.append(f"{URL(url).host}:{URL(url).port or 5672}: {lost}")
+                refusals += bool(self._transport.refusal)
+                reasons.append(f"{_host(url)}: {self._transport.refusal or lost}")
                 self._urls.append(self._urls.pop(0))
-        raise BrokerLost("; ".join(reasons))
+        why = "; ".join(reasons)
+        if refusals == len(reasons):
+            raise BrokerRefused(f"RabbitMQ refuses AMQP_URL ({why}): correct it, or make this user or vhost")
+        raise BrokerLost(why)
 
     async def _connect_to(self, url: str) -> aiormq.Connection:
         self.drop()
@@ -136,7 +149,11 @@ class Publisher:
         """Cut the connection without a close: calls that wait for it fail at once."""
         connection, self._connection, self._channel, self._asking = self._connection, None, None, None
         self._transport.cut()
-        if connection is not None and not connection.is_closed:
+        if connection is None:
+            return
+        # It may be a node that its cluster has lost: that one takes every connection, and never confirms anything.
+        self._urls.append(self._urls.pop(0))
+        if not connection.is_closed:
             self._end(connection.close(aiormq.exceptions.AMQPConnectionError("dropped")), "relay-drop-connection")
 
     async def close(self) -> None:
@@ -260,9 +277,16 @@ class Publisher:
     async def _timed_out(self, channel: BatchChannel) -> _Exchanged:
         """Give up the channel of a wave without confirms in time; a late confirm must not count for another message.
 
-        If the broker opens another channel, the routes have failed. If not, this raises BrokerLost.
+        If the broker, or the next one of several, opens another channel, the routes have failed. If not, this raises
+        BrokerLost.
         """
-        self._give_up_channel()
+        if len(self._urls) > 1:
+            log.warning(
+                "no confirm within %g s from %s: trying the next broker", self._confirm_seconds, _host(self._urls[0])
+            )
+            self.drop()
+        else:
+            self._give_up_channel()
         await self._ready_channel()
         replies, silent = channel.replies()
         return _Exchanged(replies, silent, None, f"no confirm within {self._confirm_seconds:g} s")
@@ -301,6 +325,10 @@ class Publisher:
             raise BrokerLost(f"{complaint} within {seconds:g} s" if late else str(lost)) from lost
         finally:
             handle.cancel()
+
+
+def _host(url: str) -> str:
+    return f"{URL(url).host}:{URL(url).port or 5672}"
 
 
 def _encode(channel: BatchChannel, group: list[Message], answers: dict[int, Reply]) -> tuple[list[Message], bytes]:

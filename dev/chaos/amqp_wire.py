@@ -1,15 +1,19 @@
 """A wire that knows AMQP's frames: it can tell confirms otherwise than the broker did, and speak in a client's name."""
 
 import asyncio
+import contextlib
 import random
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import cast
+from urllib.parse import urlsplit
 
 from dev.sandbox.wire import Way, Wire
 
 METHOD = 1
+CONTENT = (2, 3)  # header and body of a message
 CHANNEL_OPEN_OK, BASIC_ACK, BASIC_NACK = b"\x00\x14\x00\x0b", b"\x00\x3c\x00\x50", b"\x00\x3c\x00\x78"
+CONSUME_OK, BASIC_DELIVER, GET_EMPTY = b"\x00\x3c\x00\x15", b"\x00\x3c\x00\x3c", b"\x00\x3c\x00\x48"
 GREETING = b"AMQP\x00\x00\x09\x01"
 GATHER_SECONDS = 0.03  # while confirms are shuffled: one alone has no order
 
@@ -102,6 +106,12 @@ class AmqpWire(Wire):
         self.interjected = 0  # words that no client has said
         self._is_shuffling = False
         self._word: Word | None = None
+        self._lost: frozenset[bytes] = frozenset()
+        self.lost = 0  # answers that were lost
+
+    def lose(self, *methods: bytes) -> None:
+        """Lose these answers of the broker from now on, and the messages behind them."""
+        self._lost = frozenset(methods)
 
     def shuffle(self) -> None:
         """Tell confirms one by one and in any order from now on, however the broker puts them."""
@@ -114,6 +124,7 @@ class AmqpWire(Wire):
     def mend(self) -> None:
         self._is_shuffling = False
         self._word = None
+        self._lost = frozenset()
         super().mend()
 
     async def _pump(
@@ -147,6 +158,10 @@ class AmqpWire(Wire):
 
         def edit(data: bytes) -> bytes:
             said = frames.feed(data)
+            if self._lost:
+                kept = [frame for frame in said if frame[0] not in CONTENT and method_of(frame) not in self._lost]
+                self.lost += len(said) - len(kept)
+                said = kept
             if self._is_shuffling:
                 said, moved = confirms.shuffled(said)
                 self.moved += moved
@@ -161,6 +176,14 @@ class AmqpWire(Wire):
         """While confirms are shuffled, let some come together."""
         if self._is_shuffling:
             await asyncio.sleep(GATHER_SECONDS)
+
+
+@contextlib.asynccontextmanager
+async def amqp_wire_to(url: str) -> AsyncIterator[AmqpWire]:
+    """A wire to the broker of a URL."""
+    parts = urlsplit(url)
+    async with AmqpWire(parts.hostname or "", parts.port or 5672) as wire:
+        yield wire
 
 
 class _Edited:

@@ -22,7 +22,7 @@ from psycopg import AsyncConnection
 
 from orders.broker import rabbitmq
 from orders.broker.consumer import Consumer, Delivery
-from orders.broker.rabbitmq import BrokerUnavailable
+from orders.broker.rabbitmq import BrokerRefused, BrokerUnavailable
 from orders.database import inbox, postgres
 from orders.database.inbox import OutsideRetention
 from orders.handlers import Refuse
@@ -124,6 +124,8 @@ class Subscriber:
                     async with asyncio.timeout(CALL_SECONDS):
                         await declare(connection, self.subscription)
                     return
+            except BrokerRefused:
+                raise
             except (BrokerUnavailable, AMQPError, OSError, TimeoutError) as error:
                 log.warning("%s: cannot declare its queue yet: %s", self.subscription.name, error)
             await asyncio.sleep(pause)

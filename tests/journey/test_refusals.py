@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from urllib.parse import urlsplit, urlunsplit
 
 import pytest
 
@@ -42,12 +43,12 @@ MISSING = [(API, "DATABASE_URL"), (RELAY, "DATABASE_URL"), (RELAY, "AMQP_URL"), 
 NOWHERE = {"DATABASE_URL": "postgresql://127.0.0.1:9/orders", "AMQP_URL": "amqp://127.0.0.1:9"}
 
 
-def start(module: str, settings: dict[str, str]) -> tuple[int, str]:
+def start(module: str, settings: dict[str, str], *words: str) -> tuple[int, str]:
     """Run a process to its end; return its code and the one line it said."""
     kept = {name: os.environ[name] for name in ("PATH", "PYTHONPATH", "HOME") if name in os.environ}
     ports = {f"{name}_PORT": str(free_port()) for name in ("ORDERS", "RELAY", "WORKER")}
     done = subprocess.run(
-        [sys.executable, "-m", module],
+        [sys.executable, "-m", module, *words],
         cwd=ROOT,
         env=kept | ports | settings,
         stdin=subprocess.DEVNULL,
@@ -58,7 +59,7 @@ def start(module: str, settings: dict[str, str]) -> tuple[int, str]:
     )
     lines = done.stderr.splitlines()
     assert len(lines) == 1, done.stderr
-    assert lines[0].startswith(f"{module}: ")
+    assert lines[0].startswith(f"{' '.join((module, *words))}: ")
     return done.returncode, lines[0]
 
 
@@ -112,6 +113,27 @@ def test_topology_that_is_not_there(module: str, database_url: str, amqp_url: st
 
     assert code == CANNOT_START
     assert "orders topology" in line
+
+
+@pytest.mark.parametrize(
+    "command", [(RELAY,), (WORKER,), ("orders", "topology"), (RELAY, "declare")], ids=lambda words: " ".join(words)
+)
+def test_broker_that_refuses(command: tuple[str, ...], database_url: str, amqp_url: str) -> None:
+    """
+    A missing vhost and a wrong password are told at once in RabbitMQ's own words: they do not mend themselves.
+    """
+    host = urlsplit(amqp_url).netloc.rpartition("@")[2]
+    for url, words in (
+        (urlunsplit(urlsplit(amqp_url)._replace(path="/nowhere")), "vhost nowhere not found"),
+        (f"amqp://somebody:secret@{host}/", "ACCESS_REFUSED"),
+    ):
+        settings = {"DATABASE_URL": database_url, "AMQP_URL": url, "RELAY_EXCHANGES": "orders"}
+        code, line = start(command[0], settings, *command[1:])
+
+        assert code == CANNOT_START
+        assert words in line
+        assert "refuses AMQP_URL" in line
+        assert "secret" not in line
 
 
 def test_api_needs_no_broker(database_url: str) -> None:

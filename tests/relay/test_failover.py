@@ -13,6 +13,7 @@ import psycopg
 import pytest
 from psycopg import AsyncConnection, sql
 
+from dev.chaos.amqp_wire import BASIC_ACK, amqp_wire_to
 from dev.sandbox.servers import Servers
 from relay.database import DatabaseLost, connect, deadline
 from relay.outbox_table import SESSION
@@ -128,6 +129,24 @@ async def test_the_next_broker_is_taken(
             await append(conn)
             await becomes({"sent": 2}, lambda: states(conn), 20)
             assert second.connected
+        finally:
+            relay.kill()
+
+
+async def test_a_broker_that_never_confirms_is_left(
+    conn: AsyncConnection, database_url: str, topology: str, tmp_path: Path
+) -> None:
+    """
+    A node that its cluster has lost answers everything but publishes: the rows go over the next one of AMQP_URL.
+    """
+    async with amqp_wire_to(topology) as lost:
+        lost.lose(BASIC_ACK)
+        urls = f"{lost.url(topology)},{topology}"
+        relay = RelayProcess(database_url, urls, tmp_path, confirm_seconds=1).start()
+        try:
+            await append_many(conn, 20, keys=5)
+            await becomes({"sent": 20}, lambda: states(conn), 30)
+            assert "trying the next broker" in relay.log.read_text()
         finally:
             relay.kill()
 

@@ -12,6 +12,7 @@ import pytest
 from aiormq.connection import TCPTransportFactory
 from yarl import URL
 
+from dev.chaos.amqp_wire import BASIC_ACK, amqp_wire_to
 from dev.sandbox.ports import free_port
 from dev.sandbox.servers import Servers
 from relay.frames import FRAME_OVERHEAD, Encoder
@@ -93,6 +94,19 @@ async def test_brokers_are_tried_in_turn(topology: str) -> None:
         assert await publish(publisher, [make_message(1)]) == {1: Answer.CONFIRMED}
     finally:
         await publisher.close()
+
+
+async def test_the_next_broker_after_an_unanswered_confirm(topology: str) -> None:
+    """
+    A node that its cluster has lost takes connections and channels, and confirms nothing: the next one comes first.
+    """
+    async with amqp_wire_to(topology) as lost:
+        lost.lose(BASIC_ACK)
+        publisher = Publisher([lost.url(topology), topology], confirm_seconds=1.0)
+        assert await publish(publisher, [make_message(1)]) == {1: Answer.UNANSWERED}
+        assert await publish(publisher, [make_message(1)]) == {1: Answer.CONFIRMED}
+        await publisher.close()
+        assert lost.accepted == 1
 
 
 async def test_a_broker_that_takes_no_connection_is_passed_over(topology: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import aiormq
 from aiormq.abc import AbstractConnection, ChannelFrame
 from aiormq.channel import Channel
-from aiormq.exceptions import AMQPError
+from aiormq.exceptions import AMQPError, ChannelClosed
 from pamqp.base import Frame
 from pamqp.commands import Basic
 from pamqp.header import ContentHeader
@@ -23,6 +23,7 @@ from orders.runtime.retry_pauses import backoff
 log = logging.getLogger(__name__)
 
 CALL_SECONDS = 5.0
+IDLE_SECONDS = 15.0  # without a delivery, after which the queue has to answer
 MAX_BODY_BYTES = 1 << 20  # of a larger body only the first KEPT_BYTES are kept: no event is as large
 KEPT_BYTES = 64 << 10
 LARGEST_HEADER_BYTES = 16 << 10  # pamqp takes the square of them
@@ -48,6 +49,10 @@ class PendingAcks:
     def reject(self, tag: int) -> None:
         """Add a reject, which sends the message to the dead letters."""
         self._rejects.append(tag)
+
+    def answered_all_up_to(self, tag: int) -> bool:
+        """Return whether every delivery up to this tag is acked or rejected."""
+        return self._low >= tag
 
     def take_frames(self) -> list[Frame]:
         """Return the frames to send, and forget them."""
@@ -84,6 +89,12 @@ class ConsumingChannel(Channel):
         self._header = b""
         self._pieces: list[bytes] = []
         self._size = self._left = 0
+        self.taken = 0  # the tag of the last delivery
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether no delivery is in hand."""
+        return self.pending_acks.answered_all_up_to(self.taken)
 
     def take_frame(self, kind: int, payload: bytes) -> bool:
         """Take a frame and return True if it is part of a delivery; keep only the beginning of a large body."""
@@ -103,6 +114,7 @@ class ConsumingChannel(Channel):
         if self._left <= 0:
             tag, redelivered = amqp_bytes.read_deliver(self._method)
             self._method = None
+            self.taken = tag
             body = b"".join(self._pieces)
             self._take(
                 Delivery(
@@ -223,6 +235,7 @@ class Consumer:
                 wire = FilteredTransport()
                 async with rabbitmq.connect(self.urls, f"orders {self.queue}", wire) as connection:
                     self._connection = connection
+                    self.urls = rabbitmq.after(self.urls, connection)
                     await self._consume(connection, wire)
                     pauses = backoff()
             except (BrokerUnavailable, AMQPError, OSError, TimeoutError) as error:
@@ -260,7 +273,11 @@ class Consumer:
         self.connected = True
         log.info("consuming %s, %s in hand at most", self.queue, self.prefetch)
 
-        await self._send_acks_until(channel, lost, self._stop)
+        checking = asyncio.create_task(self._check_while_idle(connection, channel, lose), name="idle-check")
+        try:
+            await self._send_acks_until(channel, lost, self._stop)
+        finally:
+            checking.cancel()
         self.connected = False
         if not lost.is_set():
             async with asyncio.timeout(CALL_SECONDS):
@@ -268,6 +285,30 @@ class Consumer:
             await self._send_acks_until(channel, lost, self._finished)
         if lost.is_set():
             log.warning("the consumer of %s was cancelled, or its connection is lost", self.queue)
+
+    async def _check_while_idle(
+        self, connection: AbstractConnection, channel: ConsumingChannel, lose: Callable[[object], None]
+    ) -> None:
+        """Make sure now and then that a queue which delivers nothing answers; call `lose` if it does not.
+
+        A node that its cluster has lost keeps its connections, and answers a passive declare from its own copy. Only
+        the queue's leader can say that the queue is empty. A message that just arrives returns with the channel.
+        """
+        while True:
+            taken = channel.taken
+            await asyncio.sleep(IDLE_SECONDS)
+            if channel.taken != taken or not channel.is_empty:
+                continue
+            try:
+                async with asyncio.timeout(CALL_SECONDS):
+                    asking = await connection.channel(publisher_confirms=False)
+                    with contextlib.suppress(ChannelClosed):  # it answers: consuming shows what is wrong
+                        await asking.basic_get(self.queue)
+                        await asking.close()
+            except (AMQPError, OSError, TimeoutError) as error:
+                log.warning("%s does not answer: %s", self.queue, str(error) or f"no answer in {CALL_SECONDS:.0f} s")
+                lose(error)
+                return
 
     async def _send_acks_until(self, channel: ConsumingChannel, *ends: asyncio.Event) -> None:
         """Send acks as they come until one of the events is set; then send the last ones."""

@@ -14,11 +14,15 @@ from yarl import URL
 
 METHOD, HEADER, BODY, HEARTBEAT = 1, 2, 3, 8
 FRAME_END = 0xCE
+REFUSED = (403, 530)  # a wrong password; a vhost that is missing, or not open to this user
 
 # Gets a frame's kind and payload; returns whether it took the frame.
 FrameHandler = Callable[[int, bytes], bool]
 
+_CONNECTION_CLOSE = b"\0\x0a\0\x32"  # class and method id
+
 _start = struct.Struct(">BHI").unpack_from
+_short = struct.Struct(">H").unpack_from
 _START_BYTES = 7
 
 _HEARTBEAT_FRAME = b"\x08\0\0\0\0\0\0\xce"
@@ -29,6 +33,7 @@ class FrameFilter(asyncio.Protocol):
     """Splits a stream into frames: a frame of a registered channel goes to its handler first, the rest to aiormq."""
 
     def __init__(self, inner: asyncio.Protocol) -> None:
+        self.closed: tuple[int, str] | None = None  # reply code and text with which the broker closed the connection
         self._inner = inner
         self._handlers: dict[int, FrameHandler] = {}  # by channel
         self._rest = b""  # the start of a frame that is not complete yet
@@ -60,6 +65,8 @@ class FrameFilter(asyncio.Protocol):
             if handle is not None and handle(kind, data[at + _START_BYTES : after - 1]):
                 taken = True
             else:
+                if kind == METHOD and data.startswith(_CONNECTION_CLOSE, at + _START_BYTES):
+                    self.closed = _read_close(data[at + _START_BYTES : after - 1])
                 others.append(data[at:after])
             at = after
         self._rest = data[at:]
@@ -102,6 +109,11 @@ class FrameFilter(asyncio.Protocol):
         self._inner.resume_writing()
 
 
+def _read_close(method: bytes) -> tuple[int, str]:
+    (code,) = _short(method, 4)
+    return code, method[7 : 7 + method[6]].decode(errors="replace")
+
+
 class FilteredTransport(TransportFactory):
     """Opens aiormq's connection through a frame filter, and keeps its transport, so that `cut` can abort it."""
 
@@ -111,6 +123,7 @@ class FilteredTransport(TransportFactory):
 
     async def create(self, url: URL, **kwargs: Any) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         """Connect, by TLS for `amqps`. The broker waits for the first byte of its client: none passes the filter by."""
+        self._filter = None
         factory = TLSTransportFactory() if url.scheme == "amqps" else TCPTransportFactory()
         reader, writer = await factory.create(url, **kwargs)
         self._transport = writer.transport
@@ -119,6 +132,20 @@ class FilteredTransport(TransportFactory):
         self._filter = FrameFilter(inner)
         writer.transport.set_protocol(self._filter)
         return reader, writer
+
+    @property
+    def closed(self) -> tuple[int, str] | None:
+        """The reply code and text with which the broker closed the connection: aiormq loses some. None if it did not.
+
+        "NOT_ALLOWED - vhost shop not found", for instance, before the connection is open.
+        """
+        return self._filter.closed if self._filter is not None else None
+
+    @property
+    def refusal(self) -> str:
+        """Why the broker lets this user not in; "" for any other end. No wait helps, unlike against a limit."""
+        code, text = self.closed or (0, "")
+        return f"{code} {text}" if code in REFUSED and "limit" not in text else ""
 
     def register(self, channel: int, handle: FrameHandler) -> None:
         """Pass the frames of this channel to `handle` first; the connection has to be open."""

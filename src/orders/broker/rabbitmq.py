@@ -6,11 +6,11 @@ from collections.abc import AsyncIterator
 
 import aiormq
 from aiormq.abc import AbstractConnection
-from aiormq.connection import TransportFactory
 from aiormq.exceptions import AMQPError
 from yarl import URL
 
-from orders.model.errors import OrdersError
+from orders.broker.frame_filter import FilteredTransport
+from orders.model.errors import OrdersError, StartupError
 
 CONNECT_SECONDS = 5.0  # aiormq has no limit of its own
 HEARTBEAT_SECONDS = 3  # aiormq drops the connection after a silence of three heartbeats
@@ -20,14 +20,20 @@ class BrokerUnavailable(OrdersError):
     """The broker cannot be reached."""
 
 
+class BrokerRefused(BrokerUnavailable, StartupError):
+    """Every broker refuses the password or the vhost: at a start no wait helps, later a rotation may pass."""
+
+
 @contextlib.asynccontextmanager
-async def connect(urls: str, name: str, transport: TransportFactory | None = None) -> AsyncIterator[AbstractConnection]:
+async def connect(
+    urls: str, name: str, transport: FilteredTransport | None = None
+) -> AsyncIterator[AbstractConnection]:
     """Connect to the first of the comma-separated `urls` that answers, and close the connection at the end.
 
-    `name` is shown in RabbitMQ's list of connections; `transport` opens the socket, None for aiormq's own. Raises
-    BrokerUnavailable if no URL answers within CONNECT_SECONDS.
+    `name` is shown in RabbitMQ's list of connections; `transport` opens the socket. Raises BrokerUnavailable if no URL
+    answers within CONNECT_SECONDS, and BrokerRefused if each one refuses.
     """
-    connection = await _connect(urls, name, transport)
+    connection = await _connect(urls, name, transport or FilteredTransport())
     try:
         yield connection
     finally:
@@ -36,8 +42,23 @@ async def connect(urls: str, name: str, transport: TransportFactory | None = Non
                 await connection.close()
 
 
-async def _connect(urls: str, name: str, transport: TransportFactory | None) -> AbstractConnection:
+def after(urls: str, connection: AbstractConnection) -> str:
+    """Return `urls` in the order in which to try them after this connection was lost: its own one last.
+
+    It may lead to a node that its cluster has lost, which takes every connection and has nothing to say of a queue.
+    """
+    listed = urls.split(",")
+    for at, text in enumerate(listed, 1):
+        with contextlib.suppress(ValueError):
+            url = URL(text.strip())
+            if url.host == connection.url.host and url.port in (None, connection.url.port):
+                return ",".join([*listed[at:], *listed[:at]])
+    return urls
+
+
+async def _connect(urls: str, name: str, transport: FilteredTransport) -> AbstractConnection:
     reasons = []
+    refusals = 0
     for text in urls.split(","):
         try:
             url = URL(text.strip()).update_query(heartbeat=HEARTBEAT_SECONDS, name=name)
@@ -54,5 +75,9 @@ async def _connect(urls: str, name: str, transport: TransportFactory | None) -> 
             # that is down. Unhandled, it would become a RuntimeError and end the process.
             reasons.append(f"{url.host}:{url.port}: the connection was closed at once")
         except (AMQPError, OSError, EOFError, ValueError) as error:
-            reasons.append(f"{url.host}:{url.port}: {str(error) or type(error).__name__}")
-    raise BrokerUnavailable("; ".join(reasons))
+            refusals += bool(transport.refusal)
+            reasons.append(f"{url.host}:{url.port}: {transport.refusal or str(error) or type(error).__name__}")
+    why = "; ".join(reasons)
+    if refusals == len(reasons):
+        raise BrokerRefused(f"RabbitMQ refuses AMQP_URL ({why}): correct it, or make this user or vhost")
+    raise BrokerUnavailable(why)

@@ -11,7 +11,7 @@ from aiormq.abc import AbstractConnection, FieldTable
 from aiormq.exceptions import AMQPError, ChannelClosed
 
 from orders.broker import rabbitmq
-from orders.broker.rabbitmq import BrokerUnavailable
+from orders.broker.rabbitmq import BrokerRefused, BrokerUnavailable
 from orders.model.errors import StartupError
 from orders.model.events import EXCHANGE, REQUIRED
 from orders.model.work_message import MOST_DELIVERIES
@@ -65,14 +65,20 @@ async def verify(connection: AbstractConnection) -> None:
 
 
 async def wait_and(what: str, urls: str, seconds: float) -> None:
-    """Wait up to `seconds` for the broker, then `declare` or `verify`; raise StartupError if it does not answer."""
+    """Wait up to `seconds` for the broker, then `declare` or `verify`.
+
+    Raises StartupError if it does not answer, and at once if it refuses the password or the vhost.
+    """
     loop = asyncio.get_running_loop()
     end = loop.time() + seconds
     for pause in backoff():
         try:
             async with rabbitmq.connect(urls, f"orders-{what}") as connection, asyncio.timeout(10):
+                urls = rabbitmq.after(urls, connection)
                 await (declare if what == "declare" else verify)(connection)
                 return  # an else would stand far from what it follows
+        except BrokerRefused:
+            raise
         except (BrokerUnavailable, AMQPError, OSError, TimeoutError) as error:
             if loop.time() > end:
                 raise StartupError(

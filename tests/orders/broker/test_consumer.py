@@ -13,6 +13,8 @@ from pamqp.base import Frame
 from pamqp.commands import Basic
 from pamqp.header import ContentHeader
 
+from dev.chaos.amqp_wire import BASIC_DELIVER, CONSUME_OK, GET_EMPTY, amqp_wire_to
+from orders.broker import consumer as consumer_module
 from orders.broker import rabbitmq, topology
 from orders.broker.consumer import KEPT_BYTES, LARGEST_HEADER_BYTES, MAX_BODY_BYTES, Consumer, Delivery, PendingAcks
 from orders.broker.topology import DEAD_QUEUE, WORK_QUEUE
@@ -225,3 +227,52 @@ def test_reason_of_death(headers: dict[str, Any], reason: str | None) -> None:
     assert Delivery(wire, 1, header, b"x", 1, redelivered=False).reason_of_death(WORK_QUEUE) == reason
     for end in range(0, min(len(header), 200), 7):
         Delivery(wire, 1, header[:end], b"x", 1, redelivered=False).reason_of_death(WORK_QUEUE)
+
+
+async def test_the_next_broker_after_an_unanswered_consume(topology: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    A node that its cluster has lost takes the connection, and does not answer to a consume: the next one comes first.
+    """
+    monkeypatch.setattr(consumer_module, "CALL_SECONDS", 1.0)
+    hand = Hand()
+    await publish(topology, [b"news"])
+    async with amqp_wire_to(topology) as lost:
+        lost.lose(CONSUME_OK, BASIC_DELIVER)
+        async with consuming(f"{lost.url(topology)},{topology}", hand):
+            await eventually(lambda: hand.bodies() == [b"news"])
+            assert lost.accepted == 1
+            hand.deliveries[0].ack()
+
+
+async def test_an_idle_queue_that_does_not_answer(topology: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    A consumer that receives nothing asks whether its queue is really empty, and leaves a node that does not know.
+    """
+    monkeypatch.setattr(consumer_module, "CALL_SECONDS", 1.0)
+    monkeypatch.setattr(consumer_module, "IDLE_SECONDS", 0.3)
+    hand = Hand()
+    async with amqp_wire_to(topology) as lost, consuming(f"{lost.url(topology)},{topology}", hand):
+        lost.lose(BASIC_DELIVER, GET_EMPTY)
+        await publish(topology, [b"news"])
+        await eventually(lambda: hand.bodies() == [b"news"], 20)
+        assert lost.accepted == 1
+        hand.deliveries[0].ack()
+
+
+async def test_an_idle_queue_that_answers(
+    topology: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """
+    While its queue says that it is empty, or an order is in hand, an idle consumer keeps its connection.
+    """
+    monkeypatch.setattr(consumer_module, "IDLE_SECONDS", 0.05)
+    caplog.set_level(logging.INFO, "orders.broker.consumer")
+    hand = Hand()
+    async with amqp_wire_to(topology) as wire, consuming(wire.url(topology), hand):
+        carried = wire.carried
+        await eventually(lambda: wire.carried > carried + 1000)  # some questions and answers
+        await publish(topology, [b"news"])
+        await eventually(lambda: b"news" in hand.bodies())
+        hand.deliveries[-1].ack()
+
+    assert sum("consuming" in record.message for record in caplog.records) == 1

@@ -1,5 +1,7 @@
 """The exchanges, queues and bindings."""
 
+from urllib.parse import urlsplit, urlunsplit
+
 import aiormq
 import pytest
 
@@ -47,3 +49,27 @@ async def test_no_broker() -> None:
     """
     with pytest.raises(StartupError, match="no connection to RabbitMQ in 0 s"):
         await wait_and("verify", "amqp://127.0.0.1:1", 0.1)
+
+
+@pytest.mark.parametrize("what", ["declare", "verify"])
+async def test_a_refusal_is_not_waited_for(amqp_url: str, what: str) -> None:
+    """
+    A missing vhost and a wrong password say so at once, in the broker's words; a wait would not help.
+    """
+    parts = urlsplit(amqp_url)
+    host = parts.netloc.rpartition("@")[2]
+    no_vhost = urlunsplit(parts._replace(path="/nowhere"))
+    with pytest.raises(StartupError, match=r"refuses AMQP_URL \(.*: 530 NOT_ALLOWED - vhost nowhere not found\)"):
+        await wait_and(what, no_vhost, 60)
+    with pytest.raises(StartupError, match=r"refuses AMQP_URL \(.*: 403 ACCESS_REFUSED - ") as caught:
+        await wait_and(what, f"amqp://guest:secret@{host}/,{no_vhost}", 60)
+    assert "secret" not in str(caught.value)
+
+
+async def test_a_refusal_of_some_is_waited_for(amqp_url: str) -> None:
+    """
+    While one of several brokers is away, a refusal by another is not the last word.
+    """
+    no_vhost = urlunsplit(urlsplit(amqp_url)._replace(path="/nowhere"))
+    with pytest.raises(StartupError, match=r"no connection to RabbitMQ in 0 s .* vhost nowhere not found"):
+        await wait_and("verify", f"amqp://127.0.0.1:1,{no_vhost}", 0.1)
