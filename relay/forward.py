@@ -86,6 +86,7 @@ class Forwarder:
                 self._state.database = "disconnected"
                 log.warning("database lost: %s", lost)
                 await self._session.close()
+                self._routes.forget()
                 pause = backoff_seconds(failures, RETRY_FIRST_SECONDS, RETRY_LONGEST_SECONDS)
             except BrokerLost as lost:
                 failures += 1
@@ -96,6 +97,7 @@ class Forwarder:
                     self._publisher.drop()
                 # Without a broker there is no claim: no transaction, no share of the shards.
                 await self._session.close()
+                self._routes.forget()  # the server may crash while nobody is connected
                 pause = backoff_seconds(failures, RETRY_FIRST_SECONDS, RETRY_LONGEST_SECONDS)
             if pause > 0 and not stop.is_set():
                 await self._pause(pause, stop, woken=failures == 0)
@@ -130,6 +132,7 @@ class Forwarder:
             self._mark.load(saved)
             conn = self._session.conn
             assert conn is not None
+            await self._mark.move(conn, idle=True)  # before a claim, which would hold locks meanwhile
         return conn
 
     async def _turn(self, conn: Connection) -> float:
@@ -141,14 +144,15 @@ class Forwarder:
             look = await outbox_table.look(conn)
         clock_offset = look.database_time - time.monotonic()
         self._state.polls.inc()
-        if not look.any_waiting:
+        any_waiting = self._routes.any_waiting(look.last_turn)
+        if not any_waiting:
             self._routes.only_these_wait([], now)
         due = self._routes.next_try(now)
         pause = self._settings.poll_seconds if due is None else min(self._settings.poll_seconds, due - now)
         limited = self._rate_limit.wait(now)
         if limited:
             pause = min(self._settings.poll_seconds, limited)
-        elif look.last_id > self._mark.id or look.any_waiting:
+        elif look.last_id > self._mark.id or any_waiting:
             batch = await self._forward_batch(look, clock_offset)
             above_mark = look.last_id > self._mark.id
             pause = self._claimer.pause_after(batch.rows, more=batch.more, above_mark=above_mark, longest=pause)
@@ -192,11 +196,11 @@ class Forwarder:
         messages: list[Message] = []
         with deadline(conn, STATEMENT_SECONDS):
             shards = await self._claimer.take_shards(conn)
-            if shards and look.any_waiting:
-                allowance = await self._routes.allowance(conn, max_rows)
-                if allowance:
-                    most = max_rows - max_rows // 4, max_bytes - max_bytes // 4
-                    messages = await outbox_table.claim_parked(conn, shards, allowance, most_of_key(max_rows), *most)
+            if shards and self._routes.any_waiting(look.last_turn):
+                allowance = await self._routes.allowance(conn, look.last_turn, max_rows)
+                if allowance.keys:
+                    most = most_of_key(max_rows), max_rows - max_rows // 4, max_bytes - max_bytes // 4
+                    messages = await outbox_table.claim_parked(conn, shards, *allowance, *most)
             rows = max_rows - len(messages)
             size = max_bytes - sum(len(message.body) for message in messages)
             if shards and rows > 0 and size > 0 and look.last_id > self._mark.id:

@@ -41,7 +41,7 @@ READ_MARK: LiteralString = """
 
 LOOK: LiteralString = """
     SELECT last_value - CASE WHEN is_called THEN 0 ELSE 1 END,
-           EXISTS (SELECT FROM outbox_waiting WHERE NOT blocked),
+           (SELECT last_value - CASE WHEN is_called THEN 0 ELSE 1 END FROM outbox_turn_seq),
            extract(epoch FROM clock_timestamp())::float8,
            current_setting('transaction_read_only')::boolean
     FROM outbox_id_seq
@@ -94,34 +94,43 @@ CLAIM: LiteralString = """
     ORDER BY id
 """
 
-ROUTES_WAITING: LiteralString = """
-    -- One step of the index for each route, however many keys wait on it.
-    WITH RECURSIVE routes AS (
-        (SELECT exchange, routing_key FROM outbox_waiting
-         WHERE NOT blocked
-           AND (%(exchange)s::text IS NULL OR (exchange, routing_key) > (%(exchange)s, %(routing_key)s))
-         ORDER BY exchange, routing_key LIMIT 1)
-        UNION ALL
-        SELECT following.exchange, following.routing_key
-        FROM routes CROSS JOIN LATERAL (
-            SELECT w.exchange, w.routing_key FROM outbox_waiting w
-            WHERE NOT w.blocked AND (w.exchange, w.routing_key) > (routes.exchange, routes.routing_key)
-            ORDER BY w.exchange, w.routing_key LIMIT 1
-        ) AS following
+NEW_ROUTES: LiteralString = """
+    -- The routes of the keys that took a turn in this range, and the first turn of each.
+    SELECT exchange, routing_key, min(turn) FROM outbox_waiting
+    WHERE NOT blocked AND turn > %(above)s AND turn <= %(upto)s
+    GROUP BY exchange, routing_key
+"""
+
+FIRST_TURNS: LiteralString = """
+    -- For each route the first turn of a key that waits, none if no key does. Not below the given one: there may lie
+    -- the dead entries of all keys that have gone.
+    SELECT r.exchange, r.routing_key, (
+        SELECT w.turn FROM outbox_waiting w
+        WHERE NOT w.blocked AND w.exchange = r.exchange AND w.routing_key = r.routing_key AND w.turn >= r.turn
+        ORDER BY w.turn LIMIT 1
     )
-    SELECT exchange, routing_key FROM routes LIMIT %(limit)s
+    FROM unnest(%(exchanges)s::text[], %(routing_keys)s::text[], %(turns)s::bigint[]) AS r (exchange, routing_key, turn)
+"""
+
+CHANGERS: LiteralString = """
+    -- Every transaction that may have taken a turn and not committed it, except our own.
+    SELECT DISTINCT virtualtransaction FROM pg_locks
+    WHERE locktype = 'relation' AND mode = 'RowExclusiveLock' AND granted AND relation = 'outbox_waiting'::regclass
+      AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
+      AND pid IS DISTINCT FROM pg_backend_pid()
 """
 
 PARKED_DUE: LiteralString = """
     -- The first waiting keys of each route, and the first rows of each key: from its head on, since rows that were
     -- removed leave dead entries of the index.
     SELECT p.id
-    FROM unnest(%(exchanges)s::text[], %(routing_keys)s::text[], %(keys)s::int[]) AS r (exchange, routing_key, keys)
+    FROM unnest(%(exchanges)s::text[], %(routing_keys)s::text[], %(turns)s::bigint[], %(keys)s::int[])
+         AS r (exchange, routing_key, turn, keys)
     CROSS JOIN LATERAL (
         SELECT w.key, w.head FROM outbox_waiting w
-        WHERE NOT w.blocked AND w.exchange = r.exchange AND w.routing_key = r.routing_key
+        WHERE NOT w.blocked AND w.exchange = r.exchange AND w.routing_key = r.routing_key AND w.turn >= r.turn
           AND w.shard = ANY (%(shards)s)
-        ORDER BY w.head LIMIT r.keys
+        ORDER BY w.turn LIMIT r.keys
     ) AS k
     CROSS JOIN LATERAL (
         SELECT id FROM outbox_parked WHERE key = k.key AND id >= k.head ORDER BY id LIMIT %(rows_of_key)s
@@ -259,9 +268,16 @@ COUNT_PENDING: LiteralString = """
 """
 
 COUNT_WAITING: LiteralString = """
-    SELECT (SELECT count(*) FROM (SELECT FROM outbox_parked LIMIT %(limit)s) AS p),
-           (SELECT count(*) FROM (SELECT FROM outbox_waiting WHERE blocked LIMIT %(limit)s) AS b),
-           (SELECT id FROM outbox_parked ORDER BY id LIMIT 1)
+    -- Of these pages alone, and by no index: rows that have gone stay in both until a vacuum.
+    SELECT parked.rows, parked.lowest, waiting.blocked,
+           greatest(pg_relation_size('outbox_parked'), pg_relation_size('outbox_waiting'))
+               / current_setting('block_size')::integer
+    FROM (SELECT count(*) AS rows, min(id + 0) AS lowest FROM outbox_parked
+          WHERE ctid >= format('(%%s,0)', %(page)s::bigint)::tid
+            AND ctid < format('(%%s,0)', %(page)s::bigint + %(pages)s)::tid) AS parked,
+         (SELECT count(*) FILTER (WHERE blocked) AS blocked FROM outbox_waiting
+          WHERE ctid >= format('(%%s,0)', %(page)s::bigint)::tid
+            AND ctid < format('(%%s,0)', %(page)s::bigint + %(pages)s)::tid) AS waiting
 """
 
 AGE_OF: LiteralString = """
@@ -290,7 +306,7 @@ class Look(NamedTuple):
     """A look at the outbox before a claim."""
 
     last_id: int  # the last one drawn, 0 if none was
-    any_waiting: bool  # whether any key waits that is not blocked
+    last_turn: int  # the last one that a waiting key took, 0 if none did
     database_time: float  # seconds since the epoch, by the database's clock
 
 
@@ -308,6 +324,12 @@ class WaitingCount(NamedTuple):
     parked_rows: int
     blocked_keys: int
     oldest_parked_id: int | None
+
+    def plus(self, more: "WaitingCount") -> "WaitingCount":
+        """Return the sum of two counts."""
+        ids = [each for each in (self.oldest_parked_id, more.oldest_parked_id) if each is not None]
+        rows, keys = self.parked_rows + more.parked_rows, self.blocked_keys + more.blocked_keys
+        return WaitingCount(rows, keys, min(ids, default=None))
 
 
 async def read_mark(conn: Connection) -> SavedMark:
@@ -331,15 +353,15 @@ async def count_present(conn: Connection) -> Present:
 
 
 async def look(conn: Connection) -> Look:
-    """Return the last id drawn, whether any key waits, and the database's time.
+    """Return the last id drawn, the last turn taken, and the database's time.
 
     Raises DatabaseLost on a server that was demoted: an idle relay writes nothing, and would not notice otherwise.
     """
     row = await (await conn.execute(LOOK)).fetchone()
     assert row is not None
-    last_id, any_waiting, database_time, is_read_only = row
+    last_id, last_turn, database_time, is_read_only = row
     refuse_read_only(is_read_only)
-    return Look(last_id, any_waiting, database_time)
+    return Look(last_id, last_turn, database_time)
 
 
 async def take_shards(conn: Connection, first: int, limit: int) -> list[int]:
@@ -363,20 +385,36 @@ async def claim(conn: Connection, shards: list[int], above: int, upto: int, rows
     return [Message(*row) for row in await cursor.fetchall()]
 
 
-async def routes_waiting(conn: Connection, behind: Route | None, limit: int) -> list[Route]:
-    """Return up to `limit` routes that waiting keys are to be tried on, in order of their names.
+async def new_routes(conn: Connection, above: int, upto: int) -> dict[Route, int]:
+    """Return the routes of the keys that took a turn above `above` and up to `upto`, with the first turn of each."""
+    cursor = await conn.execute(NEW_ROUTES, {"above": above, "upto": upto})
+    return {Route(exchange, routing_key): turn for exchange, routing_key, turn in await cursor.fetchall()}
 
-    With `behind`, only routes that follow it.
-    """
-    exchange, routing_key = (None, None) if behind is None else (behind.exchange, behind.routing_key)
-    cursor = await conn.execute(ROUTES_WAITING, {"exchange": exchange, "routing_key": routing_key, "limit": limit})
-    return [Route(exchange, routing_key) for exchange, routing_key in await cursor.fetchall()]
+
+async def first_turns(conn: Connection, turns: dict[Route, int]) -> dict[Route, int | None]:
+    """Return for each route the first turn, from the given one on, of a key that waits; None if no key does."""
+    values = {**_columns(turns), "turns": list(turns.values())}
+    cursor = await conn.execute(FIRST_TURNS, values)
+    return {Route(exchange, routing_key): turn for exchange, routing_key, turn in await cursor.fetchall()}
+
+
+async def changers(conn: Connection) -> list[str]:
+    """Return the transactions, except our own, that hold a lock to change waiting keys, as pg_locks names them."""
+    return [row[0] for row in await (await conn.execute(CHANGERS)).fetchall()]
 
 
 async def claim_parked(
-    conn: Connection, shards: list[int], allowance: dict[Route, int], of_key: int, rows: int, size: int
+    conn: Connection,
+    shards: list[int],
+    allowance: dict[Route, int],
+    turns: dict[Route, int],
+    of_key: int,
+    rows: int,
+    size: int,
 ) -> list[Message]:
     """Claim parked rows in order of their ids, of at most as many keys of each route as `allowance` says.
+
+    `turns`: no key of the route has a turn below this one.
 
     Return at most `rows` messages, `of_key` of each key, whose bodies have at most `size` bytes together, or one
     message.
@@ -384,8 +422,8 @@ async def claim_parked(
     cursor = await conn.execute(
         PARKED_DUE,
         {
-            "exchanges": [route.exchange for route in allowance],
-            "routing_keys": [route.routing_key for route in allowance],
+            **_columns(allowance),
+            "turns": [turns[route] for route in allowance],
             "keys": list(allowance.values()),
             "shards": shards,
             "rows_of_key": of_key,
@@ -481,11 +519,15 @@ async def count_pending(conn: Connection, above: int, upto: int, limit: int) -> 
     return PendingCount(*row)
 
 
-async def count_waiting(conn: Connection, limit: int) -> WaitingCount:
-    """Count parked rows and blocked keys, at most `limit` of each."""
-    row = await (await conn.execute(COUNT_WAITING, {"limit": limit})).fetchone()
+async def count_waiting(conn: Connection, page: int, pages: int) -> tuple[WaitingCount, int]:
+    """Count parked rows and blocked keys in `pages` pages of their tables from `page` on.
+
+    Return also how many pages the larger table has.
+    """
+    row = await (await conn.execute(COUNT_WAITING, {"page": page, "pages": pages})).fetchone()
     assert row is not None
-    return WaitingCount(*row)
+    parked_rows, lowest, blocked_keys, all_pages = row
+    return WaitingCount(parked_rows, blocked_keys, lowest), all_pages
 
 
 async def age_of(conn: Connection, row_id: int) -> float | None:
@@ -497,3 +539,11 @@ async def age_of(conn: Connection, row_id: int) -> float | None:
 def ids_of(messages: Sequence[Message]) -> list[int]:
     """Return the ids of these messages."""
     return [message.id for message in messages]
+
+
+def _columns(routes: Iterable[Route]) -> dict[str, list[str]]:
+    listed = list(routes)
+    return {
+        "exchanges": [route.exchange for route in listed],
+        "routing_keys": [route.routing_key for route in listed],
+    }

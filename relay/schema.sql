@@ -163,3 +163,28 @@ BEGIN
     );
 END
 $path$;
+
+-- The turns of the waiting keys: a relay does not look again where it has seen them all.
+CREATE SEQUENCE outbox_turn_seq AS bigint CACHE 1;
+
+ALTER TABLE outbox_waiting ADD COLUMN turn bigint NOT NULL DEFAULT 0;
+
+ALTER SEQUENCE outbox_turn_seq OWNED BY outbox_waiting.turn;
+
+-- Each change takes a turn: the key goes behind all others of its route.
+CREATE FUNCTION outbox_take_turn() RETURNS trigger LANGUAGE plpgsql AS $function$
+BEGIN
+    NEW.turn := nextval('outbox_turn_seq');
+    RETURN NEW;
+END
+$function$;
+
+CREATE TRIGGER takes_a_turn BEFORE INSERT OR UPDATE ON outbox_waiting
+FOR EACH ROW EXECUTE FUNCTION outbox_take_turn();
+
+UPDATE outbox_waiting SET turn = 0;
+
+-- What is new since the last look, and the keys of one route.
+CREATE INDEX outbox_waiting_turn ON outbox_waiting (turn) WHERE NOT blocked;
+
+CREATE INDEX outbox_waiting_route ON outbox_waiting (exchange, routing_key, turn) WHERE NOT blocked;

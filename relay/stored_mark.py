@@ -26,7 +26,6 @@ class StoredMark:
         self._is_shown = is_shown
         self._mark = LowWaterMark(0)
         self._floor = Floor(0)
-        self._is_fresh = True  # not moved since it was loaded
         self._saved = 0
         self._move_at = 0.0
         self._save_at = 0.0
@@ -45,13 +44,10 @@ class StoredMark:
         self._mark = LowWaterMark(saved.mark if saved.mark <= saved.last_id else 0)
         self._floor = Floor(self._mark.mark)
         self._saved = saved.mark
-        self._is_fresh = True
         self._show()
 
     async def claim(self, conn: Connection, shards: list[int], upto: int, rows: int, size: int) -> list[Message]:
         """Claim pending rows with ids above the floor and up to `upto`, as `outbox_table.claim` does."""
-        if self._is_fresh:
-            await self.move(conn, idle=True)
         floor = self._floor
         while True:
             if floor.reach > floor.id + WINDOW_ROWS:
@@ -70,7 +66,6 @@ class StoredMark:
         if not idle and now < self._move_at:
             return False
         self._move_at = now + MOVE_SECONDS
-        self._is_fresh = False
         mark, floor = self._mark, self._floor
         with deadline(conn, STATEMENT_SECONDS):
             look = await outbox_table.look(conn)

@@ -14,6 +14,7 @@ from typing import LiteralString
 from relay import outbox_table
 from relay.backoff import backoff_seconds
 from relay.database import Connection, DatabaseLost, ask_for_writes, connect, deadline, translated
+from relay.outbox_table import WaitingCount
 from relay.severing import close
 from relay.state import RelayState
 
@@ -22,6 +23,7 @@ log = logging.getLogger("relay")
 COUNT_SECONDS = 1.0
 DEADLINE_SECONDS = 3.0
 COUNTED = 20_000  # rows; a larger backlog is estimated from the ids, since counting it costs too much
+SLICE_PAGES = 2000  # of 8 KiB; with more pages of parked rows, their count lasts as many seconds as it has slices
 COUNTED_IDS = 200_000  # above the floor; while that has not risen yet, the rows sent lie there too
 
 SESSION: LiteralString = """
@@ -42,11 +44,11 @@ async def watch(url: str, state: RelayState, wake: asyncio.Event, stop: asyncio.
         conn: Connection | None = None
         try:
             conn = await connect(url, "relay-watch", SESSION)
-            failures = 0
+            failures, count = 0, _WaitingCounter()
             wake.set()  # for notifications that were sent before LISTEN
             while not stop.is_set():
                 with deadline(conn, DEADLINE_SECONDS):
-                    await _count(conn, state)
+                    await _count(conn, state, count)
                 state.database = "connected"
                 await _listen(conn, state, wake)
         except DatabaseLost as lost:
@@ -71,7 +73,24 @@ async def _listen(conn: Connection, state: RelayState, wake: asyncio.Event) -> N
                 wake.set()
 
 
-async def _count(conn: Connection, state: RelayState) -> None:
+class _WaitingCounter:
+    """Counts what waits, a slice of the tables at each step: rows that have gone stay there until a vacuum."""
+
+    def __init__(self) -> None:
+        self.waiting = WaitingCount(0, 0, None)  # of the last round
+        self._round = self.waiting
+        self._page = 0
+
+    async def go_on(self, conn: Connection) -> None:
+        """Count the next slice; after the last one, begin again."""
+        found, pages = await outbox_table.count_waiting(conn, self._page, SLICE_PAGES)
+        self._round = self._round.plus(found)
+        self._page += SLICE_PAGES
+        if self._page >= pages:
+            self.waiting, self._round, self._page = self._round, WaitingCount(0, 0, None), 0
+
+
+async def _count(conn: Connection, state: RelayState, count: _WaitingCounter) -> None:
     await ask_for_writes(conn)
     saved = await outbox_table.read_mark(conn)
     above = max(state.floor, saved.mark) if saved.mark <= saved.last_id else 0
@@ -85,7 +104,8 @@ async def _count(conn: Connection, state: RelayState) -> None:
     state.mark_behind_rows = max(0, saved.last_id - max(state.mark, saved.mark))
     xid = state.mark_held_by_xid
     state.mark_held_by = None if xid is None else await outbox_table.holder(conn, xid)
-    waiting = await outbox_table.count_waiting(conn, COUNTED * 5)
+    await count.go_on(conn)
+    waiting = count.waiting
     if waiting.oldest_parked_id is not None:
         oldest = max(oldest or 0.0, await outbox_table.age_of(conn, waiting.oldest_parked_id) or 0.0)
     state.backlog = pending_rows + waiting.parked_rows

@@ -537,6 +537,16 @@ _ALL = (
         ("relay/waves.py", "of_keys[message.key] > of_key", "of_keys[message.key] < 0"),
     ),
     _plant(
+        "L8",
+        "a look for waiting keys begins at the first turn of all, among those that have gone",
+        "tests/relay/test_held_horizon.py::test_keys_that_have_gone_cost_nothing",
+        (
+            "relay/outbox_table.py",
+            "AND w.turn >= r.turn\n        ORDER BY w.turn LIMIT 1",
+            "AND r.turn >= 0\n        ORDER BY w.turn LIMIT 1",
+        ),
+    ),
+    _plant(
         "L7",
         "a claim above the floor does not ask whether the transactions that the floor leans on are still open",
         "tests/relay/test_held_mark.py::test_a_held_mark[open]",

@@ -102,6 +102,7 @@ async def test_a_relay_that_starts_under_a_held_mark(
         fresh = await append(conn, "fresh")
         mark = await loaded(own)
         monkeypatch.setattr("relay.stored_mark.RISE_SECONDS", 0.0)
+        await mark.move(own, idle=True)
         claimed, blocks = await claim(own, mark)
         assert claimed == []
         assert blocks < 1000

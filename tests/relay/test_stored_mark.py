@@ -29,7 +29,7 @@ class Table:
 
     async def look(self, _: Any) -> Look:
         self.looks += 1
-        return Look(self.last_id, any_waiting=False, database_time=0.0)
+        return Look(self.last_id, last_turn=0, database_time=0.0)
 
     async def writers(self, _: Any) -> list[str]:
         return []

@@ -31,18 +31,26 @@ TAKE: LiteralString = f"""
 # while it waited, or the server restarted.
 WRITE_SOMETHING: LiteralString = "pg_logical_emit_message(true, 'orders', '')"
 
+# Not clock_timestamp(): it is volatile, so the scan would go on through all keys that are younger.
 EXPIRE: LiteralString = """
-    WITH gone AS (
+    WITH asked AS MATERIALIZED (
+        SELECT least(statement_timestamp() - %b::interval, %b::timestamptz) AS upto,
+               statement_timestamp() - %b::interval <= %b::timestamptz AS is_last,
+               pg_try_advisory_xact_lock('idempotency_keys'::regclass::oid::integer, 0) AS is_ours
+    ), gone AS (
         DELETE FROM idempotency_keys WHERE ctid = ANY(ARRAY(
             SELECT ctid FROM idempotency_keys
-            WHERE created_at >= %b AND created_at < clock_timestamp() - %b::interval
-              AND pg_try_advisory_xact_lock('idempotency_keys'::regclass::oid::integer, 0)
+            WHERE created_at >= %b AND created_at < (SELECT upto FROM asked) AND (SELECT is_ours FROM asked)
             ORDER BY created_at LIMIT %b
             FOR UPDATE SKIP LOCKED
         ))
         RETURNING created_at
+    ), counted AS (
+        SELECT count(*) AS rows, max(created_at) AS newest FROM gone
     )
-    SELECT count(*), max(created_at) FROM gone
+    SELECT rows, CASE WHEN NOT is_ours THEN NULL WHEN rows = %b THEN newest ELSE upto END,
+           is_ours AND (rows = %b OR NOT is_last)
+    FROM counted, asked
 """
 
 
@@ -66,7 +74,8 @@ class Expired(NamedTuple):
     """The keys that were deleted."""
 
     rows: int
-    newest: datetime | None  # when the newest of them was created; None if there was none
+    mark: datetime | None  # up to here none is left; None if another session is deleting at this moment
+    more: bool  # whether others may be left
 
 
 async def read_many(conn: AsyncConnection, keys: Sequence[Key]) -> dict[Key, FirstUse]:
@@ -76,12 +85,12 @@ async def read_many(conn: AsyncConnection, keys: Sequence[Key]) -> dict[Key, Fir
     return {Key(*row[:3]): FirstUse(*row[3:]) for row in await cursor.fetchall()}
 
 
-async def expire(conn: AsyncConnection, mark: datetime, retention: timedelta, limit: int) -> Expired:
-    """Delete up to `limit` keys that are older than `retention`, the oldest first, from the time `mark` on.
+async def expire(conn: AsyncConnection, mark: datetime, upto: datetime, retention: timedelta, limit: int) -> Expired:
+    """Delete up to `limit` keys that are older than `retention`, the oldest first, from the time `mark` up to `upto`.
 
-    The next call goes on from `Expired.newest`.
+    The next call goes on from `Expired.mark`.
     """
-    cursor = await conn.execute(EXPIRE, [mark, retention, limit], prepare=True)
+    cursor = await conn.execute(EXPIRE, [retention, upto, retention, upto, mark, limit, limit, limit], prepare=True)
     row = await cursor.fetchone()
     assert row is not None
     return Expired(*row)

@@ -60,7 +60,7 @@ async def purge_orders(conn: AsyncConnection, older_than: timedelta, *, anonymis
         scan["above"] = order_ids[-1]
     mark = datetime(1970, 1, 1, tzinfo=UTC)
     while True:
-        rows, newest = await idempotency_keys_table.expire(conn, mark, older_than, BATCH_ROWS)
-        if rows < BATCH_ROWS:
+        expired = await idempotency_keys_table.expire(conn, mark, before, older_than, BATCH_ROWS)
+        if expired.rows < BATCH_ROWS:
             return
-        mark = newest or mark
+        mark = expired.mark or mark

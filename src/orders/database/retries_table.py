@@ -37,18 +37,15 @@ BRING_BACK: LiteralString = f"""
     WHERE retries.event_id <> excluded.event_id
 """
 
+# What follows `due`, the retries to send.
 # Not clock_timestamp(): it is volatile, so no index could be searched by the condition.
 # The order's row is locked before its outbox row gets an id, as in every statement that writes events of this key. The
 # message goes straight to the queue, by the default exchange: it is no news for other subscribers.
 #
 # A retry whose order another session has locked is put off; left as it is, it would be due first in each batch. A retry
 # of an order that was purged is dropped.
-SEND_DUE: LiteralString = f"""
-    WITH due AS MATERIALIZED (
-        SELECT order_id FROM retries
-        WHERE due_at > statement_timestamp() - make_interval(secs => %b) AND due_at <= statement_timestamp()
-        ORDER BY due_at LIMIT %b FOR UPDATE SKIP LOCKED
-    ), unlocked AS MATERIALIZED (
+SEND: LiteralString = f"""
+    unlocked AS MATERIALIZED (
         SELECT order_id FROM orders WHERE order_id = ANY(ARRAY(SELECT order_id FROM due))
         FOR NO KEY UPDATE SKIP LOCKED
     ), locked AS MATERIALIZED (
@@ -69,9 +66,31 @@ SEND_DUE: LiteralString = f"""
     )
     SELECT (SELECT count(*) FROM unlocked), ARRAY(SELECT order_id FROM locked)
 """
+
+SEND_DUE: LiteralString = f"""
+    WITH due AS MATERIALIZED (
+        SELECT order_id FROM retries
+        WHERE due_at > statement_timestamp() - make_interval(secs => %b) AND due_at <= statement_timestamp()
+        ORDER BY due_at LIMIT %b FOR UPDATE SKIP LOCKED
+    ), {SEND}
+"""
+
+# Of some pages of the table, and by no index: with `+` the time is no condition of one.
+SEND_OVERDUE: LiteralString = f"""
+    WITH due AS MATERIALIZED (
+        SELECT order_id FROM retries
+        WHERE ctid >= format('(%%s,0)', %b::bigint)::tid AND ctid < format('(%%s,0)', %b::bigint)::tid
+          AND due_at + make_interval(secs => %b) <= statement_timestamp()
+        LIMIT %b FOR UPDATE SKIP LOCKED
+    ), {SEND}
+"""
 PUT_OFF_SECONDS = 1.0
 
-COUNT: LiteralString = "SELECT count(*) FROM retries"
+COUNT: LiteralString = """
+    SELECT count(*), count(*) FILTER (WHERE due_at + make_interval(secs => %b) <= statement_timestamp()),
+           pg_relation_size('retries') / current_setting('block_size')::integer
+    FROM retries WHERE ctid >= format('(%%s,0)', %b::bigint)::tid AND ctid < format('(%%s,0)', %b::bigint)::tid
+"""
 
 # The orders that have failed again and again since long. The inner LIMIT bounds the cost, however many wait.
 GOING_ROUND: LiteralString = """
@@ -90,6 +109,14 @@ class GoingRound(NamedTuple):
     placed_at: datetime
     due_at: datetime
     orders: int
+
+
+class Slice(NamedTuple):
+    """The retries in some pages of the table."""
+
+    rows: int  # due or not
+    overdue: int
+    pages: int  # that the whole table has
 
 
 class Due(NamedTuple):
@@ -111,11 +138,24 @@ async def send_due(conn: AsyncConnection, queue: str, rows: int, *, within_secon
     return Due(*row)
 
 
-async def count(conn: AsyncConnection) -> int:
-    """Return how many orders wait for a retry, whether it is due or not."""
-    cursor = await conn.execute(COUNT)
-    row = await cursor.fetchone()
-    return row[0] if row else 0
+async def send_overdue(
+    conn: AsyncConnection, queue: str, rows: int, *, after_seconds: float, page: int, pages: int
+) -> Due:
+    """Move at most `rows` retries that have been due for `after_seconds`, of `pages` pages of the table from `page` on.
+
+    Those of locked orders are put off, as by `send_due`.
+    """
+    asked = [page, page + pages, after_seconds, rows, PUT_OFF_SECONDS, queue]
+    row = await (await conn.execute(SEND_OVERDUE, asked, prepare=True)).fetchone()
+    assert row is not None
+    return Due(*row)
+
+
+async def count(conn: AsyncConnection, *, after_seconds: float, page: int, pages: int) -> Slice:
+    """Count the retries in `pages` pages of the table from `page` on, and those due for `after_seconds`."""
+    row = await (await conn.execute(COUNT, [after_seconds, page, page + pages], prepare=True)).fetchone()
+    assert row is not None
+    return Slice(*row)
 
 
 async def going_round(conn: AsyncConnection, failures: int, seconds: float) -> GoingRound | None:

@@ -3,7 +3,8 @@ is sent once.
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from functools import partial
 
 import psycopg
 from prometheus_client import Gauge
@@ -12,7 +13,7 @@ from psycopg import AsyncConnection
 from orders.broker.topology import WORK_QUEUE
 from orders.database import outbox_table, postgres
 from orders.database.errors import ErrorClass, classify
-from orders.database.retries_table import PUT_OFF_SECONDS, count, send_due
+from orders.database.retries_table import PUT_OFF_SECONDS, Due, count, send_due, send_overdue
 from orders.database.row_locks import Busy, LockedOrders
 from orders.database.session import Session
 
@@ -23,11 +24,11 @@ BATCH_ROWS = 200
 CALL_SECONDS = 1.2
 
 # Deleted rows stay in the index while an old transaction may still see them, and a scan from the beginning reads all of
-# them. Most polls therefore begin a minute ago; every SWEEP_SECONDS one begins at the beginning.
-RECENT_SECONDS = 60.0
-ALL_SECONDS = 10 * 365 * 86400.0
-SWEEP_SECONDS = 30.0
-COUNT_SECONDS = 5.0
+# them. Polls therefore begin some seconds ago. Retries that have been due for longer, as after an outage, are found
+# where they lie: slice by slice the whole table is looked at, and counted.
+RECENT_SECONDS = 30.0
+SLICE_PAGES = 2000
+ROUND_SECONDS = 5.0  # between two rounds through the table
 
 
 class DueRetries(Session):
@@ -51,29 +52,33 @@ class DueRetries(Session):
 
     async def _send_due_retries(self, conn: AsyncConnection) -> None:
         loop = asyncio.get_running_loop()
-        swept_at = counted_at = float("-inf")
+        page, rows, round_at = 0, 0, loop.time()
         while not self.stopping.is_set():
-            within_seconds = window_seconds(loop.time() - swept_at)
-            if within_seconds == ALL_SECONDS:
-                swept_at = loop.time()
-            found = BATCH_ROWS
-            while found == BATCH_ROWS:
+            await self._send_all(conn, partial(send_due, within_seconds=RECENT_SECONDS))
+            if loop.time() >= round_at:
                 with postgres.deadline(conn, CALL_SECONDS):
-                    due = await send_due(conn, WORK_QUEUE, BATCH_ROWS, within_seconds=within_seconds)
-                found = due.sent + len(due.locked)
-                for order_id in due.locked:
-                    self.locked.pause(order_id, Busy(order_id))
-                if due.sent:
-                    self.notify()
+                    found = await count(conn, after_seconds=RECENT_SECONDS, page=page, pages=SLICE_PAGES)
+                if found.overdue:
+                    of_slice = partial(send_overdue, after_seconds=RECENT_SECONDS, page=page, pages=SLICE_PAGES)
+                    await self._send_all(conn, of_slice)
+                page, rows = page + SLICE_PAGES, rows + found.rows
+                if page >= found.pages:
+                    self.waiting = rows
+                    WAITING.set(self.waiting)
+                    page, rows, round_at = 0, 0, loop.time() + ROUND_SECONDS
             self.locked.end_after(3 * PUT_OFF_SECONDS)
-            if loop.time() - counted_at > COUNT_SECONDS:
-                counted_at = loop.time()
-                with postgres.deadline(conn, CALL_SECONDS):
-                    self.waiting = await count(conn)
-                WAITING.set(self.waiting)
             await self.pause(POLL_SECONDS)
 
-
-def window_seconds(since_sweep_seconds: float) -> float:
-    """Decide how many seconds back a poll goes, by the time since the last sweep from the beginning."""
-    return ALL_SECONDS if since_sweep_seconds > SWEEP_SECONDS else RECENT_SECONDS
+    async def _send_all(
+        self, conn: AsyncConnection, send: Callable[[AsyncConnection, str, int], Awaitable[Due]]
+    ) -> None:
+        """Send batch after batch, until one is not full."""
+        found = BATCH_ROWS
+        while found == BATCH_ROWS:
+            with postgres.deadline(conn, CALL_SECONDS):
+                due = await send(conn, WORK_QUEUE, BATCH_ROWS)
+            found = due.sent + len(due.locked)
+            for order_id in due.locked:
+                self.locked.pause(order_id, Busy(order_id))
+            if due.sent:
+                self.notify()

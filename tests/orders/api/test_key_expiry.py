@@ -1,6 +1,9 @@
-from datetime import timedelta
+import contextlib
+from datetime import datetime, timedelta
 from typing import Any
 
+import psycopg
+import pytest
 from psycopg import AsyncConnection
 
 from orders.api import key_expiry
@@ -49,22 +52,62 @@ async def test_old_keys_go_in_batches(conn: AsyncConnection) -> None:
 
 async def test_expiry_does_not_look_below_its_mark(conn: AsyncConnection, database_url: str) -> None:
     """
-    While a transaction holds the horizon, a batch costs what the first one did.
+    While a transaction holds the horizon, a batch costs what the first one did, also in an api that has deleted
+    nothing itself, and it reads no key that is younger.
     """
     async with await AsyncConnection.connect(database_url) as holder:
         await holder.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
         await holder.execute("SELECT count(*) FROM idempotency_keys")
         await keys(conn, 20_000, "8 days")
-        expire = KeyExpiry(WEEK)
-        for _ in range(10):
+        expire, beside = KeyExpiry(WEEK), KeyExpiry(WEEK)
+        for _ in range(12):
             await expire.run(conn)
-        await keys(conn, 10, "7 days 1 hour")
-        explain: Any = f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {idempotency_keys_table.EXPIRE}"
-        cursor = await conn.execute(explain, [expire._mark, timedelta(seconds=WEEK), 100], prepare=False)
-        row = await cursor.fetchone()
+        await beside.run(conn)
+        await keys(conn, 5000, "6 days")
+        await keys(conn, 10, "6 days 23 hours 59 minutes 59 seconds")
 
+        async def are_gone(each: KeyExpiry) -> bool:
+            async with conn.transaction():
+                blocks = await _blocks(conn)
+                await each.run(conn)
+                # 20,000 dead entries, and 5,000 younger keys, are hundreds of blocks each.
+                assert await _blocks(conn) - blocks < 100
+            return await count(conn, "idempotency_keys") == 5000
+
+        await eventually(lambda: are_gone(beside))
+        await are_gone(expire)
+
+
+async def _blocks(conn: AsyncConnection) -> int:
+    """Return how many blocks of the table and its indexes this transaction has read."""
+    cursor = await conn.execute(
+        "SELECT sum(pg_stat_get_xact_blocks_fetched(oid)) FROM pg_class WHERE relname LIKE 'idempotency_keys%'"
+    )
+    row = await cursor.fetchone()
     assert row is not None
-    assert row[0][0]["Plan"]["Shared Hit Blocks"] < 500  # 20,000 dead entries would be as many blocks of the table
+    return int(row[0])
+
+
+async def test_a_look_that_takes_too_long_is_halved(conn: AsyncConnection, monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    If the first batch of an api is cut off, the next ones look at less and less of the past, until one is done.
+    """
+    await keys(conn, 1, "8 days")
+    expire, asked = KeyExpiry(WEEK), []
+    real = idempotency_keys_table.expire
+
+    async def slow(conn: AsyncConnection, mark: datetime, upto: datetime, *rest: Any) -> idempotency_keys_table.Expired:
+        asked.append(upto - mark)
+        if upto - mark > timedelta(days=10_000):
+            raise psycopg.OperationalError("cut off")
+        return await real(conn, mark, upto, *rest)
+
+    monkeypatch.setattr(idempotency_keys_table, "expire", slow)
+    while await count(conn, "idempotency_keys"):
+        with contextlib.suppress(psycopg.OperationalError):
+            await expire.run(conn)
+
+    assert asked[:3] == [timedelta(days=36500), timedelta(days=18250), timedelta(days=9125)]
 
 
 async def test_an_api_expires_by_itself(start_api: StartApi, conn: AsyncConnection) -> None:

@@ -27,7 +27,7 @@ async def test_retry_comes_when_it_is_due(conn: AsyncConnection) -> None:
             for each, placed, seconds in zip(claims, [soon, later], [0, 60], strict=True)
         ],
     )
-    assert await retries_table.count(conn) == 2
+    assert (await retries_table.count(conn, after_seconds=0, page=0, pages=100)).rows == 2
 
     assert await retries_table.send_due(conn, WORK_QUEUE, 10, within_seconds=60) == Due(1, [])
     assert await retries_table.send_due(conn, WORK_QUEUE, 10, within_seconds=60) == Due(0, [])
@@ -52,7 +52,7 @@ async def test_late_worker_postpones_nothing(conn: AsyncConnection) -> None:
         conn, [Postpone(late, work_message(placed), 0, placed.event.body, continue_trace(None))]
     )
 
-    assert await retries_table.count(conn) == 0
+    assert (await retries_table.count(conn, after_seconds=0, page=0, pages=100)).rows == 0
     assert await rows(conn, "SELECT failures, worker FROM orders") == [(0, WORKER)]
 
 

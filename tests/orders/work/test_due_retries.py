@@ -5,28 +5,11 @@ from psycopg import AsyncConnection
 
 from orders.database.postpone_orders import Postpone, postpone_orders
 from orders.model.traceparent import continue_trace
-from orders.work.due_retries import ALL_SECONDS, RECENT_SECONDS, SWEEP_SECONDS, DueRetries, window_seconds
+from orders.work.due_retries import DueRetries
 from tests.eventually import eventually
 from tests.orders.work_samples import claim, place, rows, work_message
 
 SENT = "SELECT count(*) FROM outbox WHERE exchange = ''"
-
-
-@pytest.mark.parametrize(
-    ("since_sweep", "seconds"),
-    [
-        (float("inf"), ALL_SECONDS),
-        (SWEEP_SECONDS + 0.1, ALL_SECONDS),
-        (SWEEP_SECONDS, RECENT_SECONDS),
-        (0.0, RECENT_SECONDS),
-    ],
-)
-def test_how_far_back_a_look_goes(since_sweep: float, seconds: float) -> None:
-    """
-    The first look goes back to the beginning, then one every half a minute; between them a minute is enough.
-    """
-    assert window_seconds(since_sweep) == seconds
-    assert RECENT_SECONDS > SWEEP_SECONDS
 
 
 async def postpone(conn: AsyncConnection, many: int) -> None:
@@ -59,6 +42,27 @@ async def test_due_retries_are_sent(conn: AsyncConnection, database_url: str) ->
         await eventually(all_sent)
     assert told == 2
     assert await rows(conn, "SELECT count(*) FROM retries") == [(0,)]
+
+
+async def test_what_was_due_long_ago_is_sent(
+    conn: AsyncConnection, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """
+    After an outage of everybody, retries that were due hours ago are found, slice by slice, and counted on the way.
+    """
+    monkeypatch.setattr("orders.work.due_retries.SLICE_PAGES", 5)
+    await postpone(conn, 300)
+    await conn.execute("UPDATE retries SET due_at = now() - interval '3 hours'")
+    await postpone(conn, 1)
+    await conn.execute(
+        "UPDATE retries SET due_at = now() + interval '3 hours' WHERE due_at > now() - interval '1 hour'"
+    )
+    async with DueRetries(database_url, lambda: None) as retries:
+
+        async def all_sent() -> bool:
+            return await rows(conn, SENT) == [(300,)] and retries.waiting == 1
+
+        await eventually(all_sent, 30)
 
 
 async def test_the_outbox_has_no_partition(conn: AsyncConnection, database_url: str) -> None:
