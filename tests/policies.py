@@ -33,12 +33,11 @@ async def put_policy(
         await eventually(is_followed, 20)
 
 
-async def ready_messages(servers: Servers, amqp_url: str, queue: str) -> int | None:
-    """How many messages a queue has, by its last report; None if there is no such queue."""
+async def remove_policy(servers: Servers, amqp_url: str) -> None:
+    """Take away what `put_policy` has put."""
     vhost = quote(urlsplit(amqp_url).path[1:], safe="")
     async with _client(servers) as client:
-        answer = await client.get(f"/queues/{vhost}/{queue}")
-        return None if answer.status_code == 404 else int(answer.raise_for_status().json().get("messages", 0))
+        (await client.delete(f"/policies/{vhost}/{NAME}")).raise_for_status()
 
 
 def _client(servers: Servers) -> httpx.AsyncClient:

@@ -1,23 +1,27 @@
 """Policies of RabbitMQ that take messages from their orders: no order fails for it, and none stands for ever."""
 
 import asyncio
+import contextlib
 from collections.abc import Sequence
 from uuid import UUID
 
 import aiormq
+import aiormq.exceptions
 import httpx
 import psycopg
+import pytest
 from psycopg import AsyncConnection
 
 from dev.sandbox.servers import Servers
 from dev.sandbox.system import System
-from orders.broker.topology import DEAD_QUEUE
+from orders.broker.topology import DEAD_QUEUE, WORK_QUEUE
 from orders.database import attempt_log
+from tests import warm
 from tests.conftest import StartSystem
 from tests.eventually import eventually
 from tests.journey.placing import DEADLY, all_are, place
 from tests.journey.trace import Trace, rows
-from tests.policies import put_policy
+from tests.policies import put_policy, remove_policy
 
 ORDERS = 5
 FAULT = "queue 'orders.work' drops messages after message-ttl (policy 'test'): take it away"
@@ -84,6 +88,50 @@ async def test_messages_expire_in_the_work_queue(start_system: StartSystem, serv
             assert FAULT in system.process(name).log.read_text()
         log = system.process("worker-1").log.read_text()
         assert log.count("RabbitMQ gave up messages of orders.work (expired): ") == 1
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    ("pattern", "definition"), [(".*", {"message-ttl": 500}), ("^orders.work$", {"expires": 6000})]
+)
+async def test_messages_that_no_queue_holds(
+    pattern: str, definition: dict[str, object], start_system: StartSystem, servers: Servers
+) -> None:
+    """
+    Orders whose messages vanished without a trace, in both queues or with their queue, are done by themselves.
+    """
+    system = start_system(apis=0, with_nginx=False, settings=QUICK)
+    async with await psycopg.AsyncConnection.connect(system.database_url, autocommit=True) as conn:
+        worker = system.process("worker-1")
+        worker.restart = False
+        await asyncio.to_thread(worker.kill)
+        await put_policy(servers, system.amqp_url, pattern, definition)
+        order_ids = await place(conn, [None] * ORDERS)
+        await eventually(lambda: all_are_sent(conn), 20)
+        await eventually(lambda: nothing_is_held(system), 30)
+        await remove_policy(servers, system.amqp_url)
+        warm.declare_topology(system.amqp_url)
+        # What makes the sweep of lost orders quick: a server that was promoted just now.
+        await conn.execute("UPDATE sweep SET changed_at = clock_timestamp()")
+        worker.start()
+
+        await eventually(lambda: all_are(conn, {"done": ORDERS}), 90)
+        assert await rows(conn, "SELECT DISTINCT attempts, failures FROM orders") == [(1, 0)]
+        assert await rows(conn, "SELECT count(*) FROM outbox WHERE routing_key = 'order.done'") == [(len(order_ids),)]
+
+
+async def all_are_sent(conn: AsyncConnection) -> bool:
+    return await rows(conn, "SELECT count(*) FROM outbox WHERE state = 'sent'") == [(ORDERS,)]
+
+
+async def nothing_is_held(system: System) -> bool:
+    """Whether both queues are empty or gone; to be asked eventually."""
+    async with await aiormq.connect(system.amqp_url) as connection:
+        for queue in (WORK_QUEUE, DEAD_QUEUE):
+            with contextlib.suppress(aiormq.exceptions.ChannelNotFoundEntity):
+                channel = await connection.channel()
+                assert (await channel.queue_declare(queue, passive=True)).message_count == 0
+    return True
 
 
 async def test_messages_expire_while_workers_are_full(start_system: StartSystem, servers: Servers) -> None:
