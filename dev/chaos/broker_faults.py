@@ -21,7 +21,7 @@ from pamqp.commands import Exchange
 from dev.chaos.act import Act, kind
 from dev.chaos.amqp_wire import ack_of
 from dev.chaos.database_faults import ask
-from dev.chaos.process_faults import until
+from dev.chaos.process_faults import ready_again, until
 from dev.chaos.recorder import QUEUE
 from dev.sandbox.local_rabbitmq import LocalRabbitMQ
 from dev.sandbox.system import declare_topology
@@ -76,6 +76,36 @@ async def refuse(act: Act) -> None:
     finally:
         await manage(act, "DELETE", path)
     act.healed()
+
+
+WORKERS = ("worker-1", "worker-2", "worker-3")
+
+
+@kind(
+    "M25",
+    "a policy lets messages expire while the workers are away",
+    RABBITMQ,
+    seconds=(2.0, 8.0),
+    keeps=lambda place: (place, *WORKERS),
+)
+async def expire(act: Act) -> None:
+    """What comes meanwhile, and what the killed workers had in hand, expires into the dead-letter queue."""
+    path = f"/policies/{vhost(act)}/chaos-expire"
+    definition = {"pattern": f"^{WORK_QUEUE}$", "definition": {"message-ttl": 50}, "apply-to": "queues"}
+    await manage(act, "PUT", path, definition)
+    act.fired(f"{act.seconds:.1f} s")
+    try:
+        end = time.monotonic() + act.seconds
+        while time.monotonic() < end:
+            for name in WORKERS:
+                if act.stage.process(name).pid is not None:
+                    await asyncio.to_thread(act.stage.process(name).kill)
+            await asyncio.sleep(0.3)
+    finally:
+        await manage(act, "DELETE", path)
+    act.healed()
+    for name in WORKERS:
+        await ready_again(act.stage.process(name))
 
 
 RELAYS = ("relay-1", "relay-2", "relay-3")

@@ -73,6 +73,20 @@ async def block(act: Act) -> None:
     await obey(act, LOOPS[act.place.partition("-")[0]], "block")
 
 
+@kind("P13", "a handler blocks the loop of its worker", WORKERS, weight=1, seconds=(3.0, 12.0))
+async def block_in_a_handler(act: Act) -> None:
+    """One order's handler does what a call without `await` does; its neighbours wait, and come once all the same."""
+    order = act.stage.folder / f"{act.place}.block"
+    write_atomically(order, str(act.seconds))
+    try:
+        await until(lambda: not order.exists(), FIRES_SECONDS, f"no handler ran in {act.place}")
+    finally:
+        order.unlink(missing_ok=True)
+    act.fired(f"{act.seconds:.1f} s")
+    await asyncio.sleep(act.seconds)
+    act.healed()
+
+
 @kind("T1", "the clock of a process is an hour off", NAMES, weight=1, seconds=(3.0, 10.0))
 async def wrong_clock(act: Act) -> None:
     """Ahead or behind; what it sees of the time, not what the servers see."""

@@ -21,6 +21,7 @@ FOLDER = Path(os.environ["CHAOS_FOLDER"])
 PROCESS = os.environ["CHAOS_PROCESS"]
 # Open as long as the process: without descriptors left (P7) it is the worker that has to go on, not this handler.
 EFFECTS = os.open(FOLDER / "effects.jsonl", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+BLOCK = FOLDER / f"{PROCESS}.block"
 LONGEST_SECONDS = 0.05
 CLAIMED_FIRST = 2  # the version of an order that was placed and claimed; failed and redriven it has a higher one
 
@@ -42,9 +43,20 @@ async def work_in_transaction(order: Order, conn: AsyncConnection) -> None:
 async def prepare(order: Order) -> Effect:
     """Wait, and refuse those orders that ask for it by their reference, until they are redriven."""
     await asyncio.sleep(random.uniform(0, LONGEST_SECONDS))
+    block_if_told()
     if order.reference == FAILS_FIRST and order.version <= CLAIMED_FIRST:
         raise Refuse("the order asked for it")
     return Effect(str(order.order_id), order.version, order.attempts, order.total_minor or 0, PROCESS, time.time())
+
+
+def block_if_told() -> None:
+    """Block the event loop once for as many seconds as P13 asks for."""
+    try:
+        seconds = float(BLOCK.read_text())
+        BLOCK.unlink()
+    except FileNotFoundError:
+        return
+    time.sleep(seconds)
 
 
 def note(effect: Effect) -> None:
