@@ -1,5 +1,6 @@
 """Which orders the sweep finds, and which of them nothing carries."""
 
+import secrets
 from collections.abc import Sequence
 from uuid import UUID
 
@@ -218,3 +219,16 @@ async def test_the_history_of_the_server_is_remembered(conn: AsyncConnection) ->
     assert changed.timeline == promoted.timeline
     assert await stragglers_table.look(conn, 600) == Place(0, 0, True, False)
     assert await stragglers_table.note_history(conn, History(now.system_id + 1, promoted.timeline))
+
+
+async def test_any_role_may_read_the_history(conn: AsyncConnection) -> None:
+    """
+    The timeline needs no superuser, and no grant.
+    """
+    role = f"plain_{secrets.token_hex(4)}"
+    now = await stragglers_table.history(conn)
+    async with conn.transaction(force_rollback=True):
+        await conn.execute(f"CREATE ROLE {role}".encode())
+        await conn.execute(f"SET LOCAL ROLE {role}".encode())
+
+        assert await stragglers_table.history(conn) == now
