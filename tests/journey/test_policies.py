@@ -87,7 +87,7 @@ async def test_messages_expire_in_the_work_queue(start_system: StartSystem, serv
             await eventually(lambda url=url: names_the_policy(url), 20)  # type: ignore[misc]
             assert FAULT in system.process(name).log.read_text()
         log = system.process("worker-1").log.read_text()
-        assert log.count("RabbitMQ gave up messages of orders.work (expired): ") == 1
+        assert log.count("messages of orders.work are in orders.dead (expired): ") == 1
 
 
 @pytest.mark.long

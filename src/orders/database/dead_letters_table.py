@@ -4,8 +4,9 @@ A worker sends such a message to the dead-letter queue; a worker moves that queu
 the same transaction: only an order that waits for this very event, and only if it is not terminal. Nothing else that
 the message says is trusted, its headers least of all.
 
-A message that the broker itself gave up is no dead letter: that is the fault of a policy, not of the order. The order's
-message goes to `retries` and comes back through the outbox. A forged x-death can have it sent once more, at most.
+A message that the broker itself gave up is no dead letter: that is the fault of a policy, not of the order. Neither is
+a message that no worker sent here, which it marks before it does: every subscriber could copy an event into the queue.
+The order's message goes to `retries` and comes back through the outbox. Whoever forges can have it sent once more.
 """
 
 from collections.abc import Sequence
@@ -33,7 +34,7 @@ DeadLetterKind = Literal[
 ]
 
 UNDELIVERABLE = "the broker gave it up: it was delivered too often, and never answered"
-UNEXPLAINED = "its message came to the dead letters, and no worker of ours says why"
+UNEXPLAINED = "its message came to the dead letters, and no worker sent it there"
 MAX_STORED_BYTES = 64 << 10  # of a message's body
 
 COLUMNS: LiteralString = "fingerprint, order_id, event_id, kind, reason"
@@ -164,17 +165,18 @@ class DeadLetter(msgspec.Struct, frozen=True):
 class GivenUp(msgspec.Struct, frozen=True):
     """Why the broker itself gave a message up, as its headers say, and their trace context. `cause`: for people."""
 
-    reason: str  # expired, maxlen or delivery_limit
+    reason: str  # expired, maxlen or delivery_limit; unexplained: no worker sent it, and the headers say nothing
     cause: str
     traceparent: str
 
 
 class BroughtBack(msgspec.Struct, frozen=True):
-    """A message that the broker gave up is no dead letter: its order gets another in `seconds`.
+    """A message that its order is not at fault for is no dead letter: the order gets another in `seconds`.
 
-    None: no order waits for the message, or another is on its way already.
+    None: no order waits for the message, or another is on its way already. `reason` is that of GivenUp.
     """
 
+    reason: str
     order_id: UUID
     seconds: float | None
 
@@ -267,6 +269,9 @@ async def _store_letter(conn: AsyncConnection, letter: DeadLetter) -> BroughtBac
         await _insert(conn, letter, "unknown", "there is no such order")
     elif row[-1] not in {None, message.event_id}:  # None: the order is older than the column, and waits for any event
         await _insert(conn, letter, "forged", "its order waits for another event")
+    elif letter.given_up is None and not await _has_mark(conn, message) and not _has_ended(row):
+        unexplained = GivenUp("unexplained", UNEXPLAINED, continue_trace(None))
+        return await _bring_back(conn, letter, unexplained, message, row)
     else:
         await _store_and_fail(conn, letter, message, orders_table.order_of(row))
     return None
@@ -276,19 +281,27 @@ async def _is_at_fault(conn: AsyncConnection, given_up: GivenUp, message: WorkMe
     """Whether the order itself shows that it is poison: by its mark, or by as many attempts as we allow deliveries."""
     if given_up.reason == "delivery_limit" and orders_table.order_of(row).attempts >= work_message.MOST_DELIVERIES:
         return True
+    return await _has_mark(conn, message)
+
+
+async def _has_mark(conn: AsyncConnection, message: WorkMessage) -> bool:
     cursor = await conn.execute(HAS_POISON_MARK, [message.event_id], prepare=True)
     return await cursor.fetchone() is not None
+
+
+def _has_ended(row: TupleRow) -> bool:
+    return orders_table.order_of(row).status in TERMINAL
 
 
 async def _bring_back(
     conn: AsyncConnection, letter: DeadLetter, given_up: GivenUp, message: WorkMessage, row: TupleRow
 ) -> BroughtBack:
-    if orders_table.order_of(row).status in TERMINAL or row[-1] not in {None, message.event_id}:
-        return BroughtBack(message.order_id, None)
+    if _has_ended(row) or row[-1] not in {None, message.event_id}:
+        return BroughtBack(given_up.reason, message.order_id, None)
     retry = [message.event_id, letter.body, given_up.traceparent, message.order_id]
     cursor = await conn.execute(BRING_BACK, [*retry, given_up.reason, storable_text(given_up.cause)], prepare=True)
     added = await cursor.fetchone()
-    return BroughtBack(message.order_id, added[0] if added else None)
+    return BroughtBack(given_up.reason, message.order_id, added[0] if added else None)
 
 
 async def _store_and_fail(conn: AsyncConnection, letter: DeadLetter, message: WorkMessage, order: Order) -> None:

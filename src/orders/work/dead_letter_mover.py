@@ -1,6 +1,6 @@
 """Move the dead-letter queue into its table; a message is acked once its row is committed.
 
-A message that the broker itself gave up is no dead letter: its order gets another message.
+A message that the broker itself gave up, or that no worker sent there, is no dead letter: its order gets another one.
 """
 
 import asyncio
@@ -11,7 +11,7 @@ from prometheus_client import Counter
 
 from orders.broker.consumer import Consumer, Delivery
 from orders.broker.topology import DEAD_QUEUE, WORK_QUEUE
-from orders.database.dead_letters_table import BroughtBack, DeadLetter, GivenUp
+from orders.database.dead_letters_table import UNEXPLAINED, BroughtBack, DeadLetter, GivenUp
 from orders.model import work_message
 from orders.model.traceparent import continue_trace
 from orders.model.work_message import InvalidMessage
@@ -75,13 +75,13 @@ class DeadLetterMover:
     async def _store(self, delivery: Delivery) -> None:
         given_up = self._given_up(delivery)
         back = await self.store(DeadLetter(delivery.body, delivery.size, given_up))
-        if back is None or given_up is None:
+        if back is None:
             self.stored += 1
             log.warning("a dead letter is stored: %s", _name_of(delivery))
         elif back.seconds is not None:
             self.brought_back += 1
-            BROUGHT_BACK.labels(given_up.reason).inc()
-            self._warn(given_up, back)
+            BROUGHT_BACK.labels(back.reason).inc()
+            self._warn(given_up.cause if given_up else UNEXPLAINED, back)
         delivery.ack()
 
     def _given_up(self, delivery: Delivery) -> GivenUp | None:
@@ -90,13 +90,13 @@ class DeadLetterMover:
             return None  # a worker rejected it, or nothing is known of it
         return GivenUp(reason, self.cause(LIMITS[reason]), continue_trace(delivery.header("traceparent")))
 
-    def _warn(self, given_up: GivenUp, back: BroughtBack) -> None:
+    def _warn(self, cause: str, back: BroughtBack) -> None:
         now = asyncio.get_running_loop().time()
-        if now >= self._quiet_until.get(given_up.reason, 0.0):
-            self._quiet_until[given_up.reason] = now + QUIET_SECONDS
+        if now >= self._quiet_until.get(back.reason, 0.0):
+            self._quiet_until[back.reason] = now + QUIET_SECONDS
             log.warning(
-                "RabbitMQ gave up messages of %s (%s): %s; their orders are not at fault and come back, %s in %.0f s",
-                WORK_QUEUE, given_up.reason, given_up.cause, back.order_id, back.seconds or 0.0,
+                "messages of %s are in %s (%s): %s; their orders are not at fault and come back, %s in %.0f s",
+                WORK_QUEUE, DEAD_QUEUE, back.reason, cause, back.order_id, back.seconds or 0.0,
             )  # fmt: skip
 
 

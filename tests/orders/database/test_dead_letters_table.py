@@ -6,13 +6,13 @@ from psycopg import AsyncConnection
 from orders.database import attempt_log
 from orders.database.dead_letters_table import (
     UNDELIVERABLE,
-    UNEXPLAINED,
     BroughtBack,
     DeadLetter,
     GivenUp,
     PoisonMark,
     store,
 )
+from orders.database.finish_orders import Finished, finish_of, finish_orders
 from orders.database.postpone_orders import Postpone, postpone_orders
 from orders.database.redrive_orders import Redrive, redrive_orders
 from orders.model import events
@@ -20,6 +20,8 @@ from orders.model.events import Data
 from orders.model.ids import uuid7
 from orders.model.traceparent import continue_trace
 from tests.orders.work_samples import LETTERS, STATUSES, claim, fail, place, rows, work_message
+
+TRACE = continue_trace(None)
 
 
 def letter(body: bytes, size: int | None = None) -> DeadLetter:
@@ -61,22 +63,35 @@ async def test_order_fails_with_its_own_event(conn: AsyncConnection) -> None:
     """
     An order whose own message is dead-lettered is failed with the reason, and tells of it, once.
     """
-    given_up, deadly = await place(conn, 2)
-    await claim(conn, [given_up, deadly])
+    [deadly] = await place(conn)
+    await claim(conn, [deadly])
     await store(conn, [PoisonMark(deadly.event.event_id, "it died alone")])
 
     for _ in range(2):
-        await store(conn, [letter(given_up.event.body), letter(deadly.event.body)])
+        await store(conn, [letter(deadly.event.body)])
 
-    assert await rows(conn, LETTERS) == [
-        (given_up.order.order_id, "undeliverable", UNEXPLAINED, "dead", 2),
-        (deadly.order.order_id, "deadly", "it died alone", "dead", 2),
-    ]
-    assert await rows(conn, "SELECT status, failure_reason, version FROM orders ORDER BY order_id") == [
-        ("failed", UNEXPLAINED, 3), ("failed", "it died alone", 3),
-    ]  # fmt: skip
-    assert await rows(conn, "SELECT count(*) FROM outbox WHERE routing_key = 'order.failed'") == [(2,)]
+    assert await rows(conn, LETTERS) == [(deadly.order.order_id, "deadly", "it died alone", "dead", 2)]
+    assert await rows(conn, "SELECT status, failure_reason, version FROM orders") == [("failed", "it died alone", 3)]
+    assert await rows(conn, "SELECT count(*) FROM outbox WHERE routing_key = 'order.failed'") == [(1,)]
     assert await rows(conn, "SELECT count(*) FROM verdicts") == [(0,)]
+
+
+async def test_a_copied_event_fails_no_order(conn: AsyncConnection) -> None:
+    """
+    The very bytes of an order's event, which every subscriber has, do not fail the order that a worker has in hand.
+    """
+    [placed] = await place(conn)
+    [claimed] = await claim(conn, [placed])
+
+    [first] = await store(conn, [letter(placed.event.body)])
+    [second] = await store(conn, [letter(placed.event.body)])
+
+    assert isinstance(first, BroughtBack)
+    assert first.seconds is not None
+    assert second == BroughtBack("unexplained", placed.order.order_id, None)
+    assert await rows(conn, LETTERS) == []
+    assert [isinstance(each, Finished) for each in await finish_orders(conn, [finish_of(claimed, TRACE)])] == [True]
+    assert await rows(conn, STATUSES) == [("done", 1)]
 
 
 async def test_order_older_than_the_column_waits_for_any_event(conn: AsyncConnection) -> None:
@@ -85,10 +100,11 @@ async def test_order_older_than_the_column_waits_for_any_event(conn: AsyncConnec
     """
     [placed] = await place(conn)
     await conn.execute("UPDATE orders SET event_id = NULL")
+    await store(conn, [PoisonMark(placed.event.event_id, "it died alone")])
 
     await store(conn, [letter(placed.event.body)])
 
-    assert await rows(conn, LETTERS) == [(placed.order.order_id, "undeliverable", UNEXPLAINED, "dead", 1)]
+    assert await rows(conn, LETTERS) == [(placed.order.order_id, "deadly", "it died alone", "dead", 1)]
     assert await rows(conn, STATUSES) == [("failed", 1)]
 
 
@@ -134,7 +150,7 @@ async def test_a_message_that_the_broker_gave_up_brings_its_order_back(conn: Asy
     assert back.order_id == placed.order.order_id
     assert back.seconds is not None
     assert 4 < back.seconds < 15
-    assert again == BroughtBack(placed.order.order_id, None)
+    assert again == BroughtBack("expired", placed.order.order_id, None)
     assert await rows(conn, STATUSES) == [("placed", 1)]
     assert await rows(conn, "SELECT order_id, event_id, body FROM retries") == [
         (placed.order.order_id, placed.event.event_id, placed.event.body)
@@ -158,7 +174,7 @@ async def test_nobody_waits_for_a_message_that_the_broker_gave_up(conn: AsyncCon
         conn, [expired(ended.event.body), expired(forged_event(other.order.order_id)), expired(forged_event())]
     )
 
-    assert answers == [BroughtBack(ended.order.order_id, None), BroughtBack(other.order.order_id, None), None]
+    assert answers == [*(BroughtBack("expired", each.order.order_id, None) for each in (ended, other)), None]
     assert await rows(conn, "SELECT count(*) FROM retries") == [(0,)]
     assert [kind for _, kind, *_ in await rows(conn, LETTERS)] == ["unknown"]
 

@@ -9,7 +9,7 @@ import pytest
 from psycopg import AsyncConnection
 
 from orders.database.claim_orders import Claimed, hand_back
-from orders.database.dead_letters_table import DeadLetter, store
+from orders.database.dead_letters_table import DeadLetter, PoisonMark, store
 from orders.database.finish_orders import Finished, finish_of
 from orders.database.notify import RelayNotifier
 from orders.database.place_orders import Placement
@@ -190,6 +190,7 @@ async def test_dead_letters_are_stored_while_one_is_locked(
     """
     placed = await place(conn, 5)
     letters = [DeadLetter(each.event.body, len(each.event.body)) for each in placed]
+    await store(conn, [PoisonMark(each.event.event_id, "it died alone") for each in placed])
     if which == "letter":
         await store(conn, letters[:1])
     async with batches_of(database_url) as batches:
@@ -203,7 +204,7 @@ async def test_dead_letters_are_stored_while_one_is_locked(
         await guilty
     assert await rows(conn, STATUSES) == [("failed", 5)]
     assert await rows(conn, "SELECT kind, count(*), sum(arrivals) FROM dead_letters GROUP BY 1") == [
-        ("undeliverable", 5, 5 if which == "order" else 6)
+        ("deadly", 5, 5 if which == "order" else 6)
     ]
 
 
