@@ -51,22 +51,26 @@ class Contender(msgspec.Struct, frozen=True):
     url: str
     with_body: bool
     database_url: str = ""
+    lines: int = 0  # of a batch; 0: single placements
+    connections: int = CONNECTIONS
 
 
 def drive(contender: Contender, seconds: int, rate: float | None = None) -> Figures:
     """Let wrk place orders for some seconds: as many as it can, or so many a second."""
     pause = 0.0 if rate is None else THREADS / rate * 1e3
+    body = f"batch-{contender.lines}" if contender.lines else "with-body" if contender.with_body else "without-body"
     clock = cpu.Clock()
     done = subprocess.run(
         [
-            "wrk", f"-t{THREADS}", f"-c{CONNECTIONS}", f"-d{seconds}s", "-s", str(ROOT / "dev" / "bench" / "wrk.lua"),
-            contender.url, "--", "with-body" if contender.with_body else "without-body", str(pause),
+            "wrk", f"-t{min(THREADS, contender.connections)}", f"-c{contender.connections}", f"-d{seconds}s",
+            "-s", str(ROOT / "dev" / "bench" / "wrk.lua"), contender.url, "--", body, str(pause),
         ],
         check=True, stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
     spent = clock.spent()
     line = next(line for line in done.stdout.splitlines() if line.startswith("RESULT"))
     good, bad, errors, microseconds, p50, p99 = map(int, line.split()[1:])
+    good *= contender.lines or 1
     each = {name: seconds / max(1, good) * 1e6 for name, seconds in spent.items()}
     return {
         "per_second": good / microseconds * 1e6,

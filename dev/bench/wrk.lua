@@ -9,11 +9,16 @@ function setup(thread)
 end
 
 function init(args)
-  if args[1] == "with-body" then
+  if args[1] ~= "without-body" then
     wrk.headers["Content-Type"] = "application/json"
     wrk.body = '{"customer_id":"17850","currency":"GBP","reference":"536365","lines":[' ..
       '{"sku":"85123A","description":"WHITE HANGING HEART T-LIGHT HOLDER","quantity":6,"unit_price_minor":255},' ..
       '{"sku":"71053","description":"WHITE METAL LANTERN","quantity":6,"unit_price_minor":339}]}'
+  end
+  local lines = args[1]:match("^batch%-(%d+)$")
+  if lines then
+    wrk.headers["Content-Type"] = "application/x-ndjson"
+    wrk.body = (wrk.body .. "\n"):rep(tonumber(lines))
   end
   if tonumber(args[2]) > 0 then
     pace(tonumber(args[2]))

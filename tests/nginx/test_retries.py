@@ -14,6 +14,7 @@ NEVER_TWICE = [
     pytest.param("POST", "/orders", [], id="no key"),
     pytest.param("POST", f"{ORDER}/cancel", [], id="cancel without a key"),
     pytest.param("POST", "/order/place", [], id="the tutorial's route"),
+    pytest.param("POST", "/orders/batch", [KEY], id="a batch, whose keys stand in its lines"),
     pytest.param("POST", "/order/place", [KEY], id="the tutorial's route with a key"),
     pytest.param("POST", "/order/place?/orders", [KEY], id="the tutorial's route, a query that looks like another"),
     pytest.param("POST", "/order/../orders", [KEY], id="a path that needs normalising"),
@@ -51,7 +52,7 @@ async def test_hung_up_once(api: StartApi, nginx: StartNginx, method: str, targe
     assert sum(len(each.requests) for each in apis) == 1
 
 
-@pytest.mark.parametrize(("method", "target", "headers"), NEVER_TWICE[:5])
+@pytest.mark.parametrize(("method", "target", "headers"), NEVER_TWICE[:6])
 async def test_hung_once(api: StartApi, nginx: StartNginx, method: str, target: str, headers: list[str]) -> None:
     """
     A request that must not be repeated is sent once when the api stays silent, and answered with 504.

@@ -2,6 +2,7 @@
 
 routes          the routes and their handlers
 fast_path       the way of a placement past Litestar: headers, body, Idempotency-Key, answer
+batch           many orders in one request: NDJSON in and out
 health          the routes /health, /health/live and /health/ready
 services        the parts that handlers share, and their calls to the database
 middleware      ASGI wrappers: HEAD for every GET, a request id for every answer

@@ -17,6 +17,7 @@ from typing import Any
 import msgspec
 from litestar import Response, get
 
+from orders.api.batch import BatchAnswer, BatchLine
 from orders.api.health import Health
 from orders.api.listing import Page
 from orders.api.problems import Problem
@@ -33,6 +34,12 @@ class _DocumentedOrder(Order, frozen=True, kw_only=True):
     """An order; the tutorial's have neither customer nor lines."""
 
     lines: Lines | None  # type: ignore[assignment]  # an Order holds their JSON
+
+
+class _DocumentedAnswer(BatchAnswer, frozen=True, kw_only=True):
+    """The answer to a line of a batch: the order of a 201, or the problem of any other status."""
+
+    order: _DocumentedOrder | None = None  # type: ignore[assignment]  # a BatchAnswer holds its JSON
 
 
 class _DocumentedPage(Page, frozen=True):
@@ -55,13 +62,30 @@ def document() -> Json:
 
 def _schemas() -> Json:
     _, schemas = msgspec.json.schema_components(
-        [NewOrder, _DocumentedOrder, _DocumentedPage, TutorialOrder, StatusNow, Problem, Health],
+        [
+            NewOrder,
+            BatchLine,
+            _DocumentedOrder,
+            _DocumentedPage,
+            _DocumentedAnswer,
+            TutorialOrder,
+            StatusNow,
+            Problem,
+            Health,
+        ],
         ref_template=SCHEMAS + "{name}",
     )
-    for name in ("Order", "Page"):
-        schemas[name] = schemas.pop(f"_Documented{name}") | {"title": name}
+    for name, documented in (("Order", "Order"), ("Page", "Page"), ("BatchAnswer", "Answer")):
+        schemas[name] = schemas.pop(f"_Documented{documented}") | {"title": name}
     schemas["Page"]["properties"]["orders"]["items"] = {"$ref": f"{SCHEMAS}Order"}
-    for name in schemas.keys() - {"NewOrder", "Line"}:  # an answer has no field beyond those documented
+    answer = schemas["BatchAnswer"]["properties"]
+    answer["order"] = {"$ref": f"{SCHEMAS}Order"}
+    answer["problem"] = {"$ref": f"{SCHEMAS}Problem"}
+    schemas["BatchAnswer"]["oneOf"] = [
+        {"required": ["order"], "properties": {"status": {"const": 201}}},
+        {"required": ["problem"], "properties": {"status": {"minimum": 400, "maximum": 599}}},
+    ]
+    for name in schemas.keys() - {"NewOrder", "Line", "BatchLine"}:  # an answer has no field beyond those documented
         schemas[name]["additionalProperties"] = False
     return schemas
 

@@ -39,11 +39,14 @@ STATUS: dict[type[errors.OrdersError], int] = {
 RETRY_AFTER_SECONDS = "1"
 MAX_ERRORS = 50  # fields that one answer names
 MAX_ITEMS = 1000  # items of a list that are looked at
+BUG = "Something is wrong on our side."
 SHOWN_CHARACTERS = 100  # of a field's name that the client made up
 
 BYTE_ORDER_MARKS = ((b"\xef\xbb\xbf", "UTF-8"), (b"\xff\xfe", "UTF-16"), (b"\xfe\xff", "UTF-16"))
 
-PROBLEMS = Counter("orders_problems_total", "Requests answered with a problem, by status", ["status"])
+PROBLEMS = Counter(
+    "orders_problems_total", "Requests, or lines of a batch, answered with a problem, by status", ["status"]
+)
 
 
 class FieldProblem(msgspec.Struct, frozen=True):
@@ -91,9 +94,21 @@ def answer(
     others: Sequence[FieldProblem] = (),
 ) -> Response[bytes]:
     """Return the problem document for a status, as a response; count it."""
+    extra = dict(headers or {})
+    if status in (429, 503):
+        extra.setdefault("Retry-After", RETRY_AFTER_SECONDS)
+    elif status == 401:
+        extra["WWW-Authenticate"] = "Bearer"
+    document = msgspec.json.encode(_document(status, detail, field, others))
+    return Response(document, status_code=status, media_type=MEDIA_TYPE, headers=extra)
+
+
+def _document(status: int, detail: str, field: str | None = None, others: Sequence[FieldProblem] = ()) -> Problem:
+    """Return the problem document for a status; count it."""
     if others:
         more = f"{len(others)} more fields are" if len(others) > 1 else "1 more field is"
-    problem = Problem(
+    PROBLEMS.labels(str(status)).inc()
+    return Problem(
         type="about:blank",
         title=HTTPStatus(status).phrase,
         status=status,
@@ -101,13 +116,16 @@ def answer(
         errors=[*([FieldProblem(field, detail)] if field else []), *others],
         request_id=REQUEST_ID.get(),
     )
-    extra = dict(headers or {})
-    if status in (429, 503):
-        extra.setdefault("Retry-After", RETRY_AFTER_SECONDS)
-    elif status == 401:
-        extra["WWW-Authenticate"] = "Bearer"
-    PROBLEMS.labels(str(status)).inc()
-    return Response(msgspec.json.encode(problem), status_code=status, media_type=MEDIA_TYPE, headers=extra)
+
+
+def document_of(error: Exception) -> Problem:
+    """Return the problem document for what befell one line of a batch."""
+    if isinstance(error, BadRequest):
+        return _document(error.status, error.detail, error.field, error.others)
+    if isinstance(error, errors.OrdersError):
+        return _document(STATUS[type(error)], str(error), getattr(error, "field", None))
+    log.error("a line of a batch failed", exc_info=error)
+    return _document(500, BUG)
 
 
 def of_bad_request(request: Request[Any, Any, Any], error: BadRequest) -> Response[bytes]:
@@ -136,7 +154,7 @@ def of_litestar(request: Request[Any, Any, Any], error: HTTPException) -> Respon
 def of_bug(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]:
     """Answer an unexpected error: the log gets the details, the client gets the request's id."""
     log.error("%s %s failed", request.method, request.url.path, exc_info=error)
-    return answer(request, 500, "Something is wrong on our side.")
+    return answer(request, 500, BUG)
 
 
 # Litestar's exception handlers, by the class of the error.
@@ -156,11 +174,16 @@ def answer_to(request: Request[Any, Any, Any], error: Exception) -> ASGIApp:
 
 
 _AT = re.compile(r"(?P<what>.*?)(?: - at `(?P<path>[^`]*)`)?", re.DOTALL).fullmatch
+# How msgspec names the pattern of a batch's idempotency_key; every other pattern is the one of printable text.
+_VISIBLE_ASCII = r"^[\\x21-\\x7e]"
 _NAMED = re.compile(r"Object (?P<how>missing required|contains unknown) field `(?P<name>.*)`", re.DOTALL).fullmatch
 
 
-def decode(decoder: msgspec.json.Decoder[Any], body: bytes) -> Any:
-    """Return a JSON body decoded; raise BadRequest for every fault that it can have, with the fields that have one."""
+def decode(decoder: msgspec.json.Decoder[Any], body: bytes, what: str = "body") -> Any:
+    """Return a JSON body decoded; raise BadRequest for every fault that it can have, with the fields that have one.
+
+    `what` it is called in the detail.
+    """
     try:
         try:
             return decoder.decode(body)
@@ -174,16 +197,18 @@ def decode(decoder: msgspec.json.Decoder[Any], body: bytes) -> Any:
     except msgspec.DecodeError as error:
         for mark, encoding in BYTE_ORDER_MARKS:
             if body.startswith(mark):
-                detail = f"The body begins with a byte order mark (BOM) of {encoding}: send UTF-8 without one."
+                detail = f"The {what} begins with a byte order mark (BOM) of {encoding}: send UTF-8 without one."
                 raise BadRequest(400, detail) from None
         detail = (
-            str(error).replace("JSON is malformed", "The body is not JSON").replace("Input data was", "The body is")
+            str(error)
+            .replace("JSON is malformed", f"The {what} is not JSON")
+            .replace("Input data was", f"The {what} is")
         )
         raise BadRequest(400, detail) from None
     except UnicodeDecodeError:
-        raise BadRequest(400, "The body is not valid UTF-8.") from None
+        raise BadRequest(400, f"The {what} is not valid UTF-8.") from None
     except RecursionError:
-        raise BadRequest(400, "The body is nested too deeply.") from None
+        raise BadRequest(400, f"The {what} is nested too deeply.") from None
 
 
 def _with_integers(value: Any) -> Any:
@@ -229,6 +254,8 @@ def problem_of(error: msgspec.ValidationError, where: str = "") -> FieldProblem:
     if named := _NAMED(what):
         path = f"{path}.{shown(named['name'])}"
         what = "This field is missing." if named["how"].startswith("missing") else "There is no such field."
+    elif _VISIBLE_ASCII in what:
+        what = "Only visible ASCII characters are allowed."
     elif "matching regex" in what:
         what = "Control characters and line breaks are not allowed."
     field = (where + path.removeprefix("$")).removeprefix(".")

@@ -16,7 +16,7 @@ from litestar.params import FromPath
 from litestar.response import Stream
 from litestar.types import ASGIApp
 
-from orders.api import fast_path, listing, preconditions, problems
+from orders.api import batch, fast_path, listing, preconditions, problems
 from orders.api.auth import Caller
 from orders.api.fast_path import Headers, header_text, headers_of
 from orders.api.listing import Query
@@ -49,6 +49,12 @@ async def place_order(request: AnyRequest) -> ASGIApp:
     Only another spelling of the path, such as `/orders/`, comes here; fast_path.Api serves `/orders` itself.
     """
     return await fast_path.place(services_of(request), request.scope, request.receive)
+
+
+@post("/orders/batch", status_code=200)
+async def place_orders(request: AnyRequest) -> ASGIApp:
+    """Place an order for each line of the body: 200, with a line for the answer to each."""
+    return await batch.place_batch(services_of(request), request.scope, request.receive)
 
 
 @get("/orders")
@@ -159,7 +165,8 @@ async def get_tutorial_order(request: AnyRequest, order_id: FromPath[str]) -> Re
 
 HANDLERS = [
     orders_options,  # before the other handlers of its path, or Litestar makes one
-    place_order, list_orders, get_order, cancel_order, watch_order, place_tutorial_order, get_tutorial_order,
+    place_order, place_orders, list_orders, get_order, cancel_order, watch_order, place_tutorial_order,
+    get_tutorial_order,
 ]  # fmt: skip
 
 

@@ -1,5 +1,7 @@
 """The parts of an api process that its handlers share, and the calls that they make to the database."""
 
+import asyncio
+from collections.abc import Sequence
 from typing import Any, cast
 
 import msgspec
@@ -15,11 +17,14 @@ from orders.database.cancel_orders import Cancellation, Cancelled
 from orders.database.orders_table import OrderLookup, ScanPage, ScanStep
 from orders.database.place_orders import Placed, Placement
 from orders.database.reads import Found, Read
+from orders.model.errors import OrdersError, Unavailable
 from orders.model.order import Order
 
 # The size of a read in a batch of reads, in bytes. The size of an order is unknown before the read: few are larger,
 # and a batch of the largest orders stays bounded.
 READ_SIZE = 1 << 16
+
+BATCH_TURNS = 2  # one is prepared or answered while the orders of the other are written
 
 
 class Services(msgspec.Struct, frozen=True):
@@ -38,6 +43,7 @@ class Services(msgspec.Struct, frozen=True):
     back_pressure: BackPressure
     placements: Shares
     lists: Shares
+    batch_turns: asyncio.Semaphore = msgspec.field(default_factory=lambda: asyncio.Semaphore(BATCH_TURNS))
 
     async def place(self, placement: Placement, until: float | None) -> Placed:
         """Return once the order is committed; raise KeyReused, Refused or TooManyRequests."""
@@ -46,6 +52,24 @@ class Services(msgspec.Struct, frozen=True):
             return await self.write(placement, placement.size, until)
         finally:
             self.placements.give_back(placement.client)
+
+    async def place_many(self, placements: Sequence[Placement], until: float | None) -> list[Placed | OrdersError]:
+        """Return once the orders of some lines of a batch are committed, or why one is not, in their order.
+
+        BATCH_TURNS of these calls have their orders in the queue of the writers at a time, and the others wait: a
+        single placement waits behind few lines, however many batches there are. Raises Unavailable if the patience
+        ends first.
+        """
+        until = until or self.write.patience_ends()
+        try:
+            async with asyncio.timeout_at(until):
+                await self.batch_turns.acquire()
+        except TimeoutError:
+            raise Unavailable from None
+        try:
+            return await self.write.many(placements, [each.size for each in placements], until)
+        finally:
+            self.batch_turns.release()
 
     async def cancel(self, cancellation: Cancellation, until: float | None) -> Cancelled:
         """Return once the cancellation is committed; raise OrderNotFound, TooLate, KeyReused or Refused.

@@ -21,13 +21,13 @@ class Shares:
         if client and self._in_hand[client] >= self.most:
             raise TooManyRequests
 
-    def take(self, client: str) -> None:
-        """Count one more of the client's until `give_back`; raise TooManyRequests if it has its share in hand."""
+    def take(self, client: str, count: int = 1) -> None:
+        """Count so many more of the client's until `give_back`; raise TooManyRequests if it has its share in hand."""
         self.require_room(client)
-        self._in_hand[client] += 1
+        self._in_hand[client] += count
 
-    def give_back(self, client: str) -> None:
-        """Count one less."""
-        self._in_hand[client] -= 1
+    def give_back(self, client: str, count: int = 1) -> None:
+        """Count so many less."""
+        self._in_hand[client] -= count
         if not self._in_hand[client]:
             del self._in_hand[client]

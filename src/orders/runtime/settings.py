@@ -82,7 +82,7 @@ class ApiSettings(Settings, frozen=True, kw_only=True):
     orders_writers: Annotated[
         int, Meta(ge=1, le=2, description="database connections that write, each one batch at a time")
     ] = 2
-    orders_batch_rows: Annotated[int, Meta(ge=1, le=1000, description="orders in one transaction at most")] = 64
+    orders_batch_rows: Annotated[int, Meta(ge=1, le=1000, description="orders in one transaction at most")] = 200
     orders_batch_bytes: Annotated[int, Meta(ge=1, description="bytes of orders in one transaction at most")] = 4 << 20
     orders_queue_rows: Annotated[
         int, Meta(ge=1, description="orders that may wait for a transaction; beyond it, 503")

@@ -15,7 +15,7 @@ import pytest
 
 from dev.sandbox.process import ROOT
 from dev.sandbox.system import System
-from orders.api import fast_path, health, openapi, routes
+from orders.api import batch, fast_path, health, openapi, routes
 from orders.api.listing import Query
 from orders.api.live import HEARTBEAT_SECONDS, TICK_SECONDS
 from orders.api.metrics import metrics
@@ -24,6 +24,7 @@ from orders.api.preconditions import LONGEST_WAIT_SECONDS
 from orders.database.orders_table import StatusNow
 from orders.model.order import NewOrder
 from tests.conftest import StartSystem
+from tests.orders.api import ndjson_hooks
 from tests.orders.conftest import Api
 
 # Of each operation and phase, in one round. `make fuzz` has larger rounds, and as many as make up 20,000 cases.
@@ -56,7 +57,8 @@ def play(system: System, folder: Path, seed: int) -> int:
             "run", f"{system.base_url}/openapi.json", "--checks=all", f"--max-examples={EXAMPLES}", f"--seed={seed}",
             "--request-timeout=20", "--continue-on-failure", "--no-color", "--warnings=off",
         ],
-        cwd=folder, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        cwd=folder, text=True, env=os.environ | {"SCHEMATHESIS_HOOKS": ndjson_hooks.__name__, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     )  # fmt: skip
     assert done.returncode == 0, f"FUZZ_SEED={seed}\n{done.stdout[-8000:]}"
     [count] = re.findall(r"^ *([0-9]+) generated", done.stdout, re.MULTILINE)
@@ -106,6 +108,12 @@ def test_the_document_agrees_with_the_structs() -> None:
     assert f"within {TICK_SECONDS * 1000:.0f} ms" in stream
     assert f"every {HEARTBEAT_SECONDS:.0f} s" in stream
     assert f"{fast_path.MAX_BODY_BYTES >> 20} MiB" in paths["/orders"]["post"]["responses"]["413"]["description"]
+
+    many = paths["/orders/batch"]["post"]
+    assert f"at most {batch.MAX_LINES:,} lines" in many["description"]
+    [[media_type, lines]] = many["requestBody"]["content"].items()
+    assert (media_type, lines["schema"]["maxItems"]) == (batch.MEDIA_TYPE, batch.MAX_LINES)
+    msgspec.convert(lines["example"], list[batch.BatchLine])
 
     examples = list(media_types(paths))
     assert len(examples) == 5

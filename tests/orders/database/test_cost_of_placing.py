@@ -16,6 +16,7 @@ import litestar
 import msgspec
 import psycopg
 import pytest
+from prometheus_client import REGISTRY
 from psycopg import AsyncConnection
 
 import orders
@@ -106,6 +107,27 @@ async def test_calls(database_url: str) -> None:
     assert sum(calls.values()) / ROWS < 55, calls.most_common(30)
 
 
+async def test_calls_of_a_line(database_url: str) -> None:
+    """
+    A line of a batch takes at most 32 such calls, and the 100 lines in hand are one statement.
+    """
+    body = (BODY + b"\n") * 100
+    async with started(database_url) as app:
+        await ask(app, "/orders/batch", b"application/x-ndjson", body)
+        before = statements()
+        with counted() as calls:
+            status = await ask(app, "/orders/batch", b"application/x-ndjson", body)
+        run = statements() - before
+
+    assert (status, run) == (200, 1)
+    assert sum(calls.values()) / 100 < 32, calls.most_common(30)
+
+
+def statements() -> float:
+    """Return how many statements have placed orders."""
+    return REGISTRY.get_sample_value("orders_batch_rows_count", {"statement": "write"}) or 0
+
+
 @contextmanager
 def counted() -> Iterator[Counter[str]]:
     """Count the calls of Python functions in the block: ours, Litestar's and psycopg's."""
@@ -134,20 +156,23 @@ async def started(database_url: str) -> AsyncIterator[ASGIApp]:
         yield with_request_id(app)
 
 
-async def ask(app: ASGIApp) -> int:
-    """Place an order; return the status of the answer."""
+async def ask(app: ASGIApp, path: str = "/orders", media_type: bytes = b"application/json", body: bytes = BODY) -> int:
+    """Place an order, or a batch; return the status of the answer."""
     statuses: list[int] = []
+    bodies = iter([body])
 
     async def receive() -> Any:
-        return {"type": "http.request", "body": BODY, "more_body": False}
+        for each in bodies:
+            return {"type": "http.request", "body": each, "more_body": False}
+        return await asyncio.get_running_loop().create_future()  # the client stays
 
     async def send(message: Any) -> None:
         if message["type"] == "http.response.start":
             statuses.append(message["status"])
 
     scope: Any = {
-        "type": "http", "method": "POST", "path": "/orders", "raw_path": b"/orders", "query_string": b"",
-        "headers": [(b"host", b"shop.example"), (b"content-type", b"application/json")],
+        "type": "http", "method": "POST", "path": path, "raw_path": path.encode(), "query_string": b"",
+        "headers": [(b"host", b"shop.example"), (b"content-type", media_type)],
     }  # fmt: skip
     await app(scope, receive, send)
     return statuses[0]
