@@ -2,8 +2,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# What shares a pair of servers that it breaks, or a fixture of its module, stays together (tests/conftest.py).
-SIDE_BY_SIDE := -n auto --dist loadgroup --no-loadscope-reorder
+# What shares a pair of servers that it breaks, or a fixture of its module, stays together (tests/grouping.py).
+SIDE_BY_SIDE := -n auto --dist loadscope --no-loadscope-reorder
 PROOF := tests/dev tests/model
 # Unless ARGS names its tests.
 PRODUCT = $(if $(findstring tests/,$(ARGS)),,$(addprefix --ignore=,$(PROOF)))

@@ -97,6 +97,19 @@ def pytest_configure_node(node: Any) -> None:
     node.workerinput["ports"] = f"{number}/{max(len(node.nodemanager.specs), number)}"
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> object:
+    """Share out whole groups, whatever `--dist` says."""
+    from tests.grouping import Groups  # only where there are several processes
+
+    return Groups(config, log, groups_file(config.stash[LENDING]))
+
+
+def groups_file(lending: Path) -> Path:
+    """Where a worker writes which tests stay together, for the controller."""
+    return lending.with_name("groups")
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark what needs servers by the fixtures it uses, keep together what shares something, the longest first."""
@@ -112,6 +125,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.xdist_group(str(item.path.relative_to(item.config.rootpath))))
     if items and is_worker(items[0].config):
         items.sort(key=rank)
+        given = items[0].config.workerinput  # type: ignore[attr-defined]
+        if given["workerid"] == "gw0":  # the others find the same
+            from tests.grouping import tell
+
+            tell(items, groups_file(Path(given["lending"])))
 
 
 def rank(item: pytest.Item) -> int:

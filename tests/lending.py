@@ -3,7 +3,6 @@
 A run without workers asks itself. What breaks servers does not borrow any: it starts its own.
 """
 
-import os
 import socket
 import tempfile
 import threading
@@ -95,14 +94,12 @@ class Lender:
             return str(self._parents[module].path)
 
     def serve(self) -> Path:
-        """Lend to other processes too, at the socket of this path."""
-        folder = Path(tempfile.mkdtemp(prefix="orders-lending-"))
-        self._stack.callback(os.rmdir, folder)
+        """Lend to other processes too, at the socket of this path; what they leave beside it goes with it."""
+        folder = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="orders-lending-")))
         path = folder / "socket"
         listener = self._stack.enter_context(socket.socket(socket.AF_UNIX))
         listener.bind(str(path))
         listener.listen(64)
-        self._stack.callback(path.unlink)
         ended = threading.Event()
         thread = threading.Thread(target=self._answer, args=[listener, ended], name="lending", daemon=True)
         thread.start()
