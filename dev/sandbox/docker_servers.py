@@ -10,8 +10,10 @@ import secrets
 import shlex
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
+from urllib.parse import urlsplit, urlunsplit
 
 import docker  # type: ignore[import-untyped]  # see docker_engine
 import psycopg
@@ -25,6 +27,7 @@ from dev.sandbox.process import STOP_SECONDS, Process, Spec, wait_until
 from dev.sandbox.vhosts import Management
 
 START_SECONDS = 120.0
+SHORT_SECONDS = 2.0
 USER = "orders"
 DATABASE = "orders"
 VHOST = "orders"
@@ -34,15 +37,26 @@ Made = tuple[Any, Callable[[], None]]
 
 
 class Maker(Protocol):
-    """Makes and starts a container: image, name, settings, arguments, and host ports by its own."""
+    """Makes and starts a container: image, name, settings, arguments, host ports by its own, folders in memory."""
 
     def __call__(
-        self, image: str, name: str, settings: dict[str, str], ports: dict[int, int], arguments: Sequence[str]
+        self,
+        image: str,
+        name: str,
+        settings: dict[str, str],
+        ports: dict[int, int],
+        arguments: Sequence[str],
+        in_memory: dict[str, str],
     ) -> Made: ...
 
 
 def by_the_engine(
-    image: str, name: str, settings: dict[str, str], ports: dict[int, int], arguments: Sequence[str]
+    image: str,
+    name: str,
+    settings: dict[str, str],
+    ports: dict[int, int],
+    arguments: Sequence[str],
+    in_memory: dict[str, str],
 ) -> Made:
     client = docker.from_env()
     bound = {f"{inside}/tcp": ("127.0.0.1", outside) for inside, outside in ports.items()}
@@ -53,6 +67,7 @@ def by_the_engine(
         hostname=name,
         environment=settings,
         ports=bound,
+        tmpfs=in_memory,
         detach=True,
         labels={"orders": "sandbox"},
     )
@@ -60,7 +75,12 @@ def by_the_engine(
 
 
 def by_testcontainers(
-    image: str, name: str, settings: dict[str, str], ports: dict[int, int], arguments: Sequence[str]
+    image: str,
+    name: str,
+    settings: dict[str, str],
+    ports: dict[int, int],
+    arguments: Sequence[str],
+    in_memory: dict[str, str],
 ) -> Made:
     # Imported late: half a second that nobody else has to wait for.
     from testcontainers.community.postgres import PostgresContainer
@@ -84,6 +104,7 @@ def by_testcontainers(
     made.with_name(name).with_envs(**settings).with_kwargs(hostname=name)
     if arguments:
         made.with_command(list(arguments))
+    made.tmpfs.update(in_memory)
     for inside, outside in ports.items():
         # The engine takes an address and a port; Testcontainers passes on what it is given, but knows ports only.
         made.ports[f"{inside}/tcp"] = ("127.0.0.1", outside)  # type: ignore[assignment]
@@ -103,6 +124,7 @@ class ContainerServer:
         is_ready: Callable[[], bool],
         *,
         arguments: Sequence[str] = (),
+        in_memory: dict[str, str],
         make: Maker,
         folder: Path,
         logs: Path | None,
@@ -111,7 +133,7 @@ class ContainerServer:
     ) -> None:
         self.name = name
         self._container_name = container_name = f"orders-{name}-{secrets.token_hex(4)}"
-        self._make: Callable[[], Made] = lambda: make(image, container_name, settings, ports, arguments)
+        self._make: Callable[[], Made] = lambda: make(image, container_name, settings, ports, arguments, in_memory)
         self._is_ready = is_ready
         own = folder / name
         own.mkdir(parents=True, exist_ok=True)
@@ -164,6 +186,12 @@ class ContainerServer:
         if done.exit_code != 0:
             raise ControlError(f"rabbitmqctl {' '.join(command)}: {done.output.decode().strip()}")
 
+    def own_address(self) -> str:
+        """The container's address in the engine's network: a way past the engine's proxy, until it is stopped."""
+        self._container.reload()
+        address: str = self._container.attrs["NetworkSettings"]["Networks"]["bridge"]["IPAddress"]
+        return address
+
     def close(self) -> None:
         """Remove it with its data."""
         docker_engine.remove(self._container_name)
@@ -189,6 +217,7 @@ class Containers:
             {5432: port},
             lambda: takes_connections(self.database_url),
             arguments=() if flushes else [f"--{name}={value}" for name, value in WITHOUT_FLUSHES.items()],
+            in_memory={} if flushes else {"/var/lib/postgresql/data": ""},
             make=make,
             folder=folder,
             logs=logs,
@@ -201,12 +230,30 @@ class Containers:
             {"RABBITMQ_DEFAULT_USER": USER, "RABBITMQ_DEFAULT_PASS": password, "RABBITMQ_DEFAULT_VHOST": VHOST},
             {5672: amqp_port, 15672: management_port},
             lambda: speaks_amqp(amqp_port) and Management(self.management_url).answers(),
+            in_memory={} if flushes else {"/var/lib/rabbitmq": ""},
             make=make,
             folder=folder,
             logs=logs,
             restart=restart,
             throwaway=throwaway,
         )
+
+    def shorten(self) -> None:
+        """Give the containers' own addresses where this machine can reach them; others know the published ports."""
+        with suppress(KeyError):
+            postgres, rabbitmq = self.postgres.own_address(), self.rabbitmq.own_address()
+            database_url = with_address(self.database_url, postgres, 5432)
+            management_url = with_address(self.management_url, rabbitmq, 15672)
+            # With the password, since the address may be another's where the engine is not on this machine.
+            if takes_connections(database_url) and Management(management_url, SHORT_SECONDS).answers():
+                self.database_url, self.management_url = database_url, management_url
+                self.amqp_url = with_address(self.amqp_url, rabbitmq, 5672)
+
+
+def with_address(url: str, address: str, port: int) -> str:
+    """The same user and path, on another server."""
+    parts = urlsplit(url)
+    return urlunsplit(parts._replace(netloc=f"{parts.username}:{parts.password}@{address}:{port}"))
 
 
 def takes_connections(database_url: str) -> bool:

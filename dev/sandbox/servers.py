@@ -120,7 +120,8 @@ def servers(
     without it the data is thrown away with the owner, however that ends.
     `logs` is where NAME.log and NAME.pid go; `restart` has a server that dies started again.
     `testcontainers` has containers made by it.
-    Without `flushes` PostgreSQL leaves flushing to the kernel: for a server that is thrown away unharmed.
+    Without `flushes` PostgreSQL leaves flushing to the kernel, and containers keep their data in memory and are reached
+    without the engine's proxy: for servers that are never stopped before they are thrown away.
     """
     choice = choice or choose(environ)
     match choice.kind:
@@ -188,6 +189,8 @@ def containers(
     both = Containers(folder, logs, make=make, restart=restart, throwaway=True, flushes=flushes)
     try:
         in_parallel(both.postgres.start, both.rabbitmq.start)
+        if not flushes:
+            both.shorten()
         yield Servers(
             choice=choice,
             postgres=both.postgres,

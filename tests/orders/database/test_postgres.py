@@ -180,7 +180,7 @@ async def test_a_silent_host_costs_its_head_start(database_url: str, wire: Wire)
     await eventually(lambda: wire.open_ends == 0)
 
 
-async def test_every_address_of_a_name_is_asked(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_every_address_of_a_name_is_asked(database_url: str, wire: Wire, monkeypatch: pytest.MonkeyPatch) -> None:
     """
     A name may have several addresses, and another name none; the first that is there and takes writes is taken.
     """
@@ -192,8 +192,8 @@ async def test_every_address_of_a_name_is_asked(database_url: str, monkeypatch: 
         return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, int(port))) for address in addresses[host]]
 
     monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", look_up)
-    host, port = database_url.rpartition("@")[2].partition("/")[0].split(":")
-    url = database_url.replace(f"{host}:{port}", f"old-primary:{port},primary:{port}")
+    host = database_url.rpartition("@")[2].partition("/")[0]
+    url = database_url.replace(host, f"old-primary:{wire.port},primary:{wire.port}")
 
     conn = await postgres.connect(url, "orders-test")
     assert (conn.info.host, conn.info.hostaddr) == ("primary", "127.0.0.1")
