@@ -1,5 +1,6 @@
 """`make demo`: real orders through the whole system, from nginx to done, and a summary of what was measured.
 
+`python -m dev.sandbox.demo FILE` takes other invoices than the bundled ones.
 Exit code 0 only if every order was placed, its event confirmed by the broker, and its work done.
 At a terminal the system serves on until Ctrl-C.
 """
@@ -29,7 +30,7 @@ from orders.tools.replay.client import Leg, NotDone, RefusalCount, Replay, Repla
 from orders.tools.replay.command import run_shown
 from orders.tools.replay.invoices import MalformedFile, RefusalReason, survey
 
-FILE = Path("examples/online-retail-2010-12.csv.gz")
+BUNDLED = Path("examples/online-retail-2010-12.csv.gz")
 RUN = Path(os.environ.get("SANDBOX_RUN", ".run"))
 SUMMARY = RUN / "demo.json"
 LOGS = RUN / "demo"  # apart from those of `make up`, which may be running
@@ -95,9 +96,9 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     complete: bool
 
 
-def run(console: Console) -> int:
+def run(console: Console, file: Path) -> int:
     """Start everything, replay, report, end everything; return the exit code."""
-    found = survey(FILE)
+    found = survey(file)
     choice = choose(os.environ)
     console.print(str(choice), highlight=False, soft_wrap=True)
     began = time.monotonic()
@@ -116,13 +117,13 @@ def run(console: Console) -> int:
             started = time.monotonic() - began
             console.print(
                 f"migrated; nginx, {counts.apis} api, {counts.relays} relay, {counts.workers} worker are ready "
-                f"after {started:.1f} s\n{FILE}: {found.lines:,} lines, {found.invoices:,} invoices, "
+                f"after {started:.1f} s\n{file}: {found.lines:,} lines, {found.invoices:,} invoices, "
                 f"{found.accepted:,} to place through {system.base_url}",
                 highlight=False,
                 soft_wrap=True,
             )
             # A name of its own: on servers that stay, another demo places its own orders.
-            replay = Replay(FILE, found, system.base_url, ReplayLimits(), run=f"demo-{secrets.token_hex(4)}")
+            replay = Replay(file, found, system.base_url, ReplayLimits(), run=f"demo-{secrets.token_hex(4)}")
             with psycopg.connect(its.database_url, autocommit=True) as conn:
                 last_row = _one(conn, LAST_ROW)[0]
                 with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
@@ -217,7 +218,7 @@ def serve_on(console: Console, base_url: str) -> None:
         f"  curl -s {base_url}/orders -H 'Content-Type: application/json' -H 'Idempotency-Key: mine-1' \\\n"
         '    -d \'{"customer_id": "me", "currency": "GBP", "lines": [{"sku": "85123A", "quantity": 6, '
         '"unit_price_minor": 255}]}\'\n'
-        f"  .venv/bin/orders replay {FILE} --to {base_url} --run mine\n",
+        f"  .venv/bin/orders replay {BUNDLED} --to {base_url} --run mine\n",
         highlight=False,
         markup=False,
         soft_wrap=True,
@@ -262,7 +263,7 @@ def main() -> int:
     LOGS.mkdir(parents=True)
     console = Console()
     try:
-        return run(console)
+        return run(console, Path(sys.argv[1]) if len(sys.argv) > 1 else BUNDLED)
     except (ChoiceError, MissingProgramError, StartError, MalformedFile, OSError, psycopg.Error) as error:
         print(f"make demo: {error}", file=sys.stderr)
         return 1

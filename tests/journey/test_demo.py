@@ -1,5 +1,7 @@
 """`make demo`, as a person or a script runs it."""
 
+import gzip
+import itertools
 import json
 import os
 import pty
@@ -21,20 +23,21 @@ from dev.sandbox.process import ROOT
 from dev.sandbox.servers import Servers
 from tests.eventually import eventually
 
+BUNDLED = ROOT / "examples" / "online-retail-2010-12.csv.gz"
 DEMO_SECONDS = 240.0  # on a machine that is busy with other things; alone it takes a tenth
 
 
 class Demo:
     """One run of the demo, in folders of its own, and every process of it recognisable."""
 
-    def __init__(self, folder: Path, choice: Choice, stdin: int) -> None:
+    def __init__(self, folder: Path, choice: Choice, stdin: int, *file: Path) -> None:
         self.mark = f"demo-{secrets.token_hex(8)}"
         self.folder = folder / self.mark
         self.folder.mkdir(mode=0o711)
         self.output = folder / "output"
         with self.output.open("wb") as output:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "dev.sandbox.demo"],
+                [sys.executable, "-m", "dev.sandbox.demo", *map(str, file)],
                 cwd=ROOT,
                 # A server's own environment is none of ours: it is known by its folder.
                 env=os.environ
@@ -122,7 +125,11 @@ async def test_at_a_terminal(open_folder: Path, servers: Servers, terminal: int)
     """
     It serves on until Ctrl-C, and then ends everything.
     """
-    demo = Demo(open_folder, servers.choice, terminal)
+    # The first invoices alone: the test above takes all of them to their end.
+    with gzip.open(BUNDLED, "rt") as bundled:
+        file = open_folder / "invoices.csv"
+        file.write_text("".join(itertools.islice(bundled, 200)))
+    demo = Demo(open_folder, servers.choice, terminal, file)
     try:
         await eventually(lambda: "serves on at" in demo.text() or demo.process.poll() is not None, DEMO_SECONDS)
         served = re.search(r"serves on at (http://\S+) until", demo.text())

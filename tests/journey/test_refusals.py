@@ -11,7 +11,7 @@ import pytest
 from dev.sandbox.ports import free_port
 from dev.sandbox.process import ROOT
 from dev.sandbox.servers import Servers
-from tests import places
+from tests import places, warm
 
 API, RELAY, WORKER = "orders.app", "relay", "orders.worker"
 
@@ -43,20 +43,24 @@ MISSING = [(API, "DATABASE_URL"), (RELAY, "DATABASE_URL"), (RELAY, "AMQP_URL"), 
 NOWHERE = {"DATABASE_URL": "postgresql://127.0.0.1:9/orders", "AMQP_URL": "amqp://127.0.0.1:9"}
 
 
-def start(module: str, settings: dict[str, str], *words: str) -> tuple[int, str]:
-    """Run a process to its end; return its code and the one line it said."""
+def start(module: str, settings: dict[str, str], *words: str, cold: bool = False) -> tuple[int, str]:
+    """Run a process to its end, from a warm parent unless `cold`; return its code and the one line it said."""
     kept = {name: os.environ[name] for name in ("PATH", "PYTHONPATH", "HOME") if name in os.environ}
     ports = {f"{name}_PORT": str(free_port()) for name in ("ORDERS", "RELAY", "WORKER")}
-    done = subprocess.run(
-        [sys.executable, "-m", module, *words],
-        cwd=ROOT,
-        env=kept | ports | settings,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    command, environ = [sys.executable, "-m", module, *words], kept | ports | settings
+    if cold:
+        done = subprocess.run(
+            command,
+            cwd=ROOT,
+            env=environ,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+    else:
+        done = warm.run(command, env=environ)
     lines = done.stderr.splitlines()
     assert len(lines) == 1, done.stderr
     assert lines[0].startswith(f"{' '.join((module, *words))}: ")
@@ -84,9 +88,9 @@ def test_wrong_setting(module: str, name: str, value: str) -> None:
 @pytest.mark.parametrize(("module", "name"), MISSING)
 def test_missing_setting(module: str, name: str) -> None:
     """
-    A setting without a default, and not given, is named.
+    A setting without a default, and not given, is named, also by a process that has nothing imported yet.
     """
-    code, line = start(module, {key: value for key, value in NOWHERE.items() if key != name})
+    code, line = start(module, {key: value for key, value in NOWHERE.items() if key != name}, cold=True)
 
     assert code == BAD_SETTING
     assert name in line

@@ -1,7 +1,6 @@
 """A database, a role or an environment with settings of its own changes nothing that a client or an operator reads."""
 
 import asyncio
-import subprocess
 import sys
 from pathlib import Path
 
@@ -9,10 +8,9 @@ import httpx
 import psycopg
 from psycopg import sql
 
-from dev.sandbox.process import ROOT
 from dev.sandbox.servers import Servers
 from dev.sandbox.system import Counts, System
-from tests import places
+from tests import places, warm
 from tests.eventually import eventually
 from tests.journey import shoppers
 
@@ -44,7 +42,8 @@ async def test_database_with_settings_of_its_own(servers: Servers, template: str
                 conn.execute(
                     sql.SQL("ALTER DATABASE {} SET {} = {}").format(database, sql.SQL(name), sql.Literal(value))
                 )
-        with System(url, vhost, tmp_path, Counts(apis=1), settings={"PGCLIENTENCODING": "LATIN1"}) as system:
+        settings = {"PGCLIENTENCODING": "LATIN1"}
+        with System(url, vhost, tmp_path, Counts(apis=1), settings=settings, launch=warm.launch) as system:
             async with shoppers.client(system.base_url) as http:
                 placed = await http.post("/orders", json=ORDER)
                 assert placed.status_code == httpx.codes.CREATED
@@ -60,9 +59,7 @@ async def test_database_with_settings_of_its_own(servers: Servers, template: str
                 assert [each["order_id"] for each in listed] == [read["order_id"]]
             requeue = [sys.executable, "-m", "relay", "requeue", "--since", "1h"]
             environ = {"DATABASE_URL": url, "PGCLIENTENCODING": "LATIN1"}
-            done = await asyncio.to_thread(
-                subprocess.run, requeue, cwd=ROOT, env=environ, capture_output=True, text=True, timeout=30
-            )
+            done = await asyncio.to_thread(warm.run, requeue, env=environ)
             assert done.returncode == 0, done.stderr
         with psycopg.connect(url, client_encoding="UTF8") as conn:
             assert conn.execute("SELECT customer_id, reference FROM orders").fetchall() == [("Müller", "Straße 😀")]
@@ -76,7 +73,7 @@ async def test_schema_of_the_url(servers: Servers, tmp_path: Path) -> None:
         with psycopg.connect(url, autocommit=True) as conn:
             conn.execute("CREATE SCHEMA shop")
         there = f"{url}?options=-c%20search_path%3Dshop"
-        with System(there, vhost, tmp_path, Counts(apis=1), with_nginx=False) as system:
+        with System(there, vhost, tmp_path, Counts(apis=1), with_nginx=False, launch=warm.launch) as system:
             async with shoppers.client(system.base_url) as http:
                 where = (await http.post("/orders", json=ORDER)).headers["Location"]
 

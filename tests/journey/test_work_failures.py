@@ -1,7 +1,6 @@
 """Handlers that fail, refuse, hang and die: what becomes of their orders, and of their neighbours."""
 
 import asyncio
-import subprocess
 import sys
 from collections import Counter
 from typing import LiteralString
@@ -10,8 +9,8 @@ import aiormq
 import psycopg
 import pytest
 
-from dev.sandbox.process import ROOT
 from dev.sandbox.system import Counts
+from tests import warm
 from tests.conftest import StartSystem
 from tests.eventually import eventually
 from tests.journey.placing import DEADLY, LONG, REFUSED, all_are, place, worker_statuses
@@ -82,10 +81,9 @@ async def test_redrive_after_the_handler_was_mended(start_system: StartSystem, t
         system.change(trace.settings | {"ORDERS_HANDLER": "tests.journey.handlers:note_once"})
         system.scale(Counts(apis=0, relays=1, workers=1))
         redrive = ["-m", "orders.cli", "dead", "redrive", "--all", "--rate", "200"]
-        done = await asyncio.to_thread(
-            subprocess.run, [sys.executable, *redrive], cwd=ROOT, capture_output=True, text=True, check=True,
-            env=system.process("relay-1").spec.environ,
-        )  # fmt: skip
+        environ = system.process("relay-1").spec.environ
+        done = await asyncio.to_thread(warm.run, [sys.executable, *redrive], env=environ)
+        assert done.returncode == 0, done.stderr
         assert done.stdout == f"redriven: {REDRIVEN}\n"
 
         await eventually(lambda: all_are(conn, {"done": REDRIVEN}), 60)

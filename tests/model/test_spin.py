@@ -54,7 +54,7 @@ def search(model: str, folder: Path, *switches: str, breadth_first: bool = False
     source = FOLDER / f"{model}.pml"
     defined = [f"-D{switch}" for switch in switches]
     # To compile with care takes longer than the search of a small model.
-    compiling = ["gcc", "-w", "-O2" if model == "outbox" else "-O0", "-DSAFETY", "-o", "pan", "pan.c"]
+    compiling = ["gcc", "-w", "-O0" if breadth_first or model != "outbox" else "-O2", "-DSAFETY", "-o", "pan", "pan.c"]
     if breadth_first:
         compiling.insert(1, "-DBFS")
     run(["spin", "-a", *defined, str(source)], folder)

@@ -14,7 +14,7 @@ import pytest
 from psycopg import AsyncConnection, sql
 
 from dev.sandbox.servers import Servers
-from tests import places
+from tests import places, warm
 from tests.relay.conftest import StartRelay
 from tests.relay.service import ROOT, RelayProcess, append, becomes, broker, operator, recording, states
 
@@ -153,9 +153,7 @@ async def declare(amqp_url: str, **settings: str) -> tuple[int, str, str]:
     """Run `relay declare`; return the exit code, the output and the errors."""
     environ = {"PATH": os.environ["PATH"], "AMQP_URL": amqp_url} | DECLARED | settings
     command = [sys.executable, "-m", "relay", "declare"]
-    done = await asyncio.to_thread(
-        subprocess.run, command, cwd=ROOT, env=environ, capture_output=True, text=True, timeout=60
-    )
+    done = await asyncio.to_thread(warm.run, command, env=environ)
     return done.returncode, done.stdout, done.stderr
 
 

@@ -7,6 +7,7 @@ import ast
 import re
 from collections import defaultdict
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -90,8 +91,13 @@ class Sql(NamedTuple):
     parts: list[ast.expr]
 
 
-def strings(path: Path) -> Iterator[Sql]:
+@cache
+def strings(path: Path) -> list[Sql]:
     """Every string of a module but its docstrings; of an f-string, its own text."""
+    return list(strings_in(path))
+
+
+def strings_in(path: Path) -> Iterator[Sql]:
     tree = ast.parse(path.read_text())
     inner = {id(part) for node in ast.walk(tree) if isinstance(node, ast.JoinedStr) for part in node.values}
     docstrings = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
