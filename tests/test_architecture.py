@@ -97,6 +97,24 @@ def test_nobody_takes_a_private_name(package: str, module: str) -> None:
     assert taken == []
 
 
+OWN_IMPORT = re.compile(r"^[ \t]*(?:from|import)\s+(?:orders|relay|dev|tests)\b[^()\n]*(?:\([^)]*\))?", re.MULTILINE)
+
+
+def test_our_own_names_are_imported_as_they_are() -> None:
+    """
+    No module, and no test, imports a name of ours under another.
+    """
+    renamed = [
+        f"{path.relative_to(ROOT)}: {found[0]}"
+        for folder in ("src", "relay", "dev", "tests", "examples")
+        for path in (ROOT / folder).rglob("*.py")
+        for found in OWN_IMPORT.finditer(path.read_text())
+        if re.search(r"\bas\b", found[0])
+    ]
+
+    assert renamed == []
+
+
 def test_the_page_lists_each_module_once() -> None:
     """
     docs/architecture.md has one line for each module of the product, and none for what is not there.

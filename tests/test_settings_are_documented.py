@@ -7,14 +7,14 @@ from typing import Any
 import msgspec
 import pytest
 
+import relay.settings
 from orders.runtime.settings import ApiSettings, WaitSettings, WorkerSettings
-from relay.settings import Settings as RelaySettings
 
 PAGE = Path(__file__).parent.parent / "docs" / "deployment.md"
 SETTINGS: dict[str, list[type[msgspec.Struct]]] = {
     "api": [ApiSettings],
     "worker": [WorkerSettings, WaitSettings],
-    "relay": [RelaySettings],
+    "relay": [relay.settings.Settings],
 }
 
 

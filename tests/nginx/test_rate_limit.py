@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from dev.sandbox import nginx as sandbox_nginx
+from dev.sandbox.nginx import RULES, render
 from dev.sandbox.process import StartError
 from tests.nginx.conftest import StartApi, StartNginx
 from tests.nginx.proxy import concurrently
@@ -112,7 +112,7 @@ def test_what_is_no_rate(tmp_path: Path, wrong: str) -> None:
     A limit that is no whole number is refused in one line that names it, on the host and in the container.
     """
     with pytest.raises(StartError, match="ORDERS_RATE_LIMIT is wrong"):
-        sandbox_nginx.render(tmp_path, 1, [], tmp_path / "access.log", {"ORDERS_RATE_LIMIT": wrong})
+        render(tmp_path, 1, [], tmp_path / "access.log", {"ORDERS_RATE_LIMIT": wrong})
     refused = in_the_entrypoint(wrong)
 
     assert refused.returncode == 1
@@ -134,7 +134,7 @@ def test_the_container_knows_a_rate_of_zero(given: str, limited: str, rate: str)
 def in_the_entrypoint(given: str) -> subprocess.CompletedProcess[str]:
     """What the image's entrypoint makes of a limit that compose.yml passes on."""
     # As an `.envsh` is read; the image ignores one that may not be executed.
-    script = sandbox_nginx.RULES / "rate-limit.envsh"
+    script = RULES / "rate-limit.envsh"
     assert os.access(script, os.X_OK)
     return subprocess.run(
         ["sh", "-c", f'. "{script}"; echo "$ORDERS_RATE_LIMITED $ORDERS_RATE_LIMIT"'],

@@ -14,7 +14,6 @@ from pamqp.commands import Basic
 from pamqp.header import ContentHeader
 
 from dev.chaos.amqp_wire import BASIC_DELIVER, CONSUME_OK, GET_EMPTY, amqp_wire_to
-from orders.broker import consumer as consumer_module
 from orders.broker import rabbitmq, topology
 from orders.broker.consumer import KEPT_BYTES, LARGEST_HEADER_BYTES, MAX_BODY_BYTES, Consumer, Delivery, PendingAcks
 from orders.broker.topology import DEAD_QUEUE, WORK_QUEUE
@@ -233,7 +232,7 @@ async def test_the_next_broker_after_an_unanswered_consume(topology: str, monkey
     """
     A node that its cluster has lost takes the connection, and does not answer to a consume: the next one comes first.
     """
-    monkeypatch.setattr(consumer_module, "CALL_SECONDS", 1.0)
+    monkeypatch.setattr("orders.broker.consumer.CALL_SECONDS", 1.0)
     hand = Hand()
     await publish(topology, [b"news"])
     async with amqp_wire_to(topology) as lost:
@@ -248,8 +247,8 @@ async def test_an_idle_queue_that_does_not_answer(topology: str, monkeypatch: py
     """
     A consumer that receives nothing asks whether its queue is really empty, and leaves a node that does not know.
     """
-    monkeypatch.setattr(consumer_module, "CALL_SECONDS", 1.0)
-    monkeypatch.setattr(consumer_module, "IDLE_SECONDS", 0.3)
+    monkeypatch.setattr("orders.broker.consumer.CALL_SECONDS", 1.0)
+    monkeypatch.setattr("orders.broker.consumer.IDLE_SECONDS", 0.3)
     hand = Hand()
     async with amqp_wire_to(topology) as lost, consuming(f"{lost.url(topology)},{topology}", hand):
         lost.lose(BASIC_DELIVER, GET_EMPTY)
@@ -265,7 +264,7 @@ async def test_an_idle_queue_that_answers(
     """
     While its queue says that it is empty, or an order is in hand, an idle consumer keeps its connection.
     """
-    monkeypatch.setattr(consumer_module, "IDLE_SECONDS", 0.05)
+    monkeypatch.setattr("orders.broker.consumer.IDLE_SECONDS", 0.05)
     caplog.set_level(logging.INFO, "orders.broker.consumer")
     hand = Hand()
     async with amqp_wire_to(topology) as wire, consuming(wire.url(topology), hand):

@@ -7,10 +7,10 @@ from types import ModuleType
 import pytest
 
 from orders.tools import dead_letters
-from orders.tools.reconcile import run as reconcile
+from orders.tools.reconcile import run
 
 
-@pytest.mark.parametrize("command", [dead_letters, reconcile])
+@pytest.mark.parametrize("command", [dead_letters, run], ids=["dead letters", "reconcile"])
 @pytest.mark.parametrize("error", [KeyError, OSError])  # up to Python 3.12, and since
 def test_a_user_without_a_name(command: ModuleType, error: type[Exception], monkeypatch: pytest.MonkeyPatch) -> None:
     """
