@@ -49,17 +49,23 @@ def measure(bench: Bench) -> None:
     with tempfile.TemporaryDirectory(prefix="batch-", ignore_cleanup_errors=True) as name:
         folder = Path(name)
         folder.chmod(0o711)
-        with ours(bench.servers, folder / "ours") as single:
-            batch = Contender(
-                f"batches of {LINES}", f"{single.url}/batch", with_body=True, database_url=single.database_url,
-                lines=LINES, connections=BATCH_CONNECTIONS,
-            )  # fmt: skip
+        with ours(bench.servers, folder / "ours") as system:
+            single = msgspec.structs.replace(system, name="single")
+            batch = msgspec.structs.replace(
+                single,
+                name=f"batches of {LINES}",
+                url=f"{single.url}/batch",
+                lines=LINES,
+                connections=BATCH_CONNECTIONS,
+            )
             for contender in (single, batch):
                 drive(contender, 2)  # warm
-            sides = {"single": partial(placed, single, seconds), batch.name: partial(placed, batch, seconds)}
-            bench.compare("orders", sides, rounds)
+            bench.compare("orders", {each.name: partial(placed, each, seconds) for each in (single, batch)}, rounds)
+            alone = [msgspec.structs.replace(each, connections=1) for each in (single, batch)]
+            bench.compare("one connection", {each.name: partial(placed, each, seconds) for each in alone}, rounds)
         _memory(bench, folder)
     bench.ratio("batches / single, orders/s", "orders", "per_second", batch.name, "single", "at least 5")
+    bench.ratio("batches / single, one connection, orders/s", "one connection", "per_second", batch.name, "single")
     bench.ratio("batches / single, CPU time of an order", "orders", "cpu_us", batch.name, "single")
 
 
@@ -83,6 +89,7 @@ def _orders(url: str) -> int:
 def _memory(bench: Bench, folder: Path) -> None:
     its = bench.servers
     seconds = 20 if bench.full else 8
+    (folder / "memory").mkdir()
     with (
         places.database(its) as database,
         places.vhost(its) as vhost,
