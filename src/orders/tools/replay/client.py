@@ -33,8 +33,11 @@ REQUEST_SECONDS = 15.0  # nginx gives up after 10 s: its 504 comes first
 # Orders placed and not yet seen to end. The bound limits our memory while the system is slower than its clients; a
 # lower one would leave a worker idle whose handlers wait for seconds.
 MAX_IN_FLIGHT = 5000
+MAX_BATCH_BYTES = 1 << 20  # of one request; the service takes no more
 FIRST_POLL_SECONDS = 0.05
 LONGEST_PAUSE_SECONDS = 2.0
+
+NDJSON = {"Content-Type": "application/x-ndjson"}
 
 MAX_EXAMPLES = 10  # orders that the report names for each way not to be done
 
@@ -140,6 +143,22 @@ class _ProblemAnswer(msgspec.Struct, frozen=True):
     detail: Annotated[str, Meta(min_length=1)]
 
 
+class _LineAnswer(msgspec.Struct, frozen=True):
+    """What we read of the service's answer to a line of a batch."""
+
+    line: int
+    status: int
+    order: _OrderAnswer | None = None
+    replayed: bool = False
+    problem: _ProblemAnswer | None = None
+
+    @property
+    def summary(self) -> str:
+        """The status, and the problem's detail."""
+        return f"{self.status}: {self.problem.detail}" if self.problem else str(self.status)
+
+
+_line_answer = msgspec.json.Decoder(_LineAnswer)
 _order_answer = msgspec.json.Decoder(_OrderAnswer)
 _problem_answer = msgspec.json.Decoder(_ProblemAnswer)
 
@@ -149,6 +168,7 @@ class ReplayLimits(msgspec.Struct, frozen=True, kw_only=True):
 
     rate: float | None = None  # maximum orders per second
     concurrency: int = 16  # requests in flight
+    batch: int = 1  # orders in one request, at most
     patience: float = 60.0  # seconds without progress
 
 
@@ -296,6 +316,13 @@ class _UnusableAnswer(Exception):
     """No retry would change this answer; the message says what it was."""
 
 
+class _Line(msgspec.Struct, frozen=True):
+    """An invoice as a line of a batch."""
+
+    number: str
+    text: bytes
+
+
 class _Clients:
     """HTTP clients with one connection each.
 
@@ -334,6 +361,7 @@ class _Run:
         self._polling: asyncio.Queue[httpx.AsyncClient] = asyncio.Queue()
         self._invoices = read(replay.path, replay.survey.currency)
         self._next_start = self._loop.time()
+        self._left: list[AcceptedInvoice] = []  # read already, and too large for the batch before
         self._malformed: MalformedFile | None = None
 
     async def send_and_follow(self) -> None:
@@ -347,32 +375,67 @@ class _Run:
             raise self._malformed
 
     async def _send(self, tasks: asyncio.TaskGroup, client: httpx.AsyncClient) -> None:
-        """Place one invoice after another, and start a task for each order that follows it."""
+        """Place one invoice or batch after another, and start a task for each order that follows it."""
         while True:
             await self._in_flight.acquire()
             accepted = self._next()
             if accepted is None:
                 self._in_flight.release()
                 return
+            if self._replay.limits.batch > 1:
+                lines = await self._lines(accepted)
+                await self._keep_rate(len(lines))
+                await self._place_many(tasks, client, lines)
+                continue
             await self._keep_rate()
             order = await self._place(client, accepted)
             if order is None:
                 self._in_flight.release()
             else:
-                tasks.create_task(self._follow(accepted.number, order), name=f"replay-follow-{accepted.number}")
+                self._start_to_follow(tasks, accepted.number, order)
+
+    def _start_to_follow(self, tasks: asyncio.TaskGroup, invoice: str, order: _OrderAnswer) -> None:
+        tasks.create_task(self._follow(invoice, order), name=f"replay-follow-{invoice}")
+
+    async def _lines(self, first: AcceptedInvoice) -> list[_Line]:
+        """Return the lines of a batch that begins with `first`; fewer than wanted if more orders may not be in flight.
+
+        Waiting for others to end, all senders might hold a part of what is allowed, and none enough.
+        """
+        lines = [self._line_of(first)]
+        size = len(lines[0].text)
+        while len(lines) < self._replay.limits.batch and not self._in_flight.locked():
+            accepted = self._next()
+            if accepted is None:
+                break
+            line = self._line_of(accepted)
+            size += len(line.text)
+            if size > MAX_BATCH_BYTES:
+                self._left.append(accepted)
+                break
+            await self._in_flight.acquire()  # at once, since it is not locked
+            lines.append(line)
+        return lines
+
+    def _line_of(self, accepted: AcceptedInvoice) -> _Line:
+        key = self._replay.key_prefix + accepted.number
+        line = msgspec.structs.asdict(accepted.order) | {"idempotency_key": key}
+        return _Line(accepted.number, msgspec.json.encode(line) + b"\n")
 
     def _next(self) -> AcceptedInvoice | None:
+        if self._left:
+            return self._left.pop()
         try:
             return next((invoice for invoice in self._invoices if isinstance(invoice, AcceptedInvoice)), None)
         except MalformedFile as error:  # the survey found none: the file has changed since
             self._malformed = error
             return None
 
-    async def _keep_rate(self) -> None:
+    async def _keep_rate(self, orders: int = 1) -> None:
         """Wait for our turn. Turns missed during a stall are not made up for, or it would end in a flood."""
         if rate := self._replay.limits.rate:
             turn = max(self._next_start, self._loop.time())
-            self._next_start = turn + 1 / rate
+            self._next_start = turn + orders / rate
             # A low rate is no stall.
             self._progress(turn)
             await asyncio.sleep(turn - self._loop.time())
@@ -394,6 +457,55 @@ class _Run:
         before = "idempotency-replayed" in answer.headers
         self._replay.order_placed(accepted.number, order, self._loop.time() - began, before=before)
         return order
+
+    async def _place_many(self, tasks: asyncio.TaskGroup, client: httpx.AsyncClient, lines: list[_Line]) -> None:
+        """Place the orders of a batch; send those again that have no answer, or a temporary failure."""
+        began = self._loop.time()
+        for pause in backoff(0.1, 2.0):
+            left = dict(enumerate(lines, 1))
+            wait = pause
+            trouble = "POST /orders/batch: the answer has too few lines"
+            try:
+                async with client.stream("POST", "/orders/batch", headers=NDJSON, content=_body(lines)) as answer:
+                    if answer.status_code != 200:
+                        await answer.aread()
+                        trouble = f"POST /orders/batch was answered {_summary(answer)}"
+                        wait = max(pause, _retry_after(answer))
+                        if answer.status_code not in TRY_AGAIN:
+                            self._reject(left, f"answered {_summary(answer)}")
+                    else:
+                        async for text in answer.aiter_lines():
+                            told = _line_answer.decode(text)
+                            if told.status in TRY_AGAIN:
+                                trouble = f"a line of a batch was answered {told.summary}"
+                            else:
+                                self._line_answered(tasks, left.pop(told.line), told, self._loop.time() - began)
+            except httpx.TransportError as error:
+                trouble = f"POST /orders/batch: {str(error) or type(error).__name__}"
+            except (msgspec.MsgspecError, UnicodeDecodeError, KeyError):
+                self._reject(left, "answered 200 with something that is no answer to its line")
+            finally:
+                self._progress()
+                lines = list(left.values())
+            if not lines:
+                return
+            self._replay.retries += 1
+            self._replay.trouble = trouble
+            await asyncio.sleep(wait)
+
+    def _line_answered(self, tasks: asyncio.TaskGroup, line: _Line, told: _LineAnswer, seconds: float) -> None:
+        if told.status == 201 and told.order is not None:
+            self._replay.order_placed(line.number, told.order, seconds, before=told.replayed)
+            self._start_to_follow(tasks, line.number, told.order)
+        else:
+            self._reject({told.line: line}, f"answered {told.summary}")
+
+    def _reject(self, lines: dict[int, _Line], what: str) -> None:
+        """Count lines as rejected, and forget them."""
+        for line in lines.values():
+            self._replay.order_rejected(line.number, what)
+            self._in_flight.release()
+        lines.clear()
 
     async def _follow(self, invoice: str, order: _OrderAnswer) -> None:
         """Request an order until it has ended.
@@ -449,6 +561,10 @@ class _Run:
         end = (at or self._loop.time()) + self._replay.limits.patience
         if not self._deadline.expired() and end > (self._deadline.when() or 0):
             self._deadline.reschedule(end)
+
+
+def _body(lines: list[_Line]) -> bytes:
+    return b"".join([line.text for line in lines])
 
 
 def _order_in(answer: httpx.Response) -> _OrderAnswer:

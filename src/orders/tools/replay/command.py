@@ -144,6 +144,13 @@ async def run_shown(replay: Replay, console: Console) -> None:
     help="Number of requests in flight.",
 )
 @click.option(
+    "--batch",
+    type=click.IntRange(1, 1000),
+    default=ReplayLimits().batch,
+    show_default=True,
+    help="Number of orders in one request, at most 1 MiB of them.",
+)
+@click.option(
     "--patience",
     type=click.FloatRange(min=0, min_open=True),
     default=ReplayLimits().patience,
@@ -171,6 +178,7 @@ def replay(
     to: str | None,
     rate: float | None,
     concurrency: int,
+    batch: int,
     patience: float,
     run_name: str,
     currency: Currency,
@@ -202,7 +210,7 @@ def replay(
     blank = f", {found.blank:,} blank rows skipped" if found.blank else ""
     click.echo(f"{file}: {found.lines:,} lines, {found.invoices:,} invoices: {accepted}, {refused}{blank}", err=True)
 
-    limits = ReplayLimits(rate=rate, concurrency=concurrency, patience=patience)
+    limits = ReplayLimits(rate=rate, concurrency=concurrency, batch=batch, patience=patience)
     running = Replay(file, found, url, limits, run_name)
     code, error_line = 0, ""
     try:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Literal
 from uuid import UUID
 
 import pytest
@@ -36,6 +37,8 @@ class Service:
 
     def __init__(self) -> None:
         self.keys: list[str] = []
+        self.batches: list[int] = []  # lines
+        self.on_batch: Callable[[int], Answer | Literal[True]] = lambda number: True  # True: the answers to its lines
         self.bodies: list[dict[str, object]] = []
         self.times: list[float] = []
         self.looks = 0
@@ -64,6 +67,20 @@ class Service:
             with self._lock:
                 self.at_once -= 1
 
+    def batch(self, body: bytes) -> Answer:
+        """Answer each line as `post` would, in a batch; what `post` closes on ends the answer."""
+        with self._lock:
+            self.batches.append(body.count(b"\n"))
+        lines = []
+        for number, line in enumerate(body.splitlines(), 1):
+            answer = self.post(json.loads(line)["idempotency_key"], line)
+            if answer is None:
+                break
+            code, _, told = answer
+            what = {"order": json.loads(told)} if code == 201 else {"problem": json.loads(told)}
+            lines.append(json.dumps({"line": number, "status": code, **what}))
+        return 200, {"Content-Type": "application/x-ndjson"}, "".join(f"{line}\n" for line in lines).encode()
+
     def get(self, order_id: str) -> Answer:
         with self._lock:
             self.looks += 1
@@ -82,7 +99,12 @@ def serving(service: Service) -> Iterator[Service]:
 
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers["Content-Length"]))
-            self.give(service.post(self.headers["Idempotency-Key"], body))
+            if self.path == "/orders/batch":
+                answer = service.batch(body)
+                instead = service.on_batch(len(service.batches))
+                self.give(answer if instead is True else instead)
+            else:
+                self.give(service.post(self.headers["Idempotency-Key"], body))
 
         def do_GET(self) -> None:
             self.give(service.get(self.path.removeprefix("/orders/")))

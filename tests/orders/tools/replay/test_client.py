@@ -9,8 +9,12 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from psycopg import AsyncConnection
 
-from orders.tools.replay.client import Latencies
+from orders.tools.replay.client import Latencies, Replay, ReplayLimits
+from orders.tools.replay.invoices import survey
+from tests.orders.conftest import Api
+from tests.orders.samples import counts
 from tests.orders.tools.replay.conftest import Answer, Service, invoices, ok, problem, report_of, run
 
 
@@ -222,3 +226,117 @@ def test_percentiles(latencies: list[float], share: float) -> None:
 
     exact = sorted(latencies)[math.ceil(share * len(latencies)) - 1]
     assert counted.percentile(share) == pytest.approx(exact, rel=0.0101)
+
+
+def test_batches(tmp_path: Path, service: Service) -> None:
+    """
+    With --batch, so many orders are sent in one request, with the keys that they have alone.
+    """
+    path = invoices(tmp_path, 7)
+    run(path, service)
+    alone, service.keys = set(service.keys), []
+
+    result = run(path, service, "--batch", "3", "--concurrency", "1", "--json")
+
+    assert result.exit_code == 0, result.stderr
+    assert service.batches == [3, 3, 1]
+    assert set(service.keys) == alone
+    assert {name: report_of(result)[name] for name in ("placed", "done", "retries")} == {
+        "placed": 7, "done": 7, "retries": 0,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("failure", "lines"),
+    [(problem(503, "busy"), 5), (problem(429, "slowly"), 5), (None, 7)],
+    ids=["503", "429", "an answer that ends early"],
+)
+def test_a_line_is_sent_again(tmp_path: Path, service: Service, failure: Answer, lines: int) -> None:
+    """
+    The lines of a batch with a temporary failure or without an answer are sent again, and the others are not.
+    """
+    placed = service.on_post
+    service.on_post = lambda number: failure if number == 2 else placed(number)
+
+    result = run(invoices(tmp_path, 4), service, "--batch", "4", "--json")
+
+    assert result.exit_code == 0, result.stderr
+    assert service.batches == ([4, 1] if failure else [4, 3])
+    assert len(set(service.keys)) == 4
+    assert report_of(result)["retries"] == 1
+
+
+@pytest.mark.parametrize(
+    "failure", [None, problem(503, "busy", Retry_After="0"), problem(502)], ids=["none", "503", "502"]
+)
+def test_a_batch_is_sent_again(tmp_path: Path, service: Service, failure: Answer) -> None:
+    """
+    A batch without an answer, or with a temporary failure, is sent again with the same keys.
+    """
+    service.on_batch = lambda number: failure if number == 1 else True
+
+    result = run(invoices(tmp_path, 2), service, "--batch", "2", "--json")
+
+    assert result.exit_code == 0, result.stderr
+    assert service.batches == [2, 2]
+    assert len(set(service.keys)) == 2
+
+
+@pytest.mark.parametrize(
+    ("answer", "what"),
+    [
+        (problem(413, "too large"), "answered 413: too large"),
+        ((200, {}, b"<html>\n"), "answered 200 with something that is no answer to its line"),
+    ],
+)
+def test_a_batch_is_rejected(tmp_path: Path, service: Service, answer: Answer, what: str) -> None:
+    """
+    The orders of a batch that no retry places are rejected.
+    """
+    service.on_batch = lambda number: answer
+
+    report = report_of(run(invoices(tmp_path, 2), service, "--batch", "2", "--json"))
+
+    assert (report["rejected"], report["placed"]) == (2, 0)
+    assert report["not_done"] == [{"invoice": number, "order_id": None, "what": what} for number in ("1", "2")]
+
+
+def test_a_line_is_rejected(tmp_path: Path, service: Service) -> None:
+    """
+    A line that no retry places is reported, and the others go on.
+    """
+    placed = service.on_post
+    service.on_post = lambda number: problem(422, "no") if number == 2 else placed(number)
+
+    report = report_of(run(invoices(tmp_path, 3), service, "--batch", "3", "--json"))
+
+    assert (report["placed"], report["done"], report["rejected"]) == (2, 2, 1)
+    assert report["not_done"] == [{"invoice": "2", "order_id": None, "what": "answered 422: no"}]
+
+
+def test_the_bytes_of_a_batch(tmp_path: Path, service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    A batch stays below the limit of a body: what does not fit goes into the next one.
+    """
+    monkeypatch.setattr("orders.tools.replay.client.MAX_BATCH_BYTES", 500)
+
+    result = run(invoices(tmp_path, 5), service, "--batch", "5", "--concurrency", "1")
+
+    assert result.exit_code == 0, result.stderr
+    assert service.batches == [2, 2, 1]
+
+
+async def test_batches_to_a_real_api(tmp_path: Path, api: Api, conn: AsyncConnection) -> None:
+    """
+    The service takes the batches, and one that is sent again places nothing twice.
+    """
+    path = invoices(tmp_path, 7)
+    for _ in range(2):
+        # Without a worker no order ends.
+        limits = ReplayLimits(batch=3, concurrency=2, patience=0.5)
+        replay = Replay(path, survey(path), str(api.client.base_url), limits)
+        await replay.run()
+        assert (replay.placed, replay.rejected) == (7, 0)
+
+    assert replay.placed_before == 7
+    assert await counts(conn) == (7, 7, 7)
