@@ -5,6 +5,8 @@ BIN := $(VENV)/bin
 # What shares a pair of servers that it breaks, or a fixture of its module, stays together (tests/grouping.py).
 SIDE_BY_SIDE := -n auto --dist loadscope --no-loadscope-reorder
 PROOF := tests/dev tests/model
+# Python keeps what it compiled, whatever the shell says: to rewrite the asserts of all tests takes longer than to load them.
+test test-fast proof: export PYTHONDONTWRITEBYTECODE :=
 # Unless ARGS names its tests.
 PRODUCT = $(if $(findstring tests/,$(ARGS)),,$(addprefix --ignore=,$(PROOF)))
 
