@@ -65,7 +65,7 @@ def add(name: str, label: str, scopes: tuple[Scope, ...], expires: timedelta | N
 )
 @click.option("--expires", type=LIFETIME, metavar="AGE", help="When the new key ends: 90d, 1y.", show_default="never")
 def roll(name: str, key_id: str | None, overlap: timedelta, expires: timedelta | None) -> None:
-    """Replace the API key of the client NAME: create a new one and print it, and let the old one end.
+    """Print a new API key for the client NAME, and end the old one.
 
     The new key has the label and the scopes of the one that it replaces (of the newest, if it replaces several).
     """
@@ -90,7 +90,10 @@ def roll(name: str, key_id: str | None, overlap: timedelta, expires: timedelta |
 
 @clients.command(name="list")
 def list_() -> None:
-    """List all API keys, including expired and revoked ones; times are in UTC."""
+    """List all API keys, also expired and revoked ones.
+
+    Times are in UTC.
+    """
     now = datetime.now(UTC)
     table = Table("client", Column("key id", no_wrap=True), "label", "may", "made", "last used", "ends")
     for key in run_on_database("orders clients list", api_keys_table.list_all):
