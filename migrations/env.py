@@ -10,6 +10,8 @@ from psycopg.conninfo import conninfo_to_dict
 from sqlalchemy import create_engine, pool
 from sqlalchemy.exc import OperationalError
 
+from orders.runtime.setting_files import value_of
+
 LOCK = 0x6F_72_64_65_72_73  # "orders": whoever migrates this database holds it
 LOCK_WAIT_SECONDS = 300
 # A role or a database may give its sessions short timeouts; those of a migration are its own.
@@ -21,7 +23,10 @@ SESSION = (
 
 def database_url() -> str:
     """Return DATABASE_URL, or end with the one line that says what is missing."""
-    url = os.environ.get("DATABASE_URL")
+    try:
+        url = value_of(os.environ, "DATABASE_URL")
+    except ValueError as error:
+        sys.exit(f"alembic: {error}")
     if not url:
         sys.exit("alembic: DATABASE_URL is not set; give it a libpq URL, as in postgresql://user@host/database")
     return url

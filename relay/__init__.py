@@ -44,6 +44,7 @@ time_ago           parses the times of a command line
 Below all of them:
 
 settings           the settings, from the environment
+setting_files      settings from files
 database           connections to PostgreSQL, and what its errors mean
 severing           deadlines that end any call to PostgreSQL
 backoff            how long to wait before the next try

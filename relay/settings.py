@@ -8,6 +8,7 @@ from typing import Annotated, Self
 import msgspec
 
 from relay.message import Route
+from relay.setting_files import value_of
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
@@ -38,7 +39,11 @@ class TopologySettings(msgspec.Struct, frozen=True, kw_only=True, rename=_variab
     @classmethod
     def read(cls, environ: Mapping[str, str] = os.environ) -> Self:
         """Read the environment; raises BadSetting with one line that names the variable."""
-        given = {name: value for name, value in environ.items() if value != ""}
+        names = [_variable(field.name) for field in msgspec.structs.fields(cls)]
+        try:
+            given = {name: value for name in names if (value := value_of(environ, name))}
+        except ValueError as error:
+            raise BadSetting(str(error)) from None
         try:
             settings = msgspec.convert(given, cls, strict=False)
         except msgspec.ValidationError as error:

@@ -10,6 +10,7 @@ TWINS = {
     "backoff.py": "runtime/backoff.py",
     "error_text.py": "model/error_text.py",
     "frame_filter.py": "broker/frame_filter.py",
+    "setting_files.py": "runtime/setting_files.py",
     "severing.py": "database/severing.py",
     "management.py": "broker/management.py",
     "time_ago.py": "tools/time_ago.py",

@@ -284,9 +284,10 @@ class Process:
         return running
 
 
-def write_atomically(path: Path, text: str) -> None:
+def write_atomically(path: Path, text: str, mode: int = 0o644) -> None:
     """Whoever reads the file meanwhile finds the old text or the new one, never half of it."""
     beside = path.with_name(f".{path.name}.new")
+    beside.touch(mode)
     beside.write_text(text)
     beside.replace(path)
 

@@ -86,7 +86,7 @@ class Supervisor:
         if handler := environ.get("ORDERS_HANDLER"):
             write_atomically(RUN / "handler", handler)
         env = "".join(f"{name}={value}\n" for name, value in self._system.env().items())
-        write_atomically(RUN / "env", env)
+        write_atomically(RUN / "env", env, mode=0o600)
         say(f"ready: {self._system.base_url} ({RUN / 'env'} says where the rest is; `make down` ends it)")
 
     @property

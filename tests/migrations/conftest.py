@@ -26,11 +26,11 @@ def second_database(servers: Servers) -> Iterator[str]:
         yield url
 
 
-def alembic(url: str | None, *arguments: str) -> warm.Captured:
+def alembic(url: str | None, *arguments: str, **settings: str) -> warm.Captured:
     """Start Alembic as people do: from the project's root, told by DATABASE_URL."""
     environ = {name: value for name, value in os.environ.items() if name != "DATABASE_URL"}
     command = [sys.executable, "-m", "alembic", *arguments]
-    return warm.Captured(command, env=environ if url is None else environ | {"DATABASE_URL": url})
+    return warm.Captured(command, env=environ | settings | ({} if url is None else {"DATABASE_URL": url}))
 
 
 @pytest.fixture
@@ -51,8 +51,8 @@ def start_alembic() -> Iterator[Alembic]:
     """Start several side by side."""
     started: list[warm.Captured] = []
 
-    def start(url: str | None, *arguments: str) -> warm.Captured:
-        started.append(alembic(url, *arguments))
+    def start(url: str | None, *arguments: str, **settings: str) -> warm.Captured:
+        started.append(alembic(url, *arguments, **settings))
         return started[-1]
 
     yield start

@@ -119,6 +119,18 @@ def test_one_line_without_a_database(start_alembic: Alembic) -> None:
         assert "DATABASE_URL" in err
 
 
+def test_url_from_a_file(bare_database: str, start_alembic: Alembic, tmp_path: Path) -> None:
+    """
+    DATABASE_URL_FILE names a file that holds the URL; one that is not there is one clear line.
+    """
+    (tmp_path / "url").write_text(bare_database + "\n")
+    for name, code, line in (("url", 0, ""), ("none", 1, f"DATABASE_URL_FILE is wrong: {tmp_path}/none")):
+        process = start_alembic(None, "current", DATABASE_URL_FILE=str(tmp_path / name))
+        _, err = process.communicate(timeout=60)
+
+        assert (process.returncode, line in err) == (code, True), err
+
+
 def psql(url: str, script: str) -> None:
     """Run a script as an administrator would; the first error ends it."""
     packages.ensure(["psql"])

@@ -1,5 +1,7 @@
 """Settings: read once, or one line that says what is wrong."""
 
+from pathlib import Path
+
 import pytest
 
 from relay.settings import BadSetting, Settings
@@ -55,3 +57,16 @@ def test_wrong_settings(wrong: dict[str, str], line: str) -> None:
 
     assert str(error.value).startswith(line)
     assert "\n" not in str(error.value)
+
+
+def test_a_setting_from_a_file(tmp_path: Path) -> None:
+    """
+    NAME_FILE names a file with the value of NAME; a file that is not there is one clear line.
+    """
+    (tmp_path / "url").write_text("http://u:p@h:15672\n")
+
+    assert Settings.read({**NEEDED, "RELAY_MANAGEMENT_URL_FILE": str(tmp_path / "url")}).management_url == (
+        "http://u:p@h:15672"
+    )
+    with pytest.raises(BadSetting, match="AMQP_URL_FILE is wrong: /nowhere: No such file"):
+        Settings.read({"DATABASE_URL": NEEDED["DATABASE_URL"], "AMQP_URL_FILE": "/nowhere"})

@@ -8,6 +8,7 @@ from typing import Annotated, Literal, Self
 import msgspec
 from msgspec import Meta
 
+from orders.runtime.setting_files import value_of
 from orders.runtime.timeouts import PATIENCE_SECONDS
 
 DatabaseUrl = Annotated[
@@ -35,7 +36,7 @@ class SettingsError(Exception):
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
-    """Each field is the environment variable of the same name in capitals."""
+    """Each field is the environment variable of the same name in capitals, or the file that NAME_FILE names."""
 
     @classmethod
     def read(cls, environ: Mapping[str, str] = os.environ) -> Self:
@@ -43,8 +44,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         values = {}
         for field in msgspec.structs.fields(cls):
             name = field.name.upper()
-            if name in environ:
-                values[field.name] = environ[name]
+            try:
+                value = value_of(environ, name)
+            except ValueError as error:
+                raise SettingsError(str(error)) from None
+            if value is not None:
+                values[field.name] = value
             elif field.required:
                 raise SettingsError(f"{name} is not set: {describe(field.type)}")
         for field in msgspec.structs.fields(cls):

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from typing import Any
+from urllib.parse import urlsplit
 from uuid import UUID
 
 import click
@@ -29,6 +30,7 @@ from orders.tools.time_ago import parse_moment
 COLOURS = {"placed": "cyan", "processing": "yellow", "done": "green", "failed": "red", "cancelled": "magenta"}
 TO = click.option("--to", help="Base URL of the service.", show_default="BASE_URL, else that of `make up` here")
 JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON, one document per line.")
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
 RETRY_SECONDS = 30.0  # how long a placement is sent again, with its key
 
 Order = dict[str, Any]
@@ -118,10 +120,17 @@ def _table(orders: Sequence[Order]) -> Table:
 
 
 def base_url_of(given: str | None, settings: ClientSettings) -> str:
-    """Return the service's URL: the given one, else BASE_URL, else the one that `make up` wrote in this folder."""
-    url = given or settings.base_url or read_run_env().get("BASE_URL")
+    """Return the service's URL: the given one, else BASE_URL, else the one that `make up` wrote in this folder.
+
+    Whoever made the folder wrote that file: an API key goes to this machine only, if the file says where.
+    """
+    if given or settings.base_url:
+        return given or settings.base_url
+    url = read_run_env().get("BASE_URL")
     if not url:
         fail("orders", "where is the service? Give --to URL, or set BASE_URL, or start one here with `make up`", 2)
+    if settings.orders_api_key and urlsplit(url).hostname not in LOOPBACK:
+        fail("orders", f"the API key is not sent to {url}, which .run/env of this folder names: give --to URL", 2)
     return url
 
 

@@ -12,8 +12,10 @@ RUN_ENV = Path(".run/env")
 
 
 def read_run_env(run_env: Path = RUN_ENV) -> dict[str, str]:
-    """Return the `NAME=value` lines of the file as a dictionary; an empty one if there is no file."""
+    """Return the `NAME=value` lines of the file as a dictionary; an empty one if this user has no such file."""
     try:
+        if run_env.stat().st_uid != os.geteuid():
+            return {}
         lines = run_env.read_text().splitlines()
     except OSError:
         return {}
@@ -25,4 +27,5 @@ def environment_for(
 ) -> Mapping[str, str]:
     """Return the environment if it sets any of these settings, else `.run/env`; never a mixture of two systems."""
     names = [field.name.upper() for field in msgspec.structs.fields(settings)]
-    return environ if any(environ.get(name) for name in names) else read_run_env(run_env)
+    given = any(environ.get(name) or environ.get(f"{name}_FILE") for name in names)
+    return environ if given else read_run_env(run_env)

@@ -1,5 +1,8 @@
 """A process is told everything at its start, or refuses with the name of what is wrong."""
 
+import re
+from pathlib import Path
+
 import pytest
 
 from orders.runtime.settings import ApiSettings, Settings, SettingsError, TopologySettings, WaitSettings, WorkerSettings
@@ -117,3 +120,24 @@ def test_exit_names_program_and_setting(monkeypatch: pytest.MonkeyPatch, capsys:
 
     assert end.value.code == 2
     assert capsys.readouterr().err.startswith("orders.app: DATABASE_URL is not set: ")
+
+
+def test_a_setting_from_a_file(tmp_path: Path) -> None:
+    """
+    NAME_FILE names a file with the value of NAME; a file that is not there, or a value beside it, is one clear line.
+    """
+    file = tmp_path / "database-url"
+    file.write_text("postgresql://u:not-a-real-secret@h/d\n")
+
+    assert ApiSettings.read({"DATABASE_URL_FILE": str(file)}).database_url == "postgresql://u:not-a-real-secret@h/d"
+    assert ApiSettings.read(DATABASE | {"DATABASE_URL_FILE": ""}).database_url == DATABASE["DATABASE_URL"]
+    file.with_name("bytes").write_bytes(b"\xff")
+    for wrong, line in (
+        ({"DATABASE_URL_FILE": str(tmp_path / "none")}, f"DATABASE_URL_FILE is wrong: {tmp_path}/none: No such file"),
+        ({"DATABASE_URL_FILE": str(tmp_path / "bytes")}, "holds no UTF-8 text"),
+        (DATABASE | {"DATABASE_URL_FILE": str(file)}, "DATABASE_URL and DATABASE_URL_FILE are both set"),
+    ):
+        with pytest.raises(SettingsError, match=re.escape(line)) as error:
+            ApiSettings.read(wrong)
+        assert "\n" not in str(error.value)
+        assert "not-a-real-secret" not in str(error.value)
