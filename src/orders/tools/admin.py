@@ -65,7 +65,7 @@ def add(name: str, label: str, scopes: tuple[Scope, ...], expires: timedelta | N
 )
 @click.option("--expires", type=LIFETIME, metavar="AGE", help="When the new key ends: 90d, 1y.", show_default="never")
 def roll(name: str, key_id: str | None, overlap: timedelta, expires: timedelta | None) -> None:
-    """Print a new API key for the client NAME, and end the old one.
+    """Print a new API key for client NAME, and end the old.
 
     The new key has the label and the scopes of the one that it replaces (of the newest, if it replaces several).
     """
