@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import LiteralString
 
 import pytest
@@ -165,8 +165,10 @@ async def test_due_retries_go_on_while_one_is_locked(conn: AsyncConnection, data
         assert isinstance(count, int)
         return count
 
-    async with DueRetries(database_url, lambda: None) as retries:
+    async with AsyncExitStack() as stack:
+        # First the locks: on a busy machine the retries would be sent before.
         async with locked(database_url, placed[:210]):
+            retries = await stack.enter_async_context(DueRetries(database_url, lambda: None))
 
             async def others_are_sent() -> bool:
                 return await sent() == 20
