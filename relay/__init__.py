@@ -39,6 +39,7 @@ health             shows it over HTTP: /health, /status, /metrics
 metrics            a Prometheus histogram for batches
 operate            the operators' commands: blocked, retry, skip, requeue, schema, declare
 outbox_repairs     their statements
+actor              who runs them, for the audit
 time_ago           parses the times of a command line
 
 Below all of them:

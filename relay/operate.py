@@ -3,16 +3,15 @@
 import argparse
 import asyncio
 import datetime
-import getpass
 import importlib.resources
 import os
-import socket
 import sys
 import time
 
 import msgspec
 
 from relay import outbox_repairs
+from relay.actor import actor
 from relay.backoff import backoff_seconds
 from relay.database import Connection, DatabaseLost, connect, deadline
 from relay.outbox_repairs import NotBlocked, RequeueFilter
@@ -118,7 +117,7 @@ async def _retry(conn: Connection, keys: list[str], all_of_them: bool) -> int:
     for key in chosen:
         try:
             with deadline(conn, COMMAND_SECONDS):
-                await outbox_repairs.retry(conn, key, actor())
+                await outbox_repairs.retry(conn, key, actor(conn.info.user))
             tried += 1
         except NotBlocked:
             if not all_of_them:  # with --all, another operator may have retried this one
@@ -131,7 +130,7 @@ async def _skip(conn: Connection, row_id: int, reason: str) -> int:
     if not reason.strip():
         raise BadSetting("skip: --reason may not be empty, it is what the audit keeps")
     with deadline(conn, COMMAND_SECONDS):
-        key = await outbox_repairs.skip(conn, row_id, reason, actor())
+        key = await outbox_repairs.skip(conn, row_id, reason, actor(conn.info.user))
     print(f"row {row_id} is skipped; key {key!r} goes on")
     return 0
 
@@ -141,7 +140,7 @@ async def _requeue(conn: Connection, chosen: RequeueFilter, rate: float, dry_run
         raise BadSetting("requeue: --rate is a number of rows a second, above 0")
     with deadline(conn, COMMAND_SECONDS):
         ids = await outbox_repairs.ids_since(conn, chosen.since)
-        audit_id = None if dry_run else await outbox_repairs.open_requeue(conn, chosen, actor())
+        audit_id = None if dry_run else await outbox_repairs.open_requeue(conn, chosen, actor(conn.info.user))
     # All of a key first, then its first row: what is newer may not go in between.
     moved = 0
     while True:
@@ -253,15 +252,6 @@ ${tag}$;
 GRANT INSERT ({columns}) ON outbox TO {role};
 GRANT USAGE ON SEQUENCE outbox_id_seq TO {role};
 GRANT EXECUTE ON FUNCTION outbox_add_partitions(integer) TO {role};"""  # noqa: S608  # both names are quoted
-
-
-def actor() -> str:
-    """Return who runs the command, as user@host, for the audit."""
-    try:
-        user = getpass.getuser()
-    except (KeyError, OSError):
-        user = str(os.getuid())
-    return f"{user}@{socket.gethostname()}"
 
 
 def _quoted(role: str) -> str:

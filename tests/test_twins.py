@@ -6,6 +6,7 @@ from tests.test_architecture import FOLDERS
 
 # A module of the relay, and where orders has the same.
 TWINS = {
+    "actor.py": "tools/actor.py",
     "amqp_bytes.py": "broker/amqp_bytes.py",
     "backoff.py": "runtime/backoff.py",
     "error_text.py": "model/error_text.py",

@@ -9,7 +9,8 @@ running_code       whether processes run older code than this folder has, for do
 reconcile          reconcile: compare orders, outbox and work queue, and repair what was lost
 replay             replay: place the invoices of a file and follow the orders
 
-database_command   what commands on the database share: connection, deadlines, errors, the actor they audit
+database_command   what commands on the database share: connection, deadlines, errors
+actor              who runs a command, for the audit
 command_line       what all commands share: errors in one line, parsed parameters
 time_ago           times and spans of a command line
 run_env            the addresses that `make up` writes in `.run/env`

@@ -1,8 +1,6 @@
 """Run an operator's command on the database: address, connection, deadlines, errors, and the actor it audits."""
 
 import asyncio
-import getpass
-import socket
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
@@ -59,12 +57,3 @@ async def within(conn: AsyncConnection, call: Awaitable[T]) -> T:
     """
     with postgres.deadline(conn, CALL_SECONDS):
         return await call
-
-
-def actor() -> str:
-    """Return `user@host` of the process, for the audit."""
-    try:
-        name = getpass.getuser()
-    except (KeyError, OSError):  # a container's user need not have a name
-        name = "somebody"
-    return f"{name}@{socket.gethostname()}"

@@ -18,8 +18,9 @@ from orders.database.dead_letters_table import LetterSelection
 from orders.database.errors import ErrorClass, classify
 from orders.database.outbox_table import add_partitions
 from orders.database.redrive_orders import Redrive
+from orders.tools.actor import actor
 from orders.tools.command_line import fail
-from orders.tools.database_command import actor, run_on_database, within
+from orders.tools.database_command import run_on_database, within
 
 T = TypeVar("T")
 
@@ -93,8 +94,12 @@ def redrive(
     if sum([bool(ids), reason is not None, everything]) != 1:
         raise click.UsageError("choose dead letters by one of --id, --reason and --all")
     selection = LetterSelection(ids=list(ids) or None, reason=reason)
-    who = None if dry_run else Redrive(actor(), why)
-    redriven, left, locked = _on_database(lambda conn: _redrive(conn, selection, who, rate), is_one_call=False)
+
+    def act(conn: AsyncConnection) -> Awaitable[tuple[int, int, int]]:
+        who = None if dry_run else Redrive(actor(conn.info.user), why)
+        return _redrive(conn, selection, who, rate)
+
+    redriven, left, locked = _on_database(act, is_one_call=False)
     click.echo(f"{'would redrive' if dry_run else 'redriven'}: {redriven}")
     if left:
         click.echo(f"left alone, since no failed order belongs to them: {left}; `orders dead discard` settles them")
@@ -114,7 +119,7 @@ def discard(letter: str, reason: str) -> None:
     """
     if not reason.strip():
         raise click.UsageError("--reason is empty")
-    discarded = _on_database(lambda conn: dead_letters_table.discard(conn, letter, actor(), reason))
+    discarded = _on_database(lambda conn: dead_letters_table.discard(conn, letter, actor(conn.info.user), reason))
     if not discarded:
         fail("orders dead discard", f"no letter {letter} is dead")
     click.echo(f"discarded: {', '.join(map(str, discarded))}")

@@ -28,7 +28,7 @@ from orders.model.errors import OrdersError, Unavailable
 from orders.model.ids import lowest_id
 from orders.runtime.retry_pauses import backoff
 from orders.runtime.settings import ReconcileSettings
-from orders.tools.database_command import actor
+from orders.tools.actor import actor
 from orders.tools.reconcile import queries, rules
 from orders.tools.reconcile.rules import Cause, Fault, FaultKind, OutboxCoverage, RetryWait
 from orders.tools.reconcile.scratch import OrderHistory, ScratchDatabase
@@ -252,7 +252,7 @@ class Reconciliation:
                 lost = [LostMessage(f.order_id, f.version, f.row_id) for f in chunk if f.row_id is not None]
                 reason = f"orders reconcile --repair: {', '.join(sorted({fault.cause for fault in chunk}))}"
                 with postgres.deadline(conn, STATEMENT_SECONDS):
-                    self.report.repaired += await resend_messages(conn, WORK_QUEUE, lost, actor(), reason)
+                    self.report.repaired += await resend_messages(conn, WORK_QUEUE, lost, actor(conn.info.user), reason)
                 self.progress(f"{self.report.repaired} messages sent again")
             with postgres.deadline(conn, STATEMENT_SECONDS):
                 await conn.execute(NOTIFY)
