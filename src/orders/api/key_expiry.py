@@ -17,6 +17,7 @@ BATCH_ROWS = 2000
 BUSY_SECONDS = 0.25  # between two full batches: 8,000 keys a second for each api
 QUIET_SECONDS = 30.0
 LONGEST_SPAN = timedelta(days=36500)
+SHORTEST_SPAN = timedelta(seconds=1)  # half of a microsecond would be nothing, and nothing doubled as well
 
 EXPIRED = Counter("orders_idempotency_keys_expired_total", "Idempotency keys whose retention was over")
 
@@ -37,7 +38,8 @@ class KeyExpiry:
     async def run(self, conn: AsyncConnection) -> None:
         """Delete at most BATCH_ROWS keys, unless another api is deleting at this moment."""
         upto, loop = self._mark + self._span, asyncio.get_running_loop()
-        self._span, self._next = self._span / 2, loop.time() + QUIET_SECONDS  # in case that the connection is cut off
+        # In case that the connection is cut off.
+        self._span, self._next = max(self._span / 2, SHORTEST_SPAN), loop.time() + QUIET_SECONDS
         expired = await idempotency_keys_table.expire(conn, self._mark, upto, self.retention, BATCH_ROWS)
         self._span = min(self._span * 4, LONGEST_SPAN)
         EXPIRED.inc(expired.rows)

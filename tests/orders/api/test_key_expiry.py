@@ -110,6 +110,27 @@ async def test_a_look_that_takes_too_long_is_halved(conn: AsyncConnection, monke
     assert asked[:3] == [timedelta(days=36500), timedelta(days=18250), timedelta(days=9125)]
 
 
+async def test_expiry_goes_on_after_a_long_trouble(conn: AsyncConnection, monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    However many batches failed in a row, as on a full disk, keys expire once that is over.
+    """
+    await keys(conn, 1, "8 days")
+    expire = KeyExpiry(WEEK)
+    with monkeypatch.context() as trouble:
+
+        async def fail(*_: Any) -> None:
+            raise psycopg.OperationalError("the disk is full")
+
+        trouble.setattr(idempotency_keys_table, "expire", fail)
+        for _ in range(100):
+            with contextlib.suppress(psycopg.OperationalError):
+                await expire.run(conn)
+    for _ in range(60):
+        await expire.run(conn)
+
+    assert await count(conn, "idempotency_keys") == 0
+
+
 async def test_an_api_expires_by_itself(start_api: StartApi, conn: AsyncConnection) -> None:
     """
     A running api lets old keys go; a key that is gone starts anew.
