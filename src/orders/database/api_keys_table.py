@@ -45,11 +45,15 @@ END_OTHERS: LiteralString = f"""
       AND (expires_at IS NULL OR expires_at > clock_timestamp() + %(overlap)s::interval)
     RETURNING key_id
 """
-# Several apis tell of the same key, one after the other: the first one's word is enough for a minute.
+# Several apis tell of the same key, one after the other: the first one's word is enough for a minute. A row that is
+# locked is left out, or all that the connection does would wait for it.
 USED: LiteralString = """
-    UPDATE client_keys SET last_used_at = clock_timestamp()
-    WHERE key_id = ANY(%b::text[])
-      AND (last_used_at IS NULL OR last_used_at < clock_timestamp() - interval '50 seconds')
+    UPDATE client_keys SET last_used_at = clock_timestamp() WHERE key_id = ANY(ARRAY(
+        SELECT key_id FROM client_keys
+        WHERE key_id = ANY(%b::text[])
+          AND (last_used_at IS NULL OR last_used_at < statement_timestamp() - interval '50 seconds')
+        FOR NO KEY UPDATE SKIP LOCKED
+    ))
 """
 
 
@@ -136,5 +140,5 @@ async def end_others(
 
 
 async def used(conn: AsyncConnection, key_ids: Sequence[KeyId]) -> None:
-    """Store that these keys were in use just now."""
+    """Store that these keys were in use just now, except for those whose rows another session has locked."""
     await conn.execute(USED, [[key_id.key_id for key_id in key_ids]], prepare=True)

@@ -310,6 +310,27 @@ async def test_a_key_in_use_costs_no_query(conn: AsyncConnection) -> None:
     assert [key_id] == lookups
 
 
+async def test_a_locked_key_delays_no_other(conn: AsyncConnection, database_url: str) -> None:
+    """
+    While another session has locked a key's row, the last use of the others is stored without a wait.
+    """
+    authenticator = Authenticator(required=True)
+
+    async def find(key_id: KeyId) -> ClientKey | None:
+        return (await api_keys_table.read_many(conn, [key_id])).get(key_id)
+
+    for client in ("locked", "other"):
+        header = (await add(conn, client))["Authorization"]
+        await authenticator.authenticate(header, "orders:read", find)
+    async with await AsyncConnection.connect(database_url) as stranger:
+        await stranger.execute("SELECT FROM client_keys WHERE client = 'locked' FOR UPDATE")
+        await conn.execute("SET statement_timeout = '2s'")
+        await authenticator.confirm(conn)
+
+    used = [key.client for key in await api_keys_table.list_all(conn) if key.last_used_at]
+    assert used == ["other"]
+
+
 async def test_the_schema_has_no_nameless_client(conn: AsyncConnection) -> None:
     """
     No key can speak for the anonymous client.
