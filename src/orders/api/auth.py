@@ -146,14 +146,19 @@ class Authenticator:
         now = asyncio.get_running_loop().time()
         seen = self._seen.get(key_id)
         if seen is None:
-            while len(self._seen) >= MAX_KEYS:
-                self._forget(next(iter(self._seen)))
+            if len(self._seen) >= MAX_KEYS:
+                self._make_room()
             seen = self._seen[key_id] = _CachedKey(now)
         seen.key = key
         seen.confirmed = now
         if key is not None and seen.requests is None:
             seen.requests = REQUESTS.labels(key_id.key_id)
         return seen
+
+    def _make_room(self) -> None:
+        """Forget the oldest key, of those that were refused if there are any: who invents keys displaces no client's."""
+        refused = (key_id for key_id, seen in self._seen.items() if seen.key is None)
+        self._forget(next(refused, next(iter(self._seen))))
 
     def _forget(self, key_id: KeyId) -> None:
         if self._seen.pop(key_id).requests is not None:

@@ -331,6 +331,25 @@ async def test_a_locked_key_delays_no_other(conn: AsyncConnection, database_url:
     assert used == ["other"]
 
 
+async def test_invented_keys_displace_no_valid_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    However many keys a stranger invents, a valid key stays in memory, and so do the streams and waits that it opened.
+    """
+    monkeypatch.setattr("orders.api.auth.MAX_KEYS", 10)
+    token, key_id, key = new_key("shop")
+    authenticator = Authenticator(required=True)
+
+    async def find(asked: KeyId) -> ClientKey | None:
+        return key if asked == key_id else None
+
+    await authenticator.authenticate(f"Bearer {token}", "orders:read", find)
+    for _ in range(20):
+        with pytest.raises(Unauthorized):
+            await authenticator.authenticate(f"Bearer {new_key('nobody')[0]}", "orders:read", find)
+
+    assert authenticator.is_valid(key_id)
+
+
 async def test_the_schema_has_no_nameless_client(conn: AsyncConnection) -> None:
     """
     No key can speak for the anonymous client.
