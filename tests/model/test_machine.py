@@ -20,6 +20,8 @@ from relay.waves import Waves
 from tests.model import orders_world
 from tests.model.relay_world import Broken, Decisions, Mood, World
 
+pytestmark = pytest.mark.long
+
 KEYS = ["a", "b"]
 ROUTES = ["order.placed", "order.redriven"]
 RELAYS = st.sampled_from(["one", "two"])

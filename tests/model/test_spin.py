@@ -9,6 +9,8 @@ import pytest
 from dev.sandbox import packages
 from dev.sandbox.process import ROOT
 
+pytestmark = pytest.mark.long
+
 FOLDER = ROOT / "docs" / "model"
 
 # Fewer states than this, and the model has lost its teeth.
