@@ -74,12 +74,22 @@ async def terminate_sessions(act: Act) -> None:
 @kind("D4", "the answer to a commit is lost", PG_EDGES, weight=4, seconds=(40.0, 40.0), keeps=lambda p: (f"wires {p}",))
 async def lose_commits(act: Act) -> None:
     """The server has committed, its answer never arrives, the connection is reset."""
-    wire = act.rng.choice(act.stage.wires[act.place])
-    before = wire.swallowed
+    # Whichever process commits next: one of several relays may have nothing to carry.
+    wires = act.stage.wires[act.place]
+
+    def swallowed() -> int:
+        return sum(wire.swallowed for wire in wires)
+
+    before = swallowed()
     # The tag of the statement that commits: an api's placement and a worker's batch are one statement, a relay says so.
-    wire.swallow(b"COMMIT" if act.place == "relay-pg" else b"SELECT ")
-    await until(lambda: wire.swallowed > before, act.seconds, f"nothing was committed over {act.place}")
-    act.fired("one answer")
+    for wire in wires:
+        wire.swallow(b"COMMIT" if act.place == "relay-pg" else b"SELECT ")
+    try:
+        await until(lambda: swallowed() > before, act.seconds, f"nothing was committed over {act.place}")
+    finally:
+        for wire in wires:
+            wire.swallow(None)
+    act.fired("an answer")
     act.healed()
 
 

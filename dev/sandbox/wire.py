@@ -97,8 +97,8 @@ class Wire:
         """Pass on what was kept, and what follows."""
         self.apply(UNCHANGED)
 
-    def swallow(self, marker: bytes) -> None:
-        """Lose the next answer of the server with these bytes in it, and the connection that it came on."""
+    def swallow(self, marker: bytes | None) -> None:
+        """Lose the next answer of the server with these bytes in it, and the connection that it came on; None: none."""
         self._marker = marker
 
     def cut_after(self, way: Way, count: int) -> None:
