@@ -1,24 +1,30 @@
 """Bring a database to a revision: one migrator at a time, each revision in a transaction of its own."""
 
+import asyncio
 import os
 import sys
 import time
 
 import psycopg
 from alembic import context
-from psycopg.conninfo import conninfo_to_dict
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from sqlalchemy import create_engine, pool
 from sqlalchemy.exc import OperationalError
 
+from orders.database import session_probe
 from orders.runtime.setting_files import value_of
 
 LOCK = 0x6F_72_64_65_72_73  # "orders": whoever migrates this database holds it
 LOCK_WAIT_SECONDS = 300
 # A role or a database may give its sessions short timeouts; those of a migration are its own.
-SESSION = (
-    "-c lock_timeout=5s -c statement_timeout=0 -c idle_in_transaction_session_timeout=0 -c client_min_messages=warning "
-    "-c standard_conforming_strings=on"
-)
+SESSION = {
+    "lock_timeout": "5s",
+    "statement_timeout": "0",
+    "idle_in_transaction_session_timeout": "0",
+    "client_min_messages": "warning",
+    "standard_conforming_strings": "on",
+}
+CONNECT_SECONDS = 10
 
 
 def database_url() -> str:
@@ -42,6 +48,25 @@ def require_utf8(conn: psycopg.Connection) -> None:
         )
 
 
+async def fault_of_session(url: str, ours: str) -> str:
+    """Return why a migration's lock and settings would not be its own, and the remedy; "" if they are.
+
+    `ours` is `url` with our settings.
+    """
+    conns = []
+    try:
+        async with asyncio.timeout(CONNECT_SECONDS):
+            conns.append(await psycopg.AsyncConnection.connect(session_probe.marked(ours), autocommit=True))
+            beside = session_probe.beside(ours, conns[0])
+            conns.append(await psycopg.AsyncConnection.connect(beside, autocommit=True))
+            return await session_probe.fault_of_session(url, *conns)
+    except TimeoutError:
+        raise psycopg.OperationalError(f"no answer in {CONNECT_SECONDS} s") from None
+    finally:
+        for conn in conns:
+            await conn.close()
+
+
 def take_lock(conn: psycopg.Connection) -> None:
     """Wait for other migrators by asking again and again.
 
@@ -60,17 +85,21 @@ def migrate_online() -> None:
 
     def connect() -> psycopg.Connection:
         # libpq reads the URL itself, so several hosts and every libpq parameter work as they are.
-        given = str(conninfo_to_dict(url).get("options") or "")
-        conn = psycopg.connect(
+        options = [str(conninfo_to_dict(url).get("options") or ""), *(f"-c {key}={SESSION[key]}" for key in SESSION)]
+        ours = make_conninfo(
             url,
-            autocommit=True,
-            connect_timeout=10,
+            options=" ".join(options).strip(),
+            connect_timeout=CONNECT_SECONDS,
             client_encoding="UTF8",
-            options=f"{given} {SESSION}".strip(),
             target_session_attrs="read-write",
         )
+        if fault := asyncio.run(fault_of_session(url, ours)):
+            sys.exit(f"alembic: {fault}")
+        conn = psycopg.connect(ours, autocommit=True)
         require_utf8(conn)
-        conn.execute("SET datestyle = 'ISO'")  # not by an option: libpq lets PGDATESTYLE win over those
+        # Once more: a pooler drops options, and libpq lets PGDATESTYLE win over them.
+        for name, value in (SESSION | {"datestyle": "ISO"}).items():
+            conn.execute("SELECT set_config(%s, %s, false)", [name, value])
         take_lock(conn)
         conn.autocommit = False
         return conn
@@ -82,6 +111,8 @@ def migrate_online() -> None:
         reason = str(error.orig).splitlines()[0]
         if isinstance(error.orig, psycopg.Error) and error.orig.sqlstate:  # it is connected, and was answered
             sys.exit(f"alembic: PostgreSQL ended the first statement: {reason}")
+        if isinstance(error.orig, psycopg.Error) and (refusal := session_probe.words_of_refusal(error.orig)):
+            sys.exit(f"alembic: {refusal}")
         sys.exit(f"alembic: no connection to PostgreSQL: {reason}; is DATABASE_URL right?")
     with connection:
         context.configure(connection=connection, transaction_per_migration=True)

@@ -47,6 +47,7 @@ Below all of them:
 settings           the settings, from the environment
 setting_files      settings from files
 database           connections to PostgreSQL, and what its errors mean
+session_probe      proves at the start that a connection is a session of its own
 severing           deadlines that end any call to PostgreSQL
 backoff            how long to wait before the next try
 error_text         an error as one line

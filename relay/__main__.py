@@ -8,7 +8,7 @@ import time
 
 from relay.backoff import backoff_seconds
 from relay.claim_session import SequenceCached
-from relay.database import DatabaseLost, SchemaMissing, connect, deadline
+from relay.database import DatabaseLost, SchemaMissing, SessionShared, connect, deadline, require_own_session
 from relay.forward import Forwarder
 from relay.guard import Guard
 from relay.health import serve
@@ -80,14 +80,18 @@ async def _find_servers(
     """Wait for database and broker, and verify schema and topology.
 
     Raises CannotStart after `start_seconds` without an answer, and at once if RabbitMQ refuses password or vhost;
-    SchemaMissing, TopologyWrong or ManagementUnavailable.
+    SessionShared, SchemaMissing, TopologyWrong or ManagementUnavailable.
     """
     end = time.monotonic() + settings.start_seconds
     tries = 0
+    is_proven = False
     while not stop.is_set():
         state.turned()
         tries += 1
         try:
+            if not is_proven:
+                await require_own_session(settings.database_url)
+                is_proven = True
             conn = await connect(settings.database_url, "relay-start", SESSION)
             try:
                 with deadline(conn, 3.0):
@@ -130,7 +134,7 @@ def main() -> None:
     except BadSetting as error:
         print(f"relay: {error}", file=sys.stderr)
         sys.exit(BAD_SETTING)
-    except (CannotStart, SchemaMissing, TopologyWrong, ManagementUnavailable, SequenceCached) as error:
+    except (CannotStart, SessionShared, SchemaMissing, TopologyWrong, ManagementUnavailable, SequenceCached) as error:
         print(f"relay: {error}", file=sys.stderr)
         sys.exit(CANNOT_START)
     except BaseExceptionGroup as group:

@@ -8,7 +8,7 @@ import psycopg
 from psycopg import AsyncConnection, errors
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-from relay import severing
+from relay import session_probe, severing
 from relay.error_text import first_line
 from relay.severing import close
 
@@ -38,6 +38,30 @@ class SchemaMissing(Exception):
     """The outbox is missing, older than this relay, or not open to this role."""
 
 
+class SessionShared(Exception):
+    """What answers gives no sessions of our own, as a pooler in transaction mode."""
+
+
+async def require_own_session(url: str) -> None:
+    """Raise SessionShared if locks, settings and LISTEN of a connection are not its own; raises DatabaseLost."""
+    opened: list[Connection] = []
+    try:
+        with translated():
+            opened.append(await _open(session_probe.marked(url), "relay-start"))
+            opened.append(await _open(session_probe.beside(url, opened[0]), "relay-start"))
+            with severing.deadline(opened[0], STATEMENT_SECONDS), severing.deadline(opened[1], STATEMENT_SECONDS):
+                fault = await session_probe.fault_of_session(url, *opened)
+    except DatabaseLost as lost:
+        if isinstance(lost.__cause__, psycopg.Error) and (refusal := session_probe.words_of_refusal(lost.__cause__)):
+            raise SessionShared(refusal) from lost
+        raise
+    finally:
+        for conn in opened:
+            await close(conn)
+    if fault:
+        raise SessionShared(fault)
+
+
 async def connect(url: str, name: str, session: LiteralString) -> Connection:
     """Connect to the first server of the URL that takes writes, in autocommit mode.
 
@@ -45,17 +69,9 @@ async def connect(url: str, name: str, session: LiteralString) -> Connection:
     severed connections of that name are still at work in the server, and SchemaMissing.
     """
     purpose = severing.purposes[name]
-    given = conninfo_to_dict(url)
-    given["client_encoding"] = "UTF8"
-    given.setdefault("target_session_attrs", "read-write")
-    given.setdefault("connect_timeout", str(CONNECT_SECONDS))
-    given.setdefault("application_name", name)
-    given.setdefault("keepalives_idle", "5")
-    given.setdefault("keepalives_interval", "2")
-    given.setdefault("keepalives_count", "2")
     with translated():
         purpose.refuse_at_the_bound()
-        conn = await AsyncConnection.connect(make_conninfo("", **given), autocommit=True)
+        conn = await _open(url, name)
         await purpose.admit(conn)
     try:
         refuse_unreadable_text(conn)
@@ -65,6 +81,18 @@ async def connect(url: str, name: str, session: LiteralString) -> Connection:
         await close(conn)
         raise
     return conn
+
+
+async def _open(url: str, name: str) -> Connection:
+    given = conninfo_to_dict(url)
+    given["client_encoding"] = "UTF8"
+    given.setdefault("target_session_attrs", "read-write")
+    given.setdefault("connect_timeout", str(CONNECT_SECONDS))
+    given.setdefault("application_name", name)
+    given.setdefault("keepalives_idle", "5")
+    given.setdefault("keepalives_interval", "2")
+    given.setdefault("keepalives_count", "2")
+    return await AsyncConnection.connect(make_conninfo("", **given), autocommit=True)
 
 
 def refuse_unreadable_text(conn: Connection) -> None:

@@ -12,6 +12,7 @@ TWINS = {
     "error_text.py": "model/error_text.py",
     "frame_filter.py": "broker/frame_filter.py",
     "setting_files.py": "runtime/setting_files.py",
+    "session_probe.py": "database/session_probe.py",
     "severing.py": "database/severing.py",
     "management.py": "broker/management.py",
     "time_ago.py": "tools/time_ago.py",

@@ -26,6 +26,7 @@ PACKAGES = {
     "rabbitmq-server": "rabbitmq-server",
     "nginx": "nginx",
     "psql": "postgresql-client",
+    "pgbouncer": "pgbouncer",
     "wrk": "wrk",
     "spin": "spin",
     "gcc": "gcc libc6-dev",

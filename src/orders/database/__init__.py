@@ -3,6 +3,7 @@
 Connections and batches:
 
 postgres                connections with a deadline for every call; checks at start
+session_probe           proves at a start that a connection is a session of its own
 severing                ends a call by shutting its socket down, and bounds what that leaves in the server
 session                 a connection for one task, replaced whenever it is lost
 periodic                recurring jobs that share one connection

@@ -4,7 +4,7 @@ import asyncio
 import socket
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import LiteralString
 
 import psycopg
@@ -13,6 +13,7 @@ from psycopg.abc import ConnDict
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.types.numeric import Int8BinaryDumper, Int8Dumper
 
+from orders.database import session_probe
 from orders.database.severing import close, deadline, purposes, sever
 from orders.model.errors import StartupError
 from orders.runtime.process import WAIT_SECONDS
@@ -28,6 +29,8 @@ __all__ = [
     "sever",
 ]  # every operation on a connection is here
 
+PROBE_SECONDS = 5.0
+
 # Every session sets these, whatever the server's defaults are.
 _SESSION = {
     "synchronous_commit": "on",  # a 2xx means flushed
@@ -37,10 +40,10 @@ _SESSION = {
     "statement_timeout": "10000",  # the backstop; our own deadlines are shorter
     "client_connection_check_interval": "500",  # a statement whose connection was severed ends, unless it commits
     "lock_timeout": "5000",
-    "default_transaction_isolation": "read\\ committed",  # whatever the database's own default is
+    "default_transaction_isolation": "read committed",  # whatever the database's own default is
     # Every value is written and read in these forms.
     "timezone": "UTC",
-    "datestyle": "ISO",
+    "datestyle": "ISO, YMD",  # no server's default: a session that reports it has all of these
     "intervalstyle": "postgres",
     "bytea_output": "hex",
     "extra_float_digits": "1",
@@ -61,8 +64,29 @@ async def connect(url: str, name: str, **session: str) -> AsyncConnection:
     """
     purpose = purposes[name]
     purpose.refuse_at_the_bound()
+    end = time.monotonic() + CONNECT_SECONDS
+    settings = _SESSION | session
+    conn = await _open(url, name, settings)
+    await purpose.admit(conn)
+    if _status(conn, "DateStyle") != "ISO, YMD" or _status(conn, "TimeZone") != "UTC":
+        # A pooler has dropped the options; or libpq has sent PGDATESTYLE and PGTZ after them.
+        values = ((key, value.replace("'", "''")) for key, value in settings.items())
+        try:
+            with deadline(conn, max(0.0, end - time.monotonic())):
+                await conn.execute("; ".join(f"SET {key} = '{value}'" for key, value in values).encode())
+        except BaseException:
+            await close(conn)
+            raise
+    # One type for every integer: else a list's type follows its largest value, and each type is another prepared plan.
+    conn.adapters.register_dumper(int, Int8BinaryDumper)
+    conn.adapters.register_dumper(int, Int8Dumper)
+    return conn
+
+
+async def _open(url: str, name: str, settings: Mapping[str, str]) -> AsyncConnection:
+    """Open a connection as `connect` does; a pooler may drop the settings."""
     given = conninfo_to_dict(url)
-    options = [str(given.get("options") or ""), *(f"-c {key}={value}" for key, value in (_SESSION | session).items())]
+    options = [str(given.get("options") or ""), *(f"-c {key}={_escaped(value)}" for key, value in settings.items())]
     ours: ConnDict = {
         "application_name": name,
         "client_encoding": "UTF8",  # of all text in our statements, whatever the environment or the role would have
@@ -75,17 +99,14 @@ async def connect(url: str, name: str, **session: str) -> AsyncConnection:
     }
     try:
         async with asyncio.timeout(CONNECT_SECONDS):
-            conn = await _first(await _servers(given | ours))
-            if not (_status(conn, "DateStyle").startswith("ISO") and _status(conn, "TimeZone") == "UTC"):
-                # libpq sends PGDATESTYLE and PGTZ after our options; it offers no parameter that would win.
-                await conn.execute("SET datestyle = 'ISO'; SET timezone = 'UTC'")
+            return await _first(await _servers(given | ours))
     except TimeoutError:
         raise psycopg.OperationalError("the server does not answer") from None
-    await purpose.admit(conn)
-    # One type for every integer: else a list's type follows its largest value, and each type is another prepared plan.
-    conn.adapters.register_dumper(int, Int8BinaryDumper)
-    conn.adapters.register_dumper(int, Int8Dumper)
-    return conn
+
+
+def _escaped(value: str) -> str:
+    """Return a value as it stands in libpq's `options`, where spaces separate."""
+    return value.replace("\\", "\\\\").replace(" ", "\\ ")
 
 
 def _status(conn: AsyncConnection, name: str) -> str:
@@ -180,23 +201,40 @@ async def require(conn: AsyncConnection, *statements: str) -> None:
 
 
 async def require_database(url: str, *statements: LiteralString) -> None:
-    """Wait for PostgreSQL, then check that it has every column we lean on; raise StartupError if not."""
+    """Wait for PostgreSQL, then check that it gives us sessions of our own, and has every column we lean on.
+
+    Raises StartupError if not.
+    """
     end = time.monotonic() + WAIT_SECONDS
     for pause in backoff():
         try:
-            conn = await connect(url, "orders-startup")
-        except psycopg.Error as error:
+            await _check(url, statements)
+        except psycopg.OperationalError as error:
+            if refusal := session_probe.words_of_refusal(error):
+                raise StartupError(refusal) from None
             if time.monotonic() > end:
                 reason = str(error).splitlines()[0] if str(error) else type(error).__name__
                 raise StartupError(
                     f"no connection to PostgreSQL in {WAIT_SECONDS:.0f} s ({reason}): is it running, and is "
                     "DATABASE_URL right?"
                 ) from None
-            await asyncio.sleep(pause)
-            continue
-        try:
-            require_utf8(conn)
-            await require(conn, *statements)
+        else:
             return
-        finally:
+        await asyncio.sleep(pause)
+
+
+async def _check(url: str, statements: Sequence[LiteralString]) -> None:
+    opened: list[AsyncConnection] = []
+    try:
+        # Without the SETs of `connect`: in a session that a pooler lends, other programs would meet them.
+        opened.append(await _open(session_probe.marked(url), "orders-startup", _SESSION))
+        opened.append(await _open(session_probe.beside(url, opened[0]), "orders-startup", _SESSION))
+        with deadline(opened[0], PROBE_SECONDS), deadline(opened[1], PROBE_SECONDS):
+            fault = await session_probe.fault_of_session(url, *opened)
+        if fault:
+            raise StartupError(fault)
+        require_utf8(opened[0])
+        await require(opened[0], *statements)
+    finally:
+        for conn in opened:
             await close(conn)
