@@ -15,6 +15,7 @@ SAVE_SECONDS = 2.0  # between two saves
 # Above a mark that was held for long lies a dead entry of the index for each row sent: one statement reads so many ids.
 WINDOW_ROWS = 50_000
 RISE_SECONDS = 0.5  # of one move
+LOOK_SECONDS = 0.5  # of one claim that finds nothing
 
 
 class StoredMark:
@@ -47,15 +48,21 @@ class StoredMark:
         self._show()
 
     async def claim(self, conn: Connection, shards: list[int], upto: int, rows: int, size: int) -> list[Message]:
-        """Claim pending rows with ids above the floor and up to `upto`, as `outbox_table.claim` does."""
-        floor = self._floor
+        """Claim pending rows with ids above the floor and up to `upto`, as `outbox_table.claim` does.
+
+        It returns the first that it finds, window by window, and none if it finds none within `LOOK_SECONDS`.
+        """
+        floor, above, until = self._floor, self._floor.id, time.monotonic() + LOOK_SECONDS
         while True:
-            if floor.reach > floor.id + WINDOW_ROWS:
-                upto = floor.id + WINDOW_ROWS  # the floor rises first
-            found = await outbox_table.claim(conn, shards, floor.id, upto, rows, size)
+            end = min(upto, above + WINDOW_ROWS)
+            found = await outbox_table.claim(conn, shards, above, end, rows, size)
             # A row below the floor would have to go before these, if it is of the same key.
-            if not floor.fence or not floor.only_open(await outbox_table.still_open(conn, floor.fence)):
+            if floor.fence and floor.only_open(await outbox_table.still_open(conn, floor.fence)):
+                above = floor.id
+            elif found or end == upto or time.monotonic() >= until:
                 return found
+            else:
+                above = end  # what is pending up to here is locked, or of shards that others hold
 
     async def move(self, conn: Connection, *, idle: bool) -> bool:
         """Let mark and floor follow what is settled, at most every `MOVE_SECONDS` unless `idle`; raises DatabaseLost.

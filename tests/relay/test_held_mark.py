@@ -101,7 +101,8 @@ async def test_a_relay_that_starts_under_a_held_mark(
         await send(conn, SENT_ROWS)
         fresh = await append(conn, "fresh")
         mark = await loaded(own)
-        monkeypatch.setattr("relay.stored_mark.RISE_SECONDS", 0.0)
+        for limit in ("RISE_SECONDS", "LOOK_SECONDS"):
+            monkeypatch.setattr(f"relay.stored_mark.{limit}", 0.0)
         await mark.move(own, idle=True)
         claimed, blocks = await claim(own, mark)
         assert claimed == []
@@ -109,6 +110,25 @@ async def test_a_relay_that_starts_under_a_held_mark(
 
         monkeypatch.setattr("relay.stored_mark.RISE_SECONDS", 10.0)
         await mark.move(own, idle=True)
+        assert (await claim(own, mark))[0] == [fresh]
+
+
+async def test_a_locked_row_keeps_no_later_ones_from_their_claim(
+    conn: AsyncConnection, database_url: str, own: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """
+    While another session has locked a pending row, rows that lie more than a window behind it are claimed.
+    """
+    monkeypatch.setattr("relay.stored_mark.WINDOW_ROWS", 1000)
+    async with await AsyncConnection.connect(database_url) as stranger:
+        locked = await append(conn, "locked")
+        await stranger.execute("SELECT FROM outbox WHERE id = %s FOR UPDATE", (locked,))
+        await append_many(conn, 3000, keys=3000)
+        await conn.execute("UPDATE outbox SET state = 'sent', settled_at = clock_timestamp() WHERE id > %s", (locked,))
+        fresh = await append(conn, "fresh")
+        mark = await loaded(own)
+        await mark.move(own, idle=True)
+
         assert (await claim(own, mark))[0] == [fresh]
 
 
