@@ -2,6 +2,7 @@
 
 placing    orders a second through nginx: the tutorial's design, ours, and our stack with a handler that does nothing
 batch      orders by batches of 100 beside single placements, and the memory that batches of 1,000 take
+reads      an order, a page of a list and the opening of a stream, beside a handler that does nothing
 relay      the relay's rate, its latency, what does not change them, and what a relay costs that has nothing to do
 end_to_end orders from the client to done: the highest rate, what is sustained, what an order waits at each leg
 limits     what the servers do without us: our own statement by pgbench, and a consumer that only acks

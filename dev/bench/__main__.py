@@ -12,6 +12,7 @@ MAIN = ("placing", "relay", "end_to_end")
 NAMES = {
     "placing": "orders through nginx, against the tutorial's design and a handler that does nothing",
     "batch": "orders by batches of 100, against single placements; memory of an api that takes batches of 1,000",
+    "reads": "an order, a page of a list, the opening of a stream, against a handler that does nothing",
     "relay": "a backlog, against `basic_publish`; a held horizon, sent rows, an idle relay",
     "end_to_end": "from the client to done, at its highest rate and at fixed ones",
     "limits": "what PostgreSQL and RabbitMQ do without us: our statement by pgbench, a consumer that only acks",

@@ -53,17 +53,22 @@ class Contender(msgspec.Struct, frozen=True):
     database_url: str = ""
     lines: int = 0  # of a batch; 0: single placements
     connections: int = CONNECTIONS
+    paths: tuple[str, ...] = ()  # it is sent GETs of these, one after the other
 
 
 def drive(contender: Contender, seconds: int, rate: float | None = None) -> Figures:
     """Let wrk place orders for some seconds: as many as it can, or so many a second."""
     pause = 0.0 if rate is None else THREADS / rate * 1e3
-    body = f"batch-{contender.lines}" if contender.lines else "with-body" if contender.with_body else "without-body"
+    body = "with-body" if contender.with_body else "without-body"
+    if contender.paths:
+        body = "get"
+    elif contender.lines:
+        body = f"batch-{contender.lines}"
     clock = cpu.Clock()
     done = subprocess.run(
         [
             "wrk", f"-t{min(THREADS, contender.connections)}", f"-c{contender.connections}", f"-d{seconds}s",
-            "-s", str(ROOT / "dev" / "bench" / "wrk.lua"), contender.url, "--", body, str(pause),
+            "-s", str(ROOT / "dev" / "bench" / "wrk.lua"), contender.url, "--", body, str(pause), *contender.paths,
         ],
         check=True, stdout=subprocess.PIPE, text=True,
     )  # fmt: skip

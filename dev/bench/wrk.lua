@@ -1,5 +1,6 @@
 -- One small order after another, on each connection; or, with a pause, so many milliseconds from one to the next of
 -- a thread, whatever the answers take, as long as a connection is free.
+-- With "get", of one path after the other: those that follow the pause.
 -- wrk prints no statuses: count them, and print them at the end.
 wrk.method = "POST"
 local threads = {}
@@ -9,7 +10,17 @@ function setup(thread)
 end
 
 function init(args)
-  if args[1] ~= "without-body" then
+  if args[1] == "get" then
+    wrk.method = "GET"
+    local requests, turn = {}, math.random(#args)
+    for number = 3, #args do
+      requests[number - 2] = wrk.format(nil, args[number])
+    end
+    function request()
+      turn = turn % #requests + 1
+      return requests[turn]
+    end
+  elseif args[1] ~= "without-body" then
     wrk.headers["Content-Type"] = "application/json"
     wrk.body = '{"customer_id":"17850","currency":"GBP","reference":"536365","lines":[' ..
       '{"sku":"85123A","description":"WHITE HANGING HEART T-LIGHT HOLDER","quantity":6,"unit_price_minor":255},' ..

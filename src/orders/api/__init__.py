@@ -1,7 +1,7 @@
 """HTTP: an order enters the system here.
 
 routes          the routes and their handlers
-fast_path       the way of a placement past Litestar: headers, body, Idempotency-Key, answer
+fast_path       the way of a placement and of a look at an order past Litestar: headers, body, answer
 batch           many orders in one request: NDJSON in and out
 health          the routes /health, /health/live and /health/ready
 services        the parts that handlers share, and their calls to the database

@@ -1,13 +1,11 @@
-"""The HTTP routes and their handlers; orders.api.fast_path has the way that `POST /orders` really takes.
+"""The HTTP routes and their handlers; orders.api.fast_path has the way that the two most frequent really take.
 
 Every handler raises an error of orders.model.errors, BadRequest or HTTPException for a request that it refuses;
 orders.api.problems turns it into the answer.
 """
 
-import asyncio
 import re
-from collections.abc import Coroutine
-from typing import Any, TypeVar
+from typing import Any
 from uuid import UUID
 
 import msgspec
@@ -16,7 +14,7 @@ from litestar.params import FromPath
 from litestar.response import Stream
 from litestar.types import ASGIApp
 
-from orders.api import batch, fast_path, listing, preconditions, problems
+from orders.api import batch, fast_path, listing, problems
 from orders.api.auth import Caller
 from orders.api.fast_path import Headers, header_text, headers_of
 from orders.api.listing import Query
@@ -24,13 +22,11 @@ from orders.api.problems import BadRequest
 from orders.api.services import Services, services_of
 from orders.database.api_keys_table import Scope
 from orders.database.cancel_orders import Cancellation
-from orders.database.orders_table import OrderLookup, StatusNow
-from orders.model.errors import OrderNotFound, Unauthorized
+from orders.database.orders_table import StatusNow
 from orders.model.order import TERMINAL, Order, Status
 from orders.model.traceparent import continue_trace
 
 AnyRequest = Request[Any, Any, Any]
-T = TypeVar("T")
 
 _encode = msgspec.json.Encoder().encode
 
@@ -82,32 +78,12 @@ async def orders_options() -> Response[None]:
 
 
 @get("/orders/{order_id:str}")
-async def get_order(request: AnyRequest, order_id: FromPath[str]) -> Response[bytes]:
-    """Return the current state of an order, or, with `Prefer: wait=N`, its state after the next change."""
-    services = services_of(request)
-    caller = await _caller_of(services, headers_of(request.scope), "orders:read")
-    order = await _find(services, caller, order_id)
-    headers = {}
-    body = _encode(order)
-    tag = preconditions.tag_of(body)
-    known = request.headers.get("if-none-match")
-    if prefer := request.headers.get("prefer"):
-        seconds = preconditions.wait_of(prefer)
-        if seconds is not None:
-            headers["Preference-Applied"] = f"wait={seconds}"
-            # The current state is news already for a client that knows another one.
-            is_news = known is not None and not preconditions.matches(known, tag)
-            if not is_news and order.status not in TERMINAL:
-                change = services.live.change(order.order_id, order.version, seconds, caller)
-                if await unless_gone(request, change):
-                    body = _encode(await _read(request, order_id))
-                    tag = preconditions.tag_of(body)
-                elif not services.authenticator.is_valid(caller.key_id):
-                    raise Unauthorized
-    headers["ETag"] = tag
-    if known is not None and preconditions.matches(known, tag):
-        return Response(b"", status_code=304, headers=headers)
-    return Response(body, media_type="application/json", headers=headers)
+async def get_order(request: AnyRequest, order_id: FromPath[str]) -> ASGIApp:
+    """Return the current state of an order, or, with `Prefer: wait=N`, its state after the next change.
+
+    Only another spelling of the path comes here, as for a placement.
+    """
+    return await fast_path.read(services_of(request), request.scope, request.receive, order_id)
 
 
 @post("/orders/{order_id:str}/cancel", status_code=200)
@@ -117,7 +93,7 @@ async def cancel_order(request: AnyRequest, order_id: FromPath[str]) -> Response
     headers = headers_of(request.scope)
     caller = await _caller_of(services, headers, "orders:cancel")
     cancellation = Cancellation(
-        order_id=_uuid(order_id),
+        order_id=fast_path.uuid_of(order_id),
         client=caller.client,
         traceparent=continue_trace(header_text(headers, b"traceparent")),
         key=fast_path.idempotency_key(request.scope, headers),
@@ -132,7 +108,7 @@ async def watch_order(request: AnyRequest, order_id: FromPath[str]) -> Response[
     """Stream the order's status: the current one, then the newest after each change, until the order has ended."""
     services = services_of(request)
     caller = await _caller_of(services, headers_of(request.scope), "orders:read")
-    order = await _find(services, caller, order_id)
+    order = await fast_path.find(services, caller, order_id)
     last_event_id = request.headers.get("last-event-id", "")
     seen = int(last_event_id) if re.fullmatch("[0-9]{1,9}", last_event_id) else None
     if order.status in TERMINAL and seen is not None and seen >= order.version:
@@ -170,22 +146,6 @@ HANDLERS = [
 ]  # fmt: skip
 
 
-async def unless_gone(request: AnyRequest, wait: Coroutine[Any, Any, T]) -> T | None:
-    """Return the result of `wait`, or None once the client disconnects; the request's body is read already."""
-
-    async def gone() -> None:
-        while (await request.receive())["type"] != "http.disconnect":
-            pass
-
-    waiting, leaving = asyncio.create_task(wait, name="wait"), asyncio.create_task(gone(), name="gone")
-    try:
-        await asyncio.wait([waiting, leaving], return_when=asyncio.FIRST_COMPLETED)
-        return waiting.result() if waiting.done() else None
-    finally:
-        waiting.cancel()
-        leaving.cancel()
-
-
 async def _caller_of(services: Services, headers: Headers, scope: Scope) -> Caller:
     return await services.authenticate(header_text(headers, b"authorization"), scope)
 
@@ -193,16 +153,6 @@ async def _caller_of(services: Services, headers: Headers, scope: Scope) -> Call
 async def _read(request: AnyRequest, order_id: str) -> Order:
     """Return an order of the request's client; raise OrderNotFound for another client's."""
     services = services_of(request)
-    return await _find(services, await _caller_of(services, headers_of(request.scope), "orders:read"), order_id)
-
-
-async def _find(services: Services, caller: Caller, order_id: str) -> Order:
-    return await services.find(OrderLookup(caller.client, _uuid(order_id)), caller.until)
-
-
-def _uuid(order_id: str) -> UUID:
-    """Return the id of an order; raise OrderNotFound if it is no UUID."""
-    try:
-        return UUID(order_id)
-    except ValueError:
-        raise OrderNotFound from None
+    return await fast_path.find(
+        services, await _caller_of(services, headers_of(request.scope), "orders:read"), order_id
+    )

@@ -208,7 +208,10 @@ class Batcher(Generic[Item, Answer]):
         finally:
             if timer is not None:
                 timer.cancel()
-            self._leave(waiting)
+            if waiting.comes_back is not None:
+                self._stay_away(waiting)
+            self._rows -= 1
+            self._bytes -= size
 
     async def many(
         self, items: Sequence[Item], sizes: Sequence[int], until: float | None = None
@@ -238,7 +241,9 @@ class Batcher(Generic[Item, Answer]):
                 timer.cancel()
             for each in waiting:
                 each.answer.cancel()  # if it has none, the caller is cancelled: no writer takes it any more
-                self._leave(each)
+                self._stay_away(each)
+                self._rows -= 1
+                self._bytes -= each.size
 
     def _join(self, item: Item, size: int) -> _Waiting[Item, Answer]:
         """Have an item wait in the queue; raise Overloaded if too much is waiting."""
@@ -251,14 +256,12 @@ class Batcher(Generic[Item, Answer]):
         self._bytes += size
         return waiting
 
-    def _leave(self, waiting: _Waiting[Item, Answer]) -> None:
-        """Forget an item whose caller has its answer, or has gone."""
+    def _stay_away(self, waiting: _Waiting[Item, Answer]) -> None:
+        """Have an item that was set aside not come back: its caller has its answer, or has gone."""
         if waiting.comes_back is not None:
             waiting.comes_back.cancel()
             self._aside.discard(waiting)
             self.locked.end(waiting)
-        self._rows -= 1
-        self._bytes -= waiting.size
 
     def _call_a_writer(self) -> None:
         """Wake a writer for an item that joined the queue, unless one will come by itself."""

@@ -1,4 +1,4 @@
-"""What a placement costs, in what can be counted: a change that makes it dearer has to say so here.
+"""What a placement and a look at an order cost, in what can be counted; a change that makes it dearer has to say so.
 
 The limits lie a little above what was counted when they were written down. Times are measured by `make bench`.
 """
@@ -114,18 +114,36 @@ async def test_calls_of_a_line(database_url: str) -> None:
     body = (BODY + b"\n") * 100
     async with started(database_url) as app:
         await ask(app, "/orders/batch", b"application/x-ndjson", body)
-        before = statements()
+        before = statements("write")
         with counted() as calls:
             status = await ask(app, "/orders/batch", b"application/x-ndjson", body)
-        run = statements() - before
+        run = statements("write") - before
 
     assert (status, run) == (200, 1)
     assert sum(calls.values()) / 100 < 32, calls.most_common(30)
 
 
-def statements() -> float:
-    """Return how many statements have placed orders."""
-    return REGISTRY.get_sample_value("orders_batch_rows_count", {"statement": "write"}) or 0
+async def test_calls_of_a_look(database_url: str, conn: AsyncConnection) -> None:
+    """
+    A look at an order takes at most 36 such calls, and looks that come together are one statement.
+    """
+    async with started(database_url) as app:
+        await asyncio.gather(*(ask(app) for _ in range(ROWS)))
+        rows = await (await conn.execute("SELECT order_id::text FROM orders")).fetchall()
+        paths = [f"/orders/{row[0]}" for row in rows]
+        await asyncio.gather(*(ask(app, path, method="GET") for path in paths))
+        before = statements("read")
+        with counted() as calls:
+            statuses = await asyncio.gather(*(ask(app, path, method="GET") for path in paths))
+        run = statements("read") - before
+
+    assert (set(statuses), run) == ({200}, 1)
+    assert sum(calls.values()) / ROWS < 36, calls.most_common(30)
+
+
+def statements(name: str) -> float:
+    """Return how many statements of this name there were."""
+    return REGISTRY.get_sample_value("orders_batch_rows_count", {"statement": name}) or 0
 
 
 @contextmanager
@@ -156,8 +174,14 @@ async def started(database_url: str) -> AsyncIterator[ASGIApp]:
         yield with_request_id(app)
 
 
-async def ask(app: ASGIApp, path: str = "/orders", media_type: bytes = b"application/json", body: bytes = BODY) -> int:
-    """Place an order, or a batch; return the status of the answer."""
+async def ask(
+    app: ASGIApp,
+    path: str = "/orders",
+    media_type: bytes = b"application/json",
+    body: bytes = BODY,
+    method: str = "POST",
+) -> int:
+    """Place an order or a batch, or look at an order; return the status of the answer."""
     statuses: list[int] = []
     bodies = iter([body])
 
@@ -171,7 +195,7 @@ async def ask(app: ASGIApp, path: str = "/orders", media_type: bytes = b"applica
             statuses.append(message["status"])
 
     scope: Any = {
-        "type": "http", "method": "POST", "path": path, "raw_path": path.encode(), "query_string": b"",
+        "type": "http", "method": method, "path": path, "raw_path": path.encode(), "query_string": b"",
         "headers": [(b"host", b"shop.example"), (b"content-type", media_type)],
     }  # fmt: skip
     await app(scope, receive, send)
