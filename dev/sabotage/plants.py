@@ -481,6 +481,32 @@ _ALL = (
         ),
     ),
     _plant(
+        "O26",
+        "a copy of an order's event among the dead letters fails the order",
+        "tests/orders/database/test_dead_letters_table.py::test_a_copied_event_fails_no_order",
+        (
+            "src/orders/database/dead_letters_table.py",
+            "    elif letter.given_up is None and not await",
+            "    elif False and letter.given_up is None and not await",
+        ),
+    ),
+    _plant(
+        "O27",
+        "a repeat is acknowledged though no standby has the first one",
+        "tests/journey/test_commits_that_wait.py::test_a_repeat_waits_for_the_standby",
+        (
+            "src/orders/database/idempotency_keys_table.py",
+            "pg_logical_emit_message(true, 'orders', '')",
+            "NULL::pg_lsn",
+        ),
+    ),
+    _plant(
+        "O28",
+        "a key's streams go on when it is revoked",
+        "tests/orders/api/test_auth.py::test_a_stream_ends_with_its_key",
+        ("src/orders/api/auth.py", "                    self.end_streams(key_id)\n", "                    pass\n"),
+    ),
+    _plant(
         "O21",
         "orders that nothing carries are left alone",
         "tests/journey/test_lost_tail.py::test_orders_whose_claim_or_end_is_lost_are_worked_again",

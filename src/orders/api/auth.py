@@ -156,7 +156,7 @@ class Authenticator:
         return seen
 
     def _make_room(self) -> None:
-        """Forget the oldest key, of those that were refused if there are any: who invents keys displaces no client's."""
+        """Forget the oldest key, one that was refused if there is any: who invents keys displaces no client's."""
         refused = (key_id for key_id, seen in self._seen.items() if seen.key is None)
         self._forget(next(refused, next(iter(self._seen))))
 
