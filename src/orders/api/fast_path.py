@@ -34,7 +34,7 @@ IDEMPOTENCY_KEY = rb"[\x21-\x7e]{1,255}"
 Headers = dict[bytes, bytes]
 T = TypeVar("T")
 
-_is_order = re.compile(r"/orders/([^/]+)").fullmatch
+_is_order = re.compile(r"/orders/([0-9a-fA-F-]{36})").fullmatch  # not /orders/batch, which has no GET
 _is_json = re.compile(rb"application/json\s*(;.*)?", re.IGNORECASE).fullmatch
 _is_key = re.compile(IDEMPOTENCY_KEY).fullmatch
 _encode = msgspec.json.Encoder().encode

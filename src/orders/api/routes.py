@@ -81,7 +81,7 @@ async def orders_options() -> Response[None]:
 async def get_order(request: AnyRequest, order_id: FromPath[str]) -> ASGIApp:
     """Return the current state of an order, or, with `Prefer: wait=N`, its state after the next change.
 
-    Only another spelling of the path comes here, as for a placement.
+    Only another spelling of the path, or of the id, comes here.
     """
     return await fast_path.read(services_of(request), request.scope, request.receive, order_id)
 

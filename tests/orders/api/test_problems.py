@@ -26,6 +26,7 @@ JSON = {"Content-Type": "application/json"}
         ("GET", "/nothing", {}, b"", 404, None),
         ("GET", "/orders/x", {}, b"", 404, None),
         ("DELETE", "/orders", {}, b"", 405, None),
+        ("GET", "/orders/batch", {}, b"", 405, None),
     ],
 )
 async def test_every_error_is_a_problem(
