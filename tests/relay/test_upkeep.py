@@ -5,7 +5,7 @@ from typing import LiteralString
 
 import httpx
 import pytest
-from psycopg import AsyncConnection
+from psycopg import AsyncConnection, IsolationLevel
 
 from relay import outbox_partitions
 from relay.outbox_table import be_present
@@ -69,6 +69,35 @@ async def test_made_ahead_and_dropped_behind(conn: AsyncConnection, database_url
 
     assert await lows(conn) == [21, 31, 41]
     assert await states(conn) == {"sent": 5}
+
+
+async def test_a_report_that_locks_the_outbox_first_keeps_its_rows(conn: AsyncConnection, database_url: str) -> None:
+    """
+    A report in one snapshot whose first statement locks the outbox sees all rows; without the lock it loses them.
+    """
+    await shrink(conn)
+    for _ in range(25):
+        await append(conn)
+    await send_all(conn, mark=25)
+    count: LiteralString = "SELECT count(*) FROM outbox"
+
+    async def is_detaching() -> bool:
+        return await (await conn.execute("SELECT count(*) FROM outbox_detached")).fetchone() != (0,)
+
+    async with await AsyncConnection.connect(database_url) as report:
+        await report.set_isolation_level(IsolationLevel.REPEATABLE_READ)
+        await report.execute("LOCK TABLE outbox IN ACCESS SHARE MODE")
+        await report.execute("SELECT FROM orders")  # takes the snapshot
+        keeping = asyncio.create_task(look_after(settings(database_url, "0"), RelayState()))
+        await eventually(is_detaching)
+        assert await (await report.execute(count)).fetchone() == (25,)
+        await report.commit()
+        await asyncio.gather(keeping, return_exceptions=True)
+
+        await report.execute("SELECT FROM orders")
+        await look_after(settings(database_url, "0"), RelayState())
+        assert await (await report.execute(count)).fetchone() == (5,)
+    assert await lows(conn) == [21, 31, 41]
 
 
 async def test_kept_while_claimers_are_at_work(conn: AsyncConnection, database_url: str) -> None:
