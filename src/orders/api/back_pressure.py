@@ -6,7 +6,7 @@ Off unless ORDERS_MAX_OUTBOX_AGE is set.
 from prometheus_client import Gauge
 from psycopg import AsyncConnection
 
-from orders.database import outbox_table
+from orders.database.outbox_table import OldestEvent
 from orders.model.errors import Overloaded
 
 MEASURE_SECONDS = 0.5
@@ -20,6 +20,7 @@ class BackPressure:
     def __init__(self, max_age_seconds: float) -> None:
         self.max_age_seconds = max_age_seconds  # 0: off
         self.outbox_is_old = False
+        self._oldest = OldestEvent()
 
     def is_on(self) -> bool:
         """Return whether there is a limit."""
@@ -32,6 +33,6 @@ class BackPressure:
 
     async def measure(self, conn: AsyncConnection) -> None:
         """Read the age of the oldest unsent event from the database."""
-        age = await outbox_table.oldest_seconds(conn)
+        age = await self._oldest.seconds(conn)
         AGE.set(age)
         self.outbox_is_old = age > self.max_age_seconds

@@ -22,19 +22,29 @@ APPEND: LiteralString = f"""
 
 ADD_PARTITIONS: LiteralString = "SELECT outbox_add_partitions(2)"
 
-# Above the relay's mark, or every look would step over the rows that were sent since the last vacuum. Of the rows that
-# wait for their route the head is the oldest. A blocked key waits for an operator, and delays no other key.
+WINDOW_ROWS = 50_000
+
+# In a window above the relay's mark and the caller's place, or every look would step over the rows that were sent since
+# the last vacuum, or since a transaction that stays open began. Of the rows that wait for their route the head is the
+# oldest. A blocked key waits for an operator, and delays no other key.
 OLDEST: LiteralString = """
-    SELECT extract(epoch FROM clock_timestamp() - min(created_at))::float8
-    FROM (
-        (SELECT created_at FROM outbox WHERE state = 'pending' AND id > (SELECT mark FROM outbox_mark)
-         ORDER BY id LIMIT 1)
-        UNION ALL
+    WITH here AS MATERIALIZED (
+        SELECT greatest(mark, %(place)b::bigint) AS place,
+               coalesce(pg_sequence_last_value('outbox_id_seq'), 0) AS last_id
+        FROM outbox_mark
+    ), pending AS MATERIALIZED (
+        SELECT id, created_at FROM outbox
+        WHERE state = 'pending' AND id > (SELECT place FROM here) AND id <= (SELECT place FROM here) + %(rows)b
+        ORDER BY id LIMIT 1
+    )
+    SELECT here.place, here.last_id, pending.id, extract(epoch FROM clock_timestamp() - least(
+        pending.created_at,
         (SELECT o.created_at FROM outbox o WHERE o.id = (
             SELECT head FROM outbox_waiting WHERE NOT blocked AND exchange = 'orders' AND routing_key = 'order.placed'
             ORDER BY head LIMIT 1
         ))
-    ) AS unsent
+    ))::float8
+    FROM here LEFT JOIN pending ON true
 """
 
 
@@ -46,8 +56,28 @@ async def add_partitions(conn: AsyncConnection) -> None:
     await conn.execute(ADD_PARTITIONS)
 
 
-async def oldest_seconds(conn: AsyncConnection) -> float:
-    """Return the age of the oldest event that is not sent, in seconds by the database's clock; 0 if there is none."""
-    cursor = await conn.execute(OLDEST, prepare=True)
-    row = await cursor.fetchone()
-    return (row and row[0]) or 0.0
+class OldestEvent:
+    """Looks now and then for the oldest event that is not sent, from where it was found last.
+
+    An event that is committed later than a look after the one that followed its id is not found.
+    """
+
+    def __init__(self) -> None:
+        self._place = self._last_id = 0
+
+    async def seconds(self, conn: AsyncConnection) -> float:
+        """Return its age in seconds by the database's clock; 0 if there is none."""
+        while True:
+            asked = {"place": self._place, "rows": WINDOW_ROWS}
+            row = await (await conn.execute(OLDEST, asked, prepare=True)).fetchone()
+            assert row is not None
+            place, last_id, pending, seconds = row
+            if pending is None and place + WINDOW_ROWS < last_id:
+                self._place = place + WINDOW_ROWS
+                continue
+            # What was drawn since the last look may not be committed yet. A lower id than the last: it was set back.
+            self._place = pending - 1 if pending is not None else self._last_id
+            self._last_id = last_id
+            if self._place > last_id:
+                self._place = 0
+            return seconds or 0.0

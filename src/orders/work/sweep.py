@@ -78,6 +78,7 @@ class Sweep(Session):
         self.steady = steady
         self.hasty = hasty
         self.brought_back = 0
+        self._oldest = outbox_table.OldestEvent()
 
     async def _sweep(self, conn: AsyncConnection) -> None:
         await self._note_history(conn)
@@ -130,7 +131,7 @@ class Sweep(Session):
                 wait_seconds=pace.wait_seconds,
                 age_seconds=pace.age_seconds,
             )
-            unsent_seconds = await outbox_table.oldest_seconds(conn)
+            unsent_seconds = await self._oldest.seconds(conn)
         if lost:
             log.warning("the ends of %s orders that this worker had worked are lost", lost)
         if await self.consumer.count_ready() != 0 or unsent_seconds > QUIET_SECONDS:
