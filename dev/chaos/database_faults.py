@@ -16,6 +16,11 @@ POSTGRES = ("postgres",)
 PG_EDGES = ("api-pg", "relay-pg", "worker-pg")
 BACK_SECONDS = 60.0
 
+END_SESSIONS: LiteralString = """
+    SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid()
+    AND backend_type = 'client backend' AND application_name <> 'chaos'
+"""
+
 
 @contextlib.asynccontextmanager
 async def operator(act: Act, name: str = "chaos") -> AsyncIterator[AsyncConnection]:
@@ -241,13 +246,34 @@ async def promote(act: Act) -> None:
         with contextlib.suppress(psycopg.OperationalError):
             async with operator(act) as conn, conn.transaction():
                 [lacked] = await (await conn.execute(LACK, [LACKED])).fetchone() or (0,)
-                await conn.execute(
-                    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid() "
-                    "AND backend_type = 'client backend' AND application_name <> 'chaos'"
-                )
+                await conn.execute(END_SESSIONS)
         await asyncio.sleep(0.2)
     assert lacked, "no order was done"
     act.fired(f"{lacked} orders")
+    act.healed()
+
+
+@kind(
+    "D25",
+    "a role gets a foreign client_encoding and datestyle",
+    POSTGRES,
+    weight=1,
+    seconds=(3.0, 10.0),
+    keeps=lambda p: ("settings",),
+)
+async def change_forms(act: Act) -> None:
+    """Every session ends, and each new one would send text and times in forms that nobody expects."""
+    await insist(
+        act,
+        "ALTER ROLE current_user SET client_encoding = 'LATIN1'",
+        "ALTER ROLE current_user SET datestyle = 'SQL, DMY'",
+        END_SESSIONS,
+    )
+    act.fired(f"{act.seconds:.1f} s")
+    await asyncio.sleep(act.seconds)
+    await insist(
+        act, "ALTER ROLE current_user RESET client_encoding", "ALTER ROLE current_user RESET datestyle", END_SESSIONS
+    )
     act.healed()
 
 

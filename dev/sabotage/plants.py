@@ -585,6 +585,32 @@ _ALL = (
         ("src/orders/database/postgres.py", "    await purpose.admit(conn)\n", ""),
     ),
     _plant(
+        "P1",
+        "a pooler that lends its sessions is not recognised",
+        "tests/journey/test_poolers.py::test_lent_sessions_of_a_busy_pooler",
+        ("src/orders/database/postgres.py", "        if fault:\n            raise StartupError(fault)\n", ""),
+    ),
+    _plant(
+        "P2",
+        "after an unanswered confirm the same node is tried again",
+        "tests/relay/test_publisher.py::test_the_next_broker_after_an_unanswered_confirm",
+        (
+            "relay/publisher.py",
+            "and never confirms anything.\n        self._urls.append(self._urls.pop(0))\n",
+            "and never confirms anything.\n",
+        ),
+    ),
+    _plant(
+        "P3",
+        "after an unanswered consume the same node is tried again",
+        "tests/orders/broker/test_consumer.py::test_the_next_broker_after_an_unanswered_consume",
+        (
+            "src/orders/broker/consumer.py",
+            "                    self.urls = rabbitmq.after(self.urls, connection)\n",
+            "",
+        ),
+    ),
+    _plant(
         "O20",
         "text is sent in whatever encoding the role or the environment has",
         "tests/orders/database/test_postgres.py::test_text_and_times_have_one_form",

@@ -40,6 +40,11 @@ class LimitFault(msgspec.Struct, frozen=True, kw_only=True):
     text: str
 
 
+class _NodeState(msgspec.Struct, frozen=True):
+    name: str
+    running: bool = False
+
+
 class _Destination(msgspec.Struct, frozen=True):
     destination: str
     destination_type: str
@@ -68,6 +73,11 @@ class Management:
     async def queue(self, name: str) -> dict[str, Any]:
         """Return the queue with its arguments and the policy in effect."""
         return await self._get(f"/api/queues/{self._vhost}/{quote(name, safe='')}", dict[str, Any])
+
+    async def running_nodes(self) -> list[str]:
+        """Return the names of the nodes that run; only a user with the tag `monitoring` may ask."""
+        found = await self._get("/api/nodes?columns=name,running", list[_NodeState])
+        return [node.name for node in found if node.running]
 
     async def bindings(self, name: str) -> list[Binding]:
         """Return the queue's bindings."""

@@ -7,8 +7,9 @@ those that wait for an operator; `orders reconcile` compares all of them.
 import asyncio
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Collection, Iterator, Mapping
 from datetime import UTC, datetime
+from typing import Any
 
 import click
 import httpx
@@ -45,6 +46,7 @@ from orders.tools.run_env import environment_for, read_run_env
 
 PATIENCE_SECONDS = 5.0
 OLD_SECONDS = 10.0  # an event that stays unsent for longer is a fault
+MOST_MEMBERS = 3  # of a quorum queue: RabbitMQ declares no more by itself
 MOST_DEAD = 1000  # dead letters are counted up to here
 ROUNDS = 3  # failures after which an order goes round, if it was placed LONG_SECONDS ago
 LONG_SECONDS = 3600.0
@@ -273,7 +275,9 @@ async def look_at_broker(urls: str, management_urls: str = "") -> PartReport:
         no_worker = f"no worker consumes {topology.WORK_QUEUE}: start one, and see its log; {MEANWHILE}"
         wrong = [] if queues[topology.WORK_QUEUE].consumer_count else [no_worker]
         if management_urls:
-            wrong += await complaints_of_policies(management_of(management_urls, urls))
+            management = management_of(management_urls, urls)
+            wrong += await complaints_of_policies(management)
+            wrong += await complaints_of_members(management)
         return PartReport("RabbitMQ", where, ready, wrong)
     except StartupError as error:
         return PartReport("RabbitMQ", "AMQP_URL", wrong=[str(error)])
@@ -288,6 +292,34 @@ async def complaints_of_policies(management: Management) -> list[str]:
         return [fault.text for fault in await limit_faults(management, [topology.WORK_QUEUE])]
     except ManagementUnavailable as error:
         return [str(error)]
+
+
+async def complaints_of_members(management: Management) -> list[str]:
+    """Return which queues have fewer members than the cluster has nodes; a user who may not see the nodes gets none."""
+    try:
+        nodes = await management.running_nodes()
+        return [
+            complaint
+            for queue in topology.QUEUES
+            if (complaint := fault_of_members(await management.queue(queue), nodes))
+        ]
+    except ManagementUnavailable:
+        return []
+
+
+def fault_of_members(queue: Mapping[str, Any], nodes: Collection[str]) -> str:
+    """Return the fault of a queue that lives on fewer running nodes than it could, "" if there is none.
+
+    `queue` is a quorum queue as the management interface returns it. Beyond MOST_MEMBERS more members help nobody.
+    """
+    members = list(queue.get("members") or [])
+    wanted = min(len(nodes), MOST_MEMBERS)
+    if not members or len(members) >= wanted:
+        return ""
+    return (
+        f"queue {queue.get('name')} has {len(members)} of {wanted} members ({', '.join(members)}), though {len(nodes)} "
+        "nodes run: a queue keeps those it was declared with; let it grow with `rabbitmq-queues grow NODE all`"
+    )
 
 
 async def look_at_front(client: httpx.AsyncClient, url: str) -> PartReport:

@@ -21,8 +21,16 @@ from dev.sandbox.ports import free_port
 from dev.sandbox.process import ROOT
 from dev.sandbox.servers import Servers
 from orders.broker import rabbitmq
+from orders.broker.policy_watch import management_of
 from orders.database.server_state import ServerState
-from orders.tools.doctor import MarkHolder, RelayStatus, WorkerStatus, complaints_of_server
+from orders.tools.doctor import (
+    MarkHolder,
+    RelayStatus,
+    WorkerStatus,
+    complaints_of_members,
+    complaints_of_server,
+    fault_of_members,
+)
 from orders.tools.running_code import complaint_of
 from tests import places, warm
 from tests.conftest import StartSystem
@@ -352,3 +360,36 @@ def test_what_a_relay_tells(told: dict[str, object], said: list[str]) -> None:
 
     assert len(complaints) == len(said)
     assert all(word in line for word, line in zip(said, complaints, strict=True))
+
+
+# As RabbitMQ 4.3.6 describes a queue that was declared with one node, before two more joined it.
+ALONE = {
+    "name": "orders.work", "vhost": "/", "type": "quorum", "durable": True, "leader": "rabbit@a",
+    "members": ["rabbit@a"], "online": ["rabbit@a"], "node": "rabbit@a", "messages": 0,
+}  # fmt: skip
+NODES = ["rabbit@a", "rabbit@b", "rabbit@c"]
+
+
+def test_queue_with_one_member() -> None:
+    """
+    A queue that keeps one member though nodes have joined is named, with the command by which it grows.
+    """
+    complaint = fault_of_members(ALONE, NODES)
+
+    assert "queue orders.work has 1 of 3 members (rabbit@a), though 3 nodes run" in complaint
+    assert "rabbitmq-queues grow" in complaint
+    assert not fault_of_members(ALONE, NODES[:1])
+    assert not fault_of_members(ALONE | {"members": NODES}, [*NODES, "rabbit@d", "rabbit@e"])
+    assert not fault_of_members({"name": "orders.work", "type": "classic"}, NODES)
+
+
+async def test_queues_of_a_single_node(servers: Servers, topology: str) -> None:
+    """
+    On the real broker, which is one node, each queue has the one member that there can be.
+    """
+    assert servers.management_url is not None
+    management = management_of(servers.management_url, topology)
+
+    [node] = await management.running_nodes()
+    assert (await management.queue("orders.work"))["members"] == [node]
+    assert await complaints_of_members(management) == []
