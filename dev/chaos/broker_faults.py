@@ -347,6 +347,7 @@ IN_SOMEBODYS_HANDS = """
     WHERE o.status = 'processing' AND o.worker <> 0
        OR o.status = 'placed'
           AND NOT EXISTS (SELECT FROM outbox e WHERE e.key = o.order_id::text AND e.state IN ('pending', 'parked'))
+          AND NOT EXISTS (SELECT FROM retries r WHERE r.order_id = o.order_id)
 """
 
 

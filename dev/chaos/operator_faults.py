@@ -23,7 +23,9 @@ from relay.state import RelayState
 BACKLOG = 200  # orders, which the broker does not hear of while it lasts
 BEFORE_THE_END = 100  # rows that a partition still takes
 LONGEST_SECONDS = 60.0
-PATIENT_SECONDS = 150.0  # for the mark, or an order's end: other faults hold them up, one after the other
+# For the mark, or an order's end: other faults hold them up, one after the other. An order whose message expired (M25)
+# comes back after up to a minute, each time.
+PATIENT_SECONDS = 300.0
 
 PARTITION = """
     -- The one that takes the next row: the ids from `low` up to but not including `high`.
