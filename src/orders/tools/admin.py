@@ -126,7 +126,7 @@ def revoke(name: str, key_id: str | None) -> None:
 
 @click.command()
 @click.option("--older-than", required=True, type=AGE, help="Minimum time since the order ended: 90d, 12w, 2y.")
-@click.option("--anonymise", is_flag=True, help="Keep the orders, but remove their customer and reference.")
+@click.option("--anonymise", is_flag=True, help="Keep the orders, but remove customer, reference and attempts.")
 def purge(older_than: timedelta, *, anonymise: bool) -> None:
     """Erase or anonymise orders that ended long ago.
 
