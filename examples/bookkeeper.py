@@ -1,6 +1,6 @@
 """A handler with a transaction of its own: each order is booked once, whatever happens to the worker.
 
-    python -m examples.bookkeeper                         # makes its table, once; reads DATABASE_URL
+    python -m examples.bookkeeper                         # makes its table, once; DATABASE_URL is the owner's
     ORDERS_HANDLER=examples.bookkeeper:book python -m orders.worker
 
 The booking is committed together with the order's end. A worker that dies before has booked nothing, and one that comes
@@ -27,7 +27,7 @@ async def book(order: Order, conn: AsyncConnection) -> None:
 
 
 def create_table(database_url: str) -> None:
-    """Make the table. It has no unique key, on purpose: it is the worker that books once."""
+    """Make the table, for the worker's role. It has no unique key, on purpose: it is the worker that books once."""
     with psycopg.connect(database_url) as conn:
         conn.execute(
             """
@@ -41,6 +41,7 @@ def create_table(database_url: str) -> None:
             )
             """
         )
+        conn.execute("GRANT INSERT ON bookings TO orders_worker")
 
 
 if __name__ == "__main__":

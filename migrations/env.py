@@ -79,6 +79,11 @@ def take_lock(conn: psycopg.Connection) -> None:
         time.sleep(0.1)
 
 
+def tell(notice: psycopg.errors.Diagnostic) -> None:
+    """Show a warning of PostgreSQL, such as that of a revision that could not do all."""
+    print(f"alembic: {notice.message_primary}", file=sys.stderr)
+
+
 def migrate_online() -> None:
     """Migrate the database behind DATABASE_URL."""
     url = database_url()
@@ -100,6 +105,7 @@ def migrate_online() -> None:
         # Once more: a pooler drops options, and libpq lets PGDATESTYLE win over them.
         for name, value in (SESSION | {"datestyle": "ISO"}).items():
             conn.execute("SELECT set_config(%s, %s, false)", [name, value])
+        conn.add_notice_handler(tell)
         take_lock(conn)
         conn.autocommit = False
         return conn

@@ -302,6 +302,7 @@ def starting(
                 own,
                 Counts(apis=apis, relays=relays, workers=workers),
                 settings=settings,
+                users_url=servers.management_url,
                 with_nginx=with_nginx,
                 launch=launch,
             )

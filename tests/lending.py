@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
+from dev.sandbox import roles
 from dev.sandbox.choice import Choice
 from dev.sandbox.servers import ForeignServer, Servers, servers
 from tests import places, warm
@@ -75,6 +76,7 @@ class Lender:
                 opened = self._stack.enter_context(servers(self._choice, testcontainers=True, flushes=False))
                 template = self._stack.enter_context(places.database(opened))
                 warm.upgrade(template)
+                roles.open_database(template)  # here, since two at once would get in each other's way
                 self._loan = Loan(
                     database_url=opened.database_url,
                     amqp_url=opened.amqp_url,

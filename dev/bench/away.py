@@ -46,7 +46,9 @@ def measure(bench: Bench) -> None:
         with (
             places.database(bench.servers) as url,
             places.vhost(bench.servers) as vhost,
-            System(url, vhost, folder, Counts(apis=3, relays=0, workers=0)) as system,
+            System(
+                url, vhost, folder, Counts(apis=3, relays=0, workers=0), users_url=bench.servers.management_url
+            ) as system,
         ):
             sides = {
                 kind: lambda kind=kind: asyncio.run(once(system, postgres, kind)) for kind in ("stopped", "stalled")

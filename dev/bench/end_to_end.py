@@ -73,7 +73,14 @@ def ours(its: Servers, folder: Path, *, settings: Mapping[str, str] | None = Non
     with (
         places.database(its) as database_url,
         places.vhost(its) as vhost,
-        System(database_url, vhost, folder, counts, settings={**NOTHING_TO_DO, **(settings or {})}) as system,
+        System(
+            database_url,
+            vhost,
+            folder,
+            counts,
+            settings={**NOTHING_TO_DO, **(settings or {})},
+            users_url=its.management_url,
+        ) as system,
     ):
         yield Side(placing.Contender("ours", f"{system.base_url}/orders", with_body=True), database_url, COUNT_OURS)
 

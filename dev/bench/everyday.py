@@ -18,7 +18,7 @@ import os
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import LiteralString, Self
@@ -98,12 +98,8 @@ class Counter:
 
 
 @contextlib.contextmanager
-def running(
-    its: Servers,
-    settings: Mapping[str, str],
-    own_settings: Callable[[str, str], Mapping[str, str]] = lambda name, database_url: {},
-) -> Iterator[tuple[Side, Counter]]:
-    """The system as `make up` starts it, warm; `own_settings` of a process, by its name and the database's URL."""
+def running(its: Servers, settings: Mapping[str, str]) -> Iterator[tuple[Side, Counter]]:
+    """The system as `make up` starts it, warm."""
     assert its.management_url is not None
     with (
         tempfile.TemporaryDirectory(prefix="bench-everyday-", ignore_cleanup_errors=True) as name,
@@ -116,8 +112,7 @@ def running(
         with System(
             database_url, vhost, folder, Counts(apis=placing.APIS, relays=1, workers=1),
             settings={**end_to_end.NOTHING_TO_DO, **settings},
-            own_settings=lambda process: own_settings(process, database_url),
-            management_url=management.url,
+            management_url=management.url, users_url=its.management_url,
         ) as system:  # fmt: skip
             contender = placing.Contender("ours", f"{system.base_url}/orders", with_body=True)
             side = Side(contender, database_url, end_to_end.COUNT_OURS)
@@ -195,11 +190,7 @@ def its_statements(
     its: Servers, settings: Mapping[str, str], counter: statements.Counter, seconds: int, rate: float
 ) -> Figures:
     """Place orders at this rate, work them, and divide what each kind of process has sent."""
-
-    def own(process: str, database_url: str) -> Mapping[str, str]:
-        return {"DATABASE_URL": counter.url(database_url, process)}
-
-    with running(its, settings, own) as (side, _), psycopg.connect(side.database_url, autocommit=True) as conn:
+    with running(its, settings) as (side, _), psycopg.connect(side.database_url, autocommit=True) as conn:
         counter.open(conn)
         placed, before = counts(conn, side)[0], counter.read_each(conn)
         placing.drive(side.contender, seconds, rate)

@@ -69,8 +69,7 @@ def its_statements(its: Servers, folder: Path, counter: statements.Counter, full
         places.vhost(its) as vhost,
         psycopg.connect(database, autocommit=True) as conn,
         System(
-            database, vhost, where, counts_of, settings=NOTHING_TO_DO,
-            own_settings=lambda name: {"DATABASE_URL": counter.url(database, name)},
+            database, vhost, where, counts_of, settings=NOTHING_TO_DO, users_url=its.management_url,
         ) as system,
     ):  # fmt: skip
         counter.open(conn)
@@ -91,7 +90,10 @@ def start(its: Servers, folder: Path) -> Figures:
     where.mkdir()
     figures = {}
     with places.database(its) as database, places.vhost(its) as vhost:
-        system = System(database, vhost, where, Counts(apis=0, relays=0, workers=0), settings=NOTHING_TO_DO)
+        system = System(
+            database, vhost, where, Counts(apis=0, relays=0, workers=0), settings=NOTHING_TO_DO,
+            users_url=its.management_url,
+        )  # fmt: skip
         try:
             began = time.monotonic()
             system.migrate()

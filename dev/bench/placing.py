@@ -106,7 +106,7 @@ def ours(
     with (
         places.database(its, template) as database,
         places.vhost(its) as vhost,
-        System(database, vhost, folder, counts, settings=settings) as system,
+        System(database, vhost, folder, counts, settings=settings, users_url=its.management_url) as system,
     ):
         yield Contender("ours", f"{system.base_url}/orders", with_body=True, database_url=database)
 

@@ -1,13 +1,11 @@
-"""Counts SQL statements by the process that sends them, with pg_stat_statements and a role for each kind of process.
+"""Counts SQL statements by the process that sends them, with pg_stat_statements, by the role of each kind of process.
 
 The server is restarted for it and once more afterwards, so that nothing else is measured under its eye.
 """
 
 import contextlib
-import secrets
 from collections.abc import Iterator
 from typing import LiteralString
-from urllib.parse import urlsplit, urlunsplit
 
 import psycopg
 from psycopg import sql
@@ -33,17 +31,7 @@ QUOTED = 60  # characters of a statement that name it
 
 
 class Counter:
-    """Who sent how many statements so far; each role is for the processes of its name."""
-
-    def __init__(self, passwords: dict[str, str]) -> None:
-        self._passwords = passwords
-
-    def url(self, database_url: str, process: str) -> str:
-        """Return the way of a process (`api-1`) to this database, under its role."""
-        role = process.partition("-")[0]
-        parts = urlsplit(database_url)
-        netloc = f"{_name(role)}:{self._passwords[role]}@{parts.netloc.rpartition('@')[2]}"
-        return urlunsplit(parts._replace(netloc=netloc))
+    """Who sent how many statements so far; each kind of process has a role of its own."""
 
     def open(self, conn: psycopg.Connection) -> None:
         """Make the counts visible from this connection's database."""
@@ -72,25 +60,19 @@ def counting(its: Servers) -> Iterator[Counter | None]:
     if its.kind == "env" or not _is_available(its):
         yield None
         return
-    passwords = {role: secrets.token_hex(8) for role in ROLES}
     with psycopg.connect(its.database_url, autocommit=True) as conn:
         conn.execute(sql.SQL("ALTER SYSTEM SET shared_preload_libraries = {}").format(LIBRARY))
-        for role, password in passwords.items():
-            made = sql.SQL("CREATE ROLE {} SUPERUSER LOGIN PASSWORD {}")
-            conn.execute(made.format(sql.Identifier(_name(role)), password))
     _restart(its)
     try:
-        yield Counter(passwords)
+        yield Counter()
     finally:
         with psycopg.connect(its.database_url, autocommit=True) as conn:
             conn.execute("ALTER SYSTEM RESET shared_preload_libraries")
-            for role in ROLES:
-                conn.execute(sql.SQL("DROP ROLE {}").format(sql.Identifier(_name(role))))
         _restart(its)
 
 
 def _name(role: str) -> str:
-    return f"bench_{role}"
+    return f"orders_{role}"
 
 
 def _is_available(its: Servers) -> bool:

@@ -62,7 +62,9 @@ def measure(bench: Bench) -> None:
         with (
             places.database(bench.servers) as url,
             places.vhost(bench.servers) as vhost,
-            System(url, vhost, folder, Counts(apis=1, relays=0, workers=0)) as system,
+            System(
+                url, vhost, folder, Counts(apis=1, relays=0, workers=0), users_url=bench.servers.management_url
+            ) as system,
         ):
             bench.compare("a thousand streams", {"ours": lambda: asyncio.run(once(system))}, 3 if bench.full else 1)
     figures = {name: bench.median("a thousand streams", "ours", name) for name in ("stream_max_ms", "sigterm_seconds")}

@@ -85,7 +85,7 @@ async def redrive_until_done(act: Act, order_ids: list[str]) -> None:
         process = await asyncio.create_subprocess_exec(
             str(Path(sys.executable).with_name("orders")), "dead", "redrive", *ids,
             cwd=ROOT,
-            env=os.environ | {"DATABASE_URL": act.stage.servers.database_url},
+            env=os.environ | act.stage.system.urls_of("operator"),
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.DEVNULL,
             stderr=asyncio.subprocess.DEVNULL,
@@ -138,7 +138,7 @@ async def retain_nothing(act: Act) -> None:
 
 async def drop(act: Act, name: str) -> None:
     """Do what a relay does whose RELAY_RETENTION has just been set to nothing, until the partition is gone."""
-    urls = {"DATABASE_URL": act.stage.servers.database_url, "AMQP_URL": act.stage.servers.amqp_url}
+    urls = act.stage.system.urls_of("relay")
     settings = Settings.read(urls | {"RELAY_RETENTION": "0s"})
     end = time.monotonic() + LONGEST_SECONDS
     while (await ask(act, IS_THERE, name))[0]:

@@ -88,6 +88,7 @@ async def _make_tables(database_url: str) -> None:
             "CREATE TABLE chaos_effects (order_id text NOT NULL, version integer NOT NULL, attempt integer NOT NULL, "
             "total_minor bigint NOT NULL, process text NOT NULL, at float8 NOT NULL)"
         )
+        await conn.execute("GRANT INSERT ON chaos_effects TO PUBLIC")  # the worker's role comes with the migration
         await conn.execute(
             "CREATE TABLE chaos_archive (id bigint PRIMARY KEY, event_id text NOT NULL, key text NOT NULL, "
             "exchange text NOT NULL, routing_key text NOT NULL, state text NOT NULL)"
@@ -120,14 +121,14 @@ async def _wire_up(stack: contextlib.AsyncExitStack, folder: Path, opened: Serve
     def own_settings(name: str) -> dict[str, str]:
         role = name.partition("-")[0]
         own = {
-            "DATABASE_URL": by_name[f"{role}-pg", name].url(opened.database_url),
+            "DATABASE_URL": by_name[f"{role}-pg", name].url(system.urls_of(role)["DATABASE_URL"]),
             "CHAOS_FOLDER": str(folder),
             "CHAOS_PROCESS": name,
             "PYTHONPATH": f"{INSIDE}:{':'.join(each for each in sys.path if each)}",
         }
         if role != "api":
             edge = "relay-mq" if role == "relay" else "mq-worker"
-            own["AMQP_URL"] = by_name[edge, name].url(opened.amqp_url)
+            own["AMQP_URL"] = by_name[edge, name].url(system.urls_of(role)["AMQP_URL"])
         return own
 
     system = System(
@@ -136,6 +137,7 @@ async def _wire_up(stack: contextlib.AsyncExitStack, folder: Path, opened: Serve
         folder / "system",
         COUNTS,
         settings={"ORDERS_HANDLER": handler, "WORK_MAX_ATTEMPTS": "3", "WORK_TIMEOUT": "20"},
+        users_url=opened.management_url,
         own_settings=own_settings,
         way_to=lambda name, _port: by_name["nginx-api", name].port,
     )

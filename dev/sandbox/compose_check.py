@@ -155,6 +155,42 @@ def check_containers(compose: Compose) -> None:
                 raise CheckError(f"{json.loads(line)['Name']} listens on {port['URL']}:{port['PublishedPort']}")
 
 
+SUPERUSERS = """
+    SELECT count(*) FROM pg_stat_activity a JOIN pg_roles r ON r.oid = a.usesysid
+    WHERE r.rolsuper AND a.application_name NOT IN ('', 'psql') AND a.backend_type = 'client backend'
+"""
+DROP_A_TABLE = """
+import os, psycopg
+assert "AMQP_URL" not in os.environ
+try:
+    psycopg.connect(os.environ["DATABASE_URL"]).execute("DROP TABLE orders")
+except psycopg.errors.InsufficientPrivilege:
+    print("refused")
+"""
+PUBLISH = """
+import aiormq, asyncio, os
+from urllib.parse import urlsplit
+parts = urlsplit(os.environ["DATABASE_URL"])
+try:
+    asyncio.run(aiormq.connect(f"amqp://{parts.username}:{parts.password}@rabbitmq:5672/orders"))
+except aiormq.exceptions.AMQPConnectionError:
+    print("refused")
+"""
+
+
+def check_roles(compose: Compose) -> None:
+    """No process is a superuser or an administrator; with the api's credentials nobody drops a table or publishes."""
+    if others := compose.sql(SUPERUSERS):
+        raise CheckError(f"{others} sessions of processes are a superuser's")
+    users = compose.run("exec", "-T", "rabbitmq", "rabbitmqctl", "-q", "list_connections", "user").split()
+    if not {"orders_relay", "orders_worker"} <= set(users) or "orders" in users:
+        raise CheckError(f"connected to RabbitMQ are {sorted(set(users))}")
+    for what in (DROP_A_TABLE, PUBLISH):
+        if compose.run("exec", "-T", "api", "python", "-c", what).strip() != "refused":
+            raise CheckError(f"the api may do this:\n{what}")
+    compose.run("run", "--rm", "-T", "operator", "orders", "dead", "list")
+
+
 def check_one_order(compose: Compose) -> None:
     """An order placed as the tutorial's clients do becomes done."""
     order_id = httpx.post(f"{compose.url}/order/place", timeout=5).raise_for_status().json()["order_id"]
@@ -181,6 +217,8 @@ def check(compose: Compose) -> None:
         check_containers(compose)
         check_one_order(compose)
         say("an order is done")
+        check_roles(compose)
+        say("no process may do what is not its work")
         compose.run("up", "-d", "--wait", "--no-recreate", "--scale", "api=5")
         say("five apis")
         asyncio.run(settled(compose, asyncio.run(kill_each_under_load(compose))))

@@ -112,6 +112,7 @@ def run(console: Console, file: Path) -> int:
             counts,
             settings=WORK,
             management_url=its.own_management_url,
+            users_url=its.management_url,
         )
         with system:
             started = time.monotonic() - began

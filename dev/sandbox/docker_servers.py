@@ -20,7 +20,7 @@ import psycopg
 
 from dev.sandbox import docker_engine
 from dev.sandbox.docker_engine import POSTGRES_IMAGE, RABBITMQ_IMAGE
-from dev.sandbox.local_postgres import WITHOUT_FLUSHES
+from dev.sandbox.local_postgres import ROOM, WITHOUT_FLUSHES
 from dev.sandbox.local_rabbitmq import ControlError, speaks_amqp
 from dev.sandbox.ports import free_port
 from dev.sandbox.process import STOP_SECONDS, Process, Spec, wait_until
@@ -216,7 +216,7 @@ class Containers:
             {"POSTGRES_USER": USER, "POSTGRES_PASSWORD": password, "POSTGRES_DB": DATABASE},
             {5432: port},
             lambda: takes_connections(self.database_url),
-            arguments=() if flushes else [f"--{name}={value}" for name, value in WITHOUT_FLUSHES.items()],
+            arguments=[f"--{name}={value}" for name, value in (ROOM if flushes else WITHOUT_FLUSHES).items()],
             in_memory={} if flushes else {"/var/lib/postgresql/data": ""},
             make=make,
             folder=folder,

@@ -21,10 +21,11 @@ DATABASE = "orders"
 
 # synchronous_commit and full_page_writes stay as they are, and so does fsync, unless the owner says that nobody harms
 # this server: a test that kills it means it.
+ROOM = {"max_connections": "200"}
 SETTINGS = {
     "listen_addresses": "127.0.0.1",
     "unix_socket_directories": "",
-    "max_connections": "200",
+    **ROOM,
     "shared_buffers": "128MB",
     "logging_collector": "off",
     "log_line_prefix": "%m [%p] %q%d ",

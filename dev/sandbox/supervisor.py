@@ -68,6 +68,7 @@ class Supervisor:
                 counts,
                 environ=environ,
                 management_url=opened.own_management_url,
+                users_url=opened.management_url,
             )
             self._stack.callback(self._system.close)
             say("migrating the database, declaring the queues, starting the processes")

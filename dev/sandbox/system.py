@@ -19,7 +19,7 @@ from typing import Literal, Self, get_args
 
 import msgspec
 
-from dev.sandbox import nginx, packages
+from dev.sandbox import nginx, packages, roles
 from dev.sandbox.ports import free_port, is_free
 from dev.sandbox.process import ROOT, Launch, Process, Spec, StartError, by_popen, write_atomically
 from dev.sandbox.servers import in_parallel
@@ -79,6 +79,7 @@ class System:
         settings: Mapping[str, str] | None = None,
         environ: Mapping[str, str] = os.environ,
         management_url: str | None = None,
+        users_url: str | None = None,
         with_nginx: bool = True,
         own_settings: Callable[[str], Mapping[str, str]] = lambda name: {},
         way_to: Callable[[str, int], int] = lambda name, port: port,
@@ -86,7 +87,9 @@ class System:
     ) -> None:
         """Logs and pid files go to `folder`; `settings` win over the environment's.
 
-        With `management_url` the relay sees to it that the work queue is bound.
+        The two URLs are an administrator's, with which schema, topology and users are made; each process has a role of
+        its own, as far as the administrator may make it. `users_url` is the management interface, to make the users of
+        RabbitMQ; with `management_url` the relay also sees to it that the work queue is bound.
         `own_settings` are those of one process, by its name; they win over all. `way_to` is the port by which nginx
         reaches the api of this name that listens on this port: another one, where a wire lies between.
         """
@@ -99,6 +102,8 @@ class System:
         self._way_to = way_to
         self._launch = launch
         self._management_url = management_url
+        self._users_url = users_url
+        self._has_roles = self._has_users = False
         self._processes: dict[str, Process] = {}
         self._ports = self._earlier_ports()
         self._environ = self._child_environ(environ, settings or {})
@@ -150,15 +155,32 @@ class System:
             "API_URLS": ",".join(self.api_urls),
             "RELAY_URLS": ",".join(self.relay_urls),
             "WORKER_URLS": ",".join(self.worker_urls),
-            "DATABASE_URL": self.database_url,
-            "AMQP_URL": self.amqp_url,
-            **({"ORDERS_MANAGEMENT_URL": self._management_url} if self._management_url else {}),
+            **self.urls_of("operator"),
+            "ADMIN_DATABASE_URL": self.database_url,
+            "ADMIN_AMQP_URL": self.amqp_url,
         }
 
     def migrate(self) -> None:
         """Bring schema and topology up to date, as the processes demand before they start."""
         upgrade(self.database_url, self._launch)
         declare_topology(self.amqp_url, self._launch)
+        self._has_roles = roles.open_database(self.database_url)
+        self._has_users = roles.open_vhost(self.amqp_url, self._users_url)
+
+    def urls_of(self, role: str) -> dict[str, str]:
+        """The URLs that a role has, by the names of its settings: `api`, `relay`, `worker`, `operator`."""
+        name = f"orders_{role}"
+        urls = {"DATABASE_URL": roles.url_for(name, self.database_url) if self._has_roles else self.database_url}
+        if role == "api":
+            return urls
+        given = {"AMQP_URL": self.amqp_url}
+        if self._management_url and role != "relay":
+            given["ORDERS_MANAGEMENT_URL"] = self._management_url
+        elif self._management_url and "RELAY_REQUIRED_ROUTES" in self._environ:
+            given["RELAY_MANAGEMENT_URL"] = self._management_url
+        if self._has_users:
+            given = {setting: roles.url_for(name, url, self.amqp_url) for setting, url in given.items()}
+        return urls | given
 
     def change(self, settings: Mapping[str, str] | None = None, environ: Mapping[str, str] = os.environ) -> None:
         """Take other settings; the next `scale` restarts the processes they concern."""
@@ -224,7 +246,7 @@ class System:
                     Spec(
                         name=name,
                         command=(sys.executable, "-m", MODULES[role]),
-                        environ=self._environ | own | dict(self._own_settings(name)),
+                        environ=self.urls_of(role) | self._environ | own | dict(self._own_settings(name)),
                         ready_url=f"{self._url(name)}/health/ready",
                         code=code_of(role, self._environ),
                     )
@@ -264,13 +286,14 @@ class System:
         return {name: (self.folder / "nginx" / name).read_text() for name in nginx.TEMPLATES.values()}
 
     def _child_environ(self, environ: Mapping[str, str], settings: Mapping[str, str]) -> dict[str, str]:
-        passed = {name: value for name, value in environ.items() if not name.startswith(NOT_SETTINGS)}
-        urls = {"DATABASE_URL": self.database_url, "AMQP_URL": self.amqp_url}
-        given = DEFAULTS | passed | dict(settings) | urls
-        if self._management_url:
-            given = {"ORDERS_MANAGEMENT_URL": self._management_url} | given
+        passed = {
+            name: value
+            for name, value in environ.items()
+            if not name.startswith(NOT_SETTINGS) and name not in ("DATABASE_URL", "AMQP_URL")
+        }
+        given = DEFAULTS | passed | dict(settings)
         if self._management_url and given["RELAY_REQUIRED_QUEUES"] == DEFAULTS["RELAY_REQUIRED_QUEUES"]:
-            return {"RELAY_MANAGEMENT_URL": self._management_url, "RELAY_REQUIRED_ROUTES": REQUIRED_ROUTES} | given
+            return {"RELAY_REQUIRED_ROUTES": REQUIRED_ROUTES} | given
         return given
 
     def _port(self, name: str) -> int:

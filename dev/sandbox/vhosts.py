@@ -39,6 +39,17 @@ class Management:
         if answer.status_code != httpx.codes.NOT_FOUND:
             answer.raise_for_status()
 
+    def let_in(self, user: str, password: str, vhost: str, **permissions: str) -> None:
+        """Make a user without a tag, and give it `configure`, `write` and `read` in the vhost."""
+        name = quote(user, safe="")
+        self._call("PUT", f"/users/{name}", json={"password": password, "tags": ""}).raise_for_status()
+        path = f"/permissions/{quote(vhost, safe='')}/{name}"
+        self._call("PUT", path, json=permissions).raise_for_status()
+
+    def remove_user(self, user: str) -> None:
+        """Remove the user with its permissions."""
+        self._call("DELETE", f"/users/{quote(user, safe='')}").raise_for_status()
+
     def _call(self, method: str, path: str, json: object = None) -> httpx.Response:
         # trust_env off: a proxy of the caller's is not for 127.0.0.1. verify off: it is plain HTTP, and reading
         # the certificates of the world would take most of the time.

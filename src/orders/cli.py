@@ -14,6 +14,7 @@ from orders.tools.dead_letters import dead
 from orders.tools.doctor import doctor
 from orders.tools.reconcile.command import reconcile
 from orders.tools.replay.command import replay
+from orders.tools.roles import roles
 from orders.tools.run_env import environment_for
 
 
@@ -40,7 +41,7 @@ def declare_topology(wait: float) -> None:
     click.echo("exchange orders, queues orders.work and orders.dead, and their bindings are there")
 
 
-for command in (*client.COMMANDS, admin.clients, admin.purge, dead, replay, reconcile, doctor):
+for command in (*client.COMMANDS, admin.clients, admin.purge, dead, replay, reconcile, doctor, roles):
     main.add_command(command)
 
 

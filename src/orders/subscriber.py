@@ -17,7 +17,7 @@ from collections.abc import Awaitable, Callable
 import msgspec
 import psycopg
 from aiormq.abc import AbstractConnection, FieldTable
-from aiormq.exceptions import AMQPError
+from aiormq.exceptions import AMQPError, ChannelPreconditionFailed
 from psycopg import AsyncConnection
 
 from orders.broker import rabbitmq
@@ -58,18 +58,30 @@ class Subscription(msgspec.Struct, frozen=True):
 
 
 async def declare(connection: AbstractConnection, subscription: Subscription) -> None:
-    """Declare the subscription's queue, its dead-letter queue and its bindings. Harmless to repeat."""
+    """Declare the subscription's queue, its dead-letter exchange and queue, and its bindings. Harmless to repeat.
+
+    The exchange is its own, so that its user needs no right to publish to other queues.
+    """
+    dead = f"{subscription.name}.dead"
     arguments: FieldTable = {
         "x-queue-type": "quorum",
         "x-delivery-limit": 1000,
-        "x-dead-letter-exchange": "",
-        "x-dead-letter-routing-key": f"{subscription.name}.dead",
+        "x-dead-letter-exchange": dead,
         "x-dead-letter-strategy": "at-least-once",
         "x-overflow": "reject-publish",  # at-least-once dead-lettering needs it
     }
     channel = await connection.channel()
-    await channel.queue_declare(f"{subscription.name}.dead", durable=True, arguments={"x-queue-type": "quorum"})
-    await channel.queue_declare(subscription.name, durable=True, arguments=arguments)
+    await channel.exchange_declare(dead, exchange_type="fanout", durable=True)
+    await channel.queue_declare(dead, durable=True, arguments={"x-queue-type": "quorum"})
+    await channel.queue_bind(dead, dead)
+    try:
+        await channel.queue_declare(subscription.name, durable=True, arguments=arguments)
+    except ChannelPreconditionFailed:
+        # The arguments of a queue cannot be changed. One that an earlier version declared leads to the same dead
+        # letters, by the default exchange, and RabbitMQ asks no user for a right to do so.
+        channel = await connection.channel()
+        earlier: FieldTable = {**arguments, "x-dead-letter-exchange": "", "x-dead-letter-routing-key": dead}
+        await channel.queue_declare(subscription.name, durable=True, arguments=earlier)
     for event_type in subscription.event_types:
         await channel.queue_bind(subscription.name, EXCHANGE, event_type)
     await channel.close()

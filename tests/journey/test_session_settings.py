@@ -43,7 +43,10 @@ async def test_database_with_settings_of_its_own(servers: Servers, template: str
                     sql.SQL("ALTER DATABASE {} SET {} = {}").format(database, sql.SQL(name), sql.Literal(value))
                 )
         settings = {"PGCLIENTENCODING": "LATIN1"}
-        with System(url, vhost, tmp_path, Counts(apis=1), settings=settings, launch=warm.launch) as system:
+        with System(
+            url, vhost, tmp_path, Counts(apis=1), settings=settings, users_url=servers.management_url,
+            launch=warm.launch,
+        ) as system:  # fmt: skip
             async with shoppers.client(system.base_url) as http:
                 placed = await http.post("/orders", json=ORDER)
                 assert placed.status_code == httpx.codes.CREATED
@@ -73,7 +76,10 @@ async def test_schema_of_the_url(servers: Servers, tmp_path: Path) -> None:
         with psycopg.connect(url, autocommit=True) as conn:
             conn.execute("CREATE SCHEMA shop")
         there = f"{url}?options=-c%20search_path%3Dshop"
-        with System(there, vhost, tmp_path, Counts(apis=1), with_nginx=False, launch=warm.launch) as system:
+        with System(
+            there, vhost, tmp_path, Counts(apis=1), with_nginx=False, users_url=servers.management_url,
+            launch=warm.launch,
+        ) as system:  # fmt: skip
             async with shoppers.client(system.base_url) as http:
                 where = (await http.post("/orders", json=ORDER)).headers["Location"]
 

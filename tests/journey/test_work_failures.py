@@ -1,6 +1,7 @@
 """Handlers that fail, refuse, hang and die: what becomes of their orders, and of their neighbours."""
 
 import asyncio
+import os
 import sys
 from collections import Counter
 from typing import LiteralString
@@ -81,7 +82,7 @@ async def test_redrive_after_the_handler_was_mended(start_system: StartSystem, t
         system.change(trace.settings | {"ORDERS_HANDLER": "tests.journey.handlers:note_once"})
         system.scale(Counts(apis=0, relays=1, workers=1))
         redrive = ["-m", "orders.cli", "dead", "redrive", "--all", "--rate", "200"]
-        environ = system.process("relay-1").spec.environ
+        environ = os.environ | system.urls_of("operator")
         done = await asyncio.to_thread(warm.run, [sys.executable, *redrive], env=environ)
         assert done.returncode == 0, done.stderr
         assert done.stdout == f"redriven: {REDRIVEN}\n"

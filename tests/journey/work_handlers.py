@@ -53,3 +53,12 @@ def block_in_a_thread(order: Order) -> None:
 async def refuse(order: Order) -> None:
     """Do as a handler with a bug that concerns everybody."""
     raise Refuse("the handler is broken")
+
+
+async def by_reference(order: Order) -> None:
+    """End in the way that the order's reference says."""
+    if order.reference == "refused":
+        raise Refuse("no stock")
+    if order.reference == "again" and order.attempts == 1:
+        raise Retry("busy", after=0)
+    await asyncio.sleep(3 if order.reference == "slow" else 0)

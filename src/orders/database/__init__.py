@@ -11,6 +11,7 @@ notify                  notifies the relay of new outbox rows
 worker_lock             the advisory lock that shows a worker alive
 batcher                 many callers, one statement
 server_state            connections that are taken, commits that wait for a standby
+roles                   lets the roles of the processes log in
 errors                  what a database error means: the class of its SQLSTATE
 row_locks               orders that another session has locked: skipped, paused, made visible
 pg_arrays               arrays as parameters of a batch statement

@@ -13,13 +13,16 @@ READ: LiteralString = """
            count(*) FILTER (WHERE wait_event = 'SyncRep'),
            min(query_start) FILTER (WHERE wait_event = 'SyncRep'),
            coalesce(extract(epoch FROM clock_timestamp() - min(query_start) FILTER (WHERE wait_event = 'SyncRep')), 0)
-               ::float8
+               ::float8,
+           (SELECT string_agg(rolname, ', ' ORDER BY rolname) FROM pg_roles r
+             WHERE rolname LIKE 'orders\\_%' AND rolconnlimit > 0
+               AND rolconnlimit <= (SELECT count(*) FROM pg_stat_activity b WHERE b.usesysid = r.oid))
     FROM pg_stat_activity
 """
 
 
 class ServerState(NamedTuple):
-    """The connections that are taken, of how many, and what commits wait for."""
+    """The connections that are taken, of how many, by which roles, and what commits wait for."""
 
     taken: int
     max_connections: int
@@ -27,6 +30,7 @@ class ServerState(NamedTuple):
     waiting_commits: int
     waiting_since: datetime | None
     waiting_seconds: float
+    roles_at_limit: str | None  # that have all the connections that they may have
 
 
 async def read(conn: AsyncConnection) -> ServerState:

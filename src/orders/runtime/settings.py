@@ -165,6 +165,23 @@ class TopologySettings(Settings, frozen=True, kw_only=True):
     amqp_url: AmqpUrl
 
 
+class RolesSettings(Settings, frozen=True, kw_only=True):
+    """Settings of `orders roles`."""
+
+    database_url: Annotated[
+        str, Meta(pattern=r"^(postgres(ql)?://|$)", description="libpq URL of an administrator of PostgreSQL")
+    ] = ""
+    management_url: Annotated[
+        str, Meta(pattern=r"^(https?://|$)", description="management interface of RabbitMQ, with an administrator")
+    ] = ""
+    amqp_url: Annotated[str, Meta(pattern=r"^(amqps?://|$)", description="AMQP URL of RabbitMQ, for the vhost")] = ""
+    orders_api_password: str = ""
+    orders_worker_password: str = ""
+    orders_relay_password: str = ""
+    orders_operator_password: str = ""
+    orders_read_password: str = ""
+
+
 class ReconcileSettings(Settings, frozen=True, kw_only=True):
     """Settings of `orders reconcile`."""
 

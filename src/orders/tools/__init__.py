@@ -4,6 +4,7 @@ client             place, get, watch, cancel, list: a client's commands, over th
 attempts           get --attempts: how the attempts at an order ended, on the database
 admin              clients, purge: API keys and old orders, on the database
 dead_letters       dead: list, redrive and discard dead letters, on the database
+roles              roles: let the processes log in as roles of their own
 doctor             doctor: check every part of the system
 running_code       whether processes run older code than this folder has, for doctor
 reconcile          reconcile: compare orders, outbox and work queue, and repair what was lost

@@ -241,6 +241,11 @@ def complaints_of_server(state: ServerState) -> Iterator[str]:
             f"{state.taken} of {state.max_connections} connections are taken: count them by application_name in "
             "pg_stat_activity, end those that nobody needs, or raise max_connections"
         )
+    if state.roles_at_limit:
+        yield (
+            f"all connections that the role may have are taken: {state.roles_at_limit}; count them by application_name "
+            "in pg_stat_activity, or raise its CONNECTION LIMIT"
+        )
 
 
 async def complaints_of_orders(conn: psycopg.AsyncConnection) -> AsyncIterator[str]:

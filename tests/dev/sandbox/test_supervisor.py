@@ -67,7 +67,10 @@ def test_up_and_down(make: Make, run: Path, urls: Mapping[str, str]) -> None:
         "ready: http://127.0.0.1:"
     )
     env = read_env(run)
-    assert set(env) == {"BASE_URL", "API_URLS", "RELAY_URLS", "WORKER_URLS", "DATABASE_URL", "AMQP_URL"}
+    assert set(env) == {
+        "BASE_URL", "API_URLS", "RELAY_URLS", "WORKER_URLS", "DATABASE_URL", "AMQP_URL", "ADMIN_DATABASE_URL",
+        "ADMIN_AMQP_URL",
+    }  # fmt: skip
     assert answers(env["BASE_URL"] + "/health")
     counts = {name: len(env[name].split(",")) for name in ("API_URLS", "RELAY_URLS", "WORKER_URLS")}
     assert counts == {"API_URLS": 3, "RELAY_URLS": 1, "WORKER_URLS": 1}
@@ -193,7 +196,7 @@ def test_killed_servers(make: Make, run: Path) -> None:
     """
     make("up", SERVERS="local")
     env, pids = read_env(run), read_pids(run)
-    with psycopg.connect(env["DATABASE_URL"], autocommit=True) as conn:
+    with psycopg.connect(env["ADMIN_DATABASE_URL"], autocommit=True) as conn:
         conn.execute("CREATE TABLE kept ()")
     for name in ("postgres", "rabbitmq"):
         os.kill(pids[name], signal.SIGKILL)
@@ -210,7 +213,7 @@ def test_killed_servers(make: Make, run: Path) -> None:
 
     assert (done.returncode, done.stderr) == (0, "")
     assert read_env(run) == env
-    with psycopg.connect(env["DATABASE_URL"], autocommit=True) as conn:
+    with psycopg.connect(env["ADMIN_DATABASE_URL"], autocommit=True) as conn:
         conn.execute("DROP TABLE kept")
 
 

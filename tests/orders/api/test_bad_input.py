@@ -202,7 +202,11 @@ def system(servers: Servers, template: str, tmp_path_factory: pytest.TempPathFac
         places.database(servers, template) as database_url,
         places.vhost(servers) as amqp_url,
         System(
-            database_url, amqp_url, tmp_path_factory.mktemp("system"), Counts(apis=1, relays=0, workers=0)
+            database_url,
+            amqp_url,
+            tmp_path_factory.mktemp("system"),
+            Counts(apis=1, relays=0, workers=0),
+            users_url=servers.management_url,
         ) as system,
     ):
         yield system

@@ -203,12 +203,14 @@ async def test_no_connection_is_left(conn: AsyncConnection, database_url: str, t
 
 
 def test_connections_run_out() -> None:
-    """More than four fifths of the connections taken is a fault, with both numbers; fewer are none."""
-    state = ServerState(81, 100, "", 0, None, 0)
+    """More than four fifths of the connections taken is a fault, with both numbers; so is a role at its own limit."""
+    state = ServerState(81, 100, "", 0, None, 0, None)
 
     assert list(complaints_of_server(state._replace(taken=80))) == []
     [line] = complaints_of_server(state)
     assert line.startswith("81 of 100 connections are taken: ")
+    [line] = complaints_of_server(state._replace(taken=80, roles_at_limit="orders_api"))
+    assert line.startswith("all connections that the role may have are taken: orders_api; ")
 
 
 async def test_orders_that_nothing_carries(conn: AsyncConnection, database_url: str, tmp_path: Path) -> None:
