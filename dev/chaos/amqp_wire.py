@@ -117,8 +117,8 @@ class AmqpWire(Wire):
         """Tell confirms one by one and in any order from now on, however the broker puts them."""
         self._is_shuffling = True
 
-    def interject(self, word: Word) -> None:
-        """Say something in the name of the next client that uses a channel, on that channel, once."""
+    def interject(self, word: Word | None) -> None:
+        """Say something in the name of the next client that uses a channel, on that channel, once; None: nothing."""
         self._word = word
 
     def mend(self) -> None:

@@ -182,11 +182,21 @@ async def bind(channel: AbstractChannel, queue: str, *, wanted: bool) -> None:
 )
 async def close_channel(act: Act) -> None:
     """Over a word that nobody of ours has said: 404 for a publisher, 406 for a consumer."""
-    wire = act.rng.choice(act.stage.amqp_wires(act.place))
-    before = wire.interjected
-    wire.interject(ask_for_nothing if act.place == "relay-mq" else ack_the_unknown)
-    await until(lambda: wire.interjected > before, act.seconds, f"nobody used a channel over {act.place}")
-    act.fired("one channel")
+    # Whichever uses one next: one of several relays may have nothing to publish.
+    wires = act.stage.amqp_wires(act.place)
+
+    def interjected() -> int:
+        return sum(wire.interjected for wire in wires)
+
+    before = interjected()
+    for wire in wires:
+        wire.interject(ask_for_nothing if act.place == "relay-mq" else ack_the_unknown)
+    try:
+        await until(lambda: interjected() > before, act.seconds, f"nobody used a channel over {act.place}")
+    finally:
+        for wire in wires:
+            wire.interject(None)
+    act.fired("a channel")
     act.healed()
 
 
@@ -351,7 +361,7 @@ IN_SOMEBODYS_HANDS = """
 """
 
 
-async def empty(act: Act, seconds: float = 40.0) -> None:
+async def empty(act: Act, seconds: float = 120.0) -> None:
     """Return when the work queue has nothing in it, nor any worker in its hands, twice."""
     end = time.monotonic() + seconds
     seen = 0
