@@ -255,7 +255,7 @@ async def promote(act: Act) -> None:
 
 @kind(
     "D25",
-    "a role gets a foreign client_encoding and datestyle",
+    "all roles get a foreign client_encoding and datestyle",
     POSTGRES,
     weight=1,
     seconds=(3.0, 10.0),
@@ -265,15 +265,13 @@ async def change_forms(act: Act) -> None:
     """Every session ends, and each new one would send text and times in forms that nobody expects."""
     await insist(
         act,
-        "ALTER ROLE current_user SET client_encoding = 'LATIN1'",
-        "ALTER ROLE current_user SET datestyle = 'SQL, DMY'",
+        "ALTER ROLE ALL SET client_encoding = 'LATIN1'",
+        "ALTER ROLE ALL SET datestyle = 'SQL, DMY'",
         END_SESSIONS,
     )
     act.fired(f"{act.seconds:.1f} s")
     await asyncio.sleep(act.seconds)
-    await insist(
-        act, "ALTER ROLE current_user RESET client_encoding", "ALTER ROLE current_user RESET datestyle", END_SESSIONS
-    )
+    await insist(act, "ALTER ROLE ALL RESET client_encoding", "ALTER ROLE ALL RESET datestyle", END_SESSIONS)
     act.healed()
 
 
