@@ -15,7 +15,7 @@ from orders import handlers
 from orders.api import problems
 from orders.api.metrics import metrics
 from orders.broker import topology
-from orders.broker.consumer import Consumer
+from orders.broker.consumer import Consumer, Delivery
 from orders.broker.policy_watch import PolicyWatch
 from orders.broker.topology import WORK_QUEUE
 from orders.database import (
@@ -114,7 +114,12 @@ async def serve(settings: WorkerSettings, handler: Handler) -> None:
         in_hand = OrdersInHand(
             batches, runner, crash_isolation, max_failures=settings.work_max_attempts, max_running=max_running
         )
-        consumer = Consumer(settings.amqp_url, WORK_QUEUE, settings.worker_concurrency, in_hand.take)
+
+        def take(delivery: Delivery) -> None:
+            notifier.needless()
+            in_hand.take(delivery)
+
+        consumer = Consumer(settings.amqp_url, WORK_QUEUE, settings.worker_concurrency, take)
         sweep = Sweep(url, worker_lock, in_hand, consumer, notifier.soon)
         health = create_health(
             WorkerHealth(

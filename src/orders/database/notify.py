@@ -5,7 +5,7 @@ of commits to a third. A notification is only a hint: a lost one delays a row by
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import LiteralString, TypeVar
 
 from psycopg import AsyncConnection
@@ -25,6 +25,7 @@ NOTIFY: LiteralString = "NOTIFY outbox"
 SECONDS_PER_ROW = 0.005
 MAX_PAUSE_SECONDS = 0.04
 CALL_SECONDS = 1.0
+LATER_SECONDS = 0.1
 
 
 class RelayNotifier(Session):
@@ -34,23 +35,41 @@ class RelayNotifier(Session):
         super().__init__("notify", url, self._send_hints)
         self._has_rows = asyncio.Event()
         self._rows = 0
+        self._later: asyncio.TimerHandle | None = None
 
     def soon(self, rows: int = 1) -> None:
         """Have a hint sent within some milliseconds, for `rows` rows that are committed."""
         self._rows += rows
         self._has_rows.set()
 
-    def after(self, run: Run[Item, Answer]) -> Run[Item, Answer]:
-        """Return `run`, followed by a hint for as many rows as its batch has."""
+    def later(self, rows: int = 1) -> None:
+        """Have a hint sent after LATER_SECONDS, for committed rows that no order waits for, unless it is `needless`."""
+        if self._later is None:
+            self._later = asyncio.get_running_loop().call_later(LATER_SECONDS, self._send_late)
+
+    def needless(self) -> None:
+        """Call this when the relay has just carried another row: it takes those of `later` along, now or next time."""
+        if self._later is not None:
+            self._later.cancel()
+            self._later = None
+
+    def _send_late(self) -> None:
+        self._later = None
+        self.soon()
+
+    def after(self, run: Run[Item, Answer], hint: Callable[[int], None] | None = None) -> Run[Item, Answer]:
+        """Return `run`, followed by a hint (`soon`, or `later`) for as many rows as its batch has."""
+        hint = hint or self.soon
 
         async def run_and_notify(conn: AsyncConnection, batch: Sequence[Item]) -> Sequence[Answer | OrdersError | Busy]:
             answers = await run(conn, batch)
-            self.soon(len(batch))
+            hint(len(batch))
             return answers
 
         return run_and_notify
 
     async def __aexit__(self, *exc: object) -> None:
+        self.needless()
         self._has_rows.set()
         await super().__aexit__(*exc)
 

@@ -30,7 +30,9 @@ class WorkBatches:
         self._worker_lock = worker_lock
         add_partitions = outbox_table.add_partitions
         self._claim_skipping = SkipLocked(self._claim_orders)
-        finish, store = notifier.after(SkipLocked(_finish_orders)), notifier.after(dead_letters_table.store)
+        # The event of an end is for subscribers: no order waits for it.
+        finish = notifier.after(SkipLocked(_finish_orders), notifier.later)
+        store = notifier.after(dead_letters_table.store)
         # The names are those of metrics and of connections, on which dashboards depend.
         self.claim = Batcher[WorkMessage, Claim]("claim", url, self._claim, CLAIM_LIMITS, session=LOCK_TIMEOUT)
         self.finish = Batcher[Finish, Finished | None](

@@ -67,3 +67,26 @@ async def test_a_batch_is_followed_by_a_hint(database_url: str, conn: AsyncConne
 
         assert await notifier.after(run)(conn, [50, 25]) == [2, 4]
         await eventually(has_heard)
+
+
+async def test_a_later_hint(database_url: str, conn: AsyncConnection, monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    A hint for rows that no order waits for is sent after a while, and not at all if the relay was at work meanwhile.
+    """
+    heard: list[str] = []
+    conn.add_notify_handler(lambda notify: heard.append(notify.channel))
+    await conn.execute("LISTEN outbox")
+
+    async def has_heard() -> bool:
+        await conn.execute("SELECT 1")
+        return len(heard) == 1
+
+    async with RelayNotifier(database_url) as notifier:
+        monkeypatch.setattr("orders.database.notify.LATER_SECONDS", 3600.0)
+        notifier.later()
+        notifier.needless()
+        monkeypatch.setattr("orders.database.notify.LATER_SECONDS", 0.001)
+        notifier.later()
+        notifier.later()
+        await eventually(has_heard)
+        assert not notifier._rows
