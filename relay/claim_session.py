@@ -6,6 +6,8 @@ import time
 from collections.abc import AsyncIterator, Coroutine
 from typing import Any, TypeVar
 
+from psycopg.pq import TransactionStatus
+
 from relay import outbox_table
 from relay.database import STATEMENT_SECONDS, Connection, connect, deadline
 from relay.outbox_table import SavedMark
@@ -69,18 +71,20 @@ class ClaimSession:
 
     @contextlib.asynccontextmanager
     async def transaction(self) -> AsyncIterator[Connection]:
-        """Begin, and commit at the end; on any failure close the connection, and the transaction with it."""
+        """Within the block the caller begins a transaction, and may commit it; what stands at the end is committed.
+
+        On any failure close the connection, and the transaction with it.
+        """
         conn = self._conn
         assert conn is not None, "the session is not open"
-        with deadline(conn, STATEMENT_SECONDS):
-            await conn.execute("BEGIN")
         try:
             yield conn
+            if conn.info.transaction_status != TransactionStatus.IDLE:
+                with deadline(conn, STATEMENT_SECONDS):
+                    await outbox_table.commit(conn)
         except BaseException:
             await self.close()
             raise
-        with deadline(conn, STATEMENT_SECONDS):
-            await conn.execute("COMMIT")
 
     def stands(self) -> None:
         """Record that the server has just answered on this session."""

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from typing import Any, LiteralString
 
 import psycopg
-from psycopg import AsyncConnection, errors
+from psycopg import AsyncConnection, AsyncCursor, errors
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from relay import session_probe, severing
@@ -28,6 +28,7 @@ FORMS: LiteralString = """
 """
 
 Connection = AsyncConnection[tuple[Any, ...]]
+Cursor = AsyncCursor[tuple[Any, ...]]
 
 
 class DatabaseLost(Exception):

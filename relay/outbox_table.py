@@ -5,16 +5,58 @@ A function joins the transaction of the connection that it is given. It sets no 
 """
 
 from collections.abc import Collection, Iterable, Sequence
-from typing import LiteralString, NamedTuple
+from typing import Any, LiteralString, NamedTuple
 
-from relay.database import Connection, DatabaseLost, refuse_read_only
+from psycopg import AsyncClientCursor
+
+from relay.database import Connection, Cursor, DatabaseLost, refuse_read_only
 from relay.mark import Holder, Writer
 from relay.message import Message, Route
 
 SHARDS = 64
 CLOSE = 8  # reading so many rows of the index in sequence costs no more than one search
 
-SESSION: LiteralString = """
+TAKE_SHARDS: LiteralString = """
+    -- In a statement of its own, before the claim: a claim whose snapshot is older than the lock misses what the last
+    -- holder parked, and overtakes it. Starts at a shard of the caller's choice and stops when it has enough:
+    -- MATERIALIZED, or the planner asks for the locks below the sort, and so for all of them.
+    -- The transaction keeps the shards for its claim, which is sent along without waiting for this answer.
+    WITH shards AS MATERIALIZED (
+        SELECT ($1 + n) % 64 AS shard FROM generate_series(0, 63) AS n ORDER BY n
+    ), taken AS MATERIALIZED (
+        SELECT shard FROM shards
+        WHERE pg_try_advisory_xact_lock('outbox'::regclass::oid::integer, shard)
+        LIMIT $2
+    )
+    SELECT coalesce(array_agg(shard), '{}'), set_config('relay.shards', coalesce(array_agg(shard), '{}')::text, true)
+    FROM taken
+"""
+
+CLAIM: LiteralString = """
+    -- All columns at once: a row is looked up once, not once more by its id. A large body is a pointer up to the last
+    -- step, so what the claim leaves for its bytes has not been read.
+    WITH head AS MATERIALIZED (
+        SELECT id, event_id, key, exchange, routing_key, required, content_type, headers, body, created_at
+        FROM outbox
+        WHERE state = 'pending' AND id > $1 AND id <= $2
+          AND shard = ANY ((SELECT current_setting('relay.shards')::integer[])::integer[])
+        ORDER BY id
+        LIMIT $3
+        FOR UPDATE SKIP LOCKED
+    ), sized AS (
+        SELECT *, sum(octet_length(body)) OVER (ORDER BY id ROWS UNBOUNDED PRECEDING) AS total,
+               row_number() OVER (ORDER BY id) AS place
+        FROM head
+    )
+    SELECT id, event_id::text, key, exchange, routing_key, required, content_type, headers::text,
+           body, date_part('epoch', created_at), false,
+           EXISTS (SELECT FROM outbox_waiting w WHERE w.key = sized.key)
+    FROM sized
+    WHERE total <= $4 OR place = 1
+    ORDER BY id
+"""
+
+SESSION: LiteralString = f"""
     -- A stopped relay keeps its connection, and so its locks: let the server end it. The first setting does not help
     -- while a large result is being sent, the second does, and the third ends a relay that was stopped between claims.
     SET idle_in_transaction_session_timeout = '1500ms';
@@ -30,8 +72,43 @@ SESSION: LiteralString = """
     SET plan_cache_mode = force_custom_plan;
     SET enable_seqscan = off;
     SET enable_bitmapscan = off;
-    SET jit = off
+    SET jit = off;
+    -- A pooler may lend a session that another relay has left.
+    DEALLOCATE ALL;
+    PREPARE relay_take_shards (integer, integer) AS {TAKE_SHARDS};
+    PREPARE relay_claim (bigint, bigint, integer, bigint) AS {CLAIM}
 """
+
+# Each of these is one message to the server. psycopg's pipeline is none: a relay that is stopped before it has sent the
+# end of a pipeline is busy for the server, which then ends its session by no timeout, and its locks would stay.
+BEGIN_AND_TAKE: LiteralString = """
+    BEGIN; EXECUTE relay_take_shards (%(first)s, %(limit)s)
+"""
+
+BEGIN_AND_CLAIM: LiteralString = """
+    BEGIN; EXECUTE relay_take_shards (%(first)s, %(limit)s);
+    EXECUTE relay_claim (%(above)s, %(upto)s, %(rows)s, %(bytes)s)
+"""
+
+EXECUTE_CLAIM: LiteralString = "EXECUTE relay_claim (%(above)s, %(upto)s, %(rows)s, %(bytes)s)"
+
+SETTLE: LiteralString = """
+    UPDATE outbox SET state = CASE WHEN id = ANY (%(unrouted)s::bigint[]) THEN 'unrouted' ELSE 'sent' END,
+                      settled_at = clock_timestamp()
+    WHERE id = ANY (%(ids)s::bigint[]) AND id >= %(low)s AND id <= %(high)s AND state IN ('pending', 'parked')
+"""
+
+SETTLE_CLOSE: LiteralString = """
+    -- The same for ids that lie close together: one scan of the index instead of a search for each id. With `+ 0` the
+    -- list is no condition of the index, but a filter that is looked up by its hash.
+    UPDATE outbox SET state = CASE WHEN id = ANY (%(unrouted)s::bigint[]) THEN 'unrouted' ELSE 'sent' END,
+                      settled_at = clock_timestamp()
+    WHERE id >= %(low)s AND id <= %(high)s AND id + 0 = ANY (%(ids)s::bigint[]) AND state IN ('pending', 'parked')
+"""
+
+SETTLE_AND_COMMIT: LiteralString = f"{SETTLE}; COMMIT"
+
+SETTLE_CLOSE_AND_COMMIT: LiteralString = f"{SETTLE_CLOSE}; COMMIT"
 
 READ_MARK: LiteralString = """
     SELECT m.mark, s.seqcache, q.last_value - CASE WHEN q.is_called THEN 0 ELSE 1 END
@@ -57,41 +134,6 @@ COUNT_PRESENT: LiteralString = """
     SELECT count(*) FILTER (WHERE objid = 1001), count(*) FROM pg_locks
     WHERE locktype = 'advisory' AND classid = 'outbox'::regclass::oid AND objid IN (1001, 1002) AND granted
       AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
-"""
-
-TAKE_SHARDS: LiteralString = """
-    -- In a statement of its own, before the claim: a claim whose snapshot is older than the lock misses what the last
-    -- holder parked, and overtakes it. Starts at a shard of the caller's choice and stops when it has enough:
-    -- MATERIALIZED, or the planner asks for the locks below the sort, and so for all of them.
-    WITH shards AS MATERIALIZED (
-        SELECT (%(first)s + n) %% 64 AS shard FROM generate_series(0, 63) AS n ORDER BY n
-    )
-    SELECT shard FROM shards
-    WHERE pg_try_advisory_xact_lock('outbox'::regclass::oid::integer, shard)
-    LIMIT %(limit)s
-"""
-
-CLAIM: LiteralString = """
-    -- All columns at once: a row is looked up once, not once more by its id. A large body is a pointer up to the last
-    -- step, so what the claim leaves for its bytes has not been read.
-    WITH head AS MATERIALIZED (
-        SELECT id, event_id, key, exchange, routing_key, required, content_type, headers, body, created_at
-        FROM outbox
-        WHERE state = 'pending' AND id > %(above)s AND id <= %(upto)s AND shard = ANY (%(shards)s)
-        ORDER BY id
-        LIMIT %(rows)s
-        FOR UPDATE SKIP LOCKED
-    ), sized AS (
-        SELECT *, sum(octet_length(body)) OVER (ORDER BY id ROWS UNBOUNDED PRECEDING) AS total,
-               row_number() OVER (ORDER BY id) AS place
-        FROM head
-    )
-    SELECT id, event_id::text, key, exchange, routing_key, required, content_type, headers::text,
-           body, date_part('epoch', created_at), false,
-           EXISTS (SELECT FROM outbox_waiting w WHERE w.key = sized.key)
-    FROM sized
-    WHERE total <= %(bytes)s OR place = 1
-    ORDER BY id
 """
 
 NEW_ROUTES: LiteralString = """
@@ -154,18 +196,6 @@ CLAIM_PARKED: LiteralString = """
     FROM sized JOIN outbox o ON o.id = sized.id AND o.id = ANY (%(ids)s)
     WHERE sized.total <= %(bytes)s OR sized.place = 1
     ORDER BY o.id
-"""
-
-SETTLE: LiteralString = """
-    UPDATE outbox SET state = %(state)s, settled_at = clock_timestamp()
-    WHERE id = ANY (%(ids)s) AND id >= %(low)s AND id <= %(high)s AND state IN ('pending', 'parked')
-"""
-
-SETTLE_CLOSE: LiteralString = """
-    -- The same for ids that lie close together: one scan of the index instead of a search for each id. With `+ 0` the
-    -- list is no condition of the index, but a filter that is looked up by its hash.
-    UPDATE outbox SET state = %(state)s, settled_at = clock_timestamp()
-    WHERE id >= %(low)s AND id <= %(high)s AND id + 0 = ANY (%(ids)s::bigint[]) AND state IN ('pending', 'parked')
 """
 
 PARK: LiteralString = """
@@ -364,25 +394,50 @@ async def look(conn: Connection) -> Look:
     return Look(last_id, last_turn, database_time)
 
 
-async def take_shards(conn: Connection, first: int, limit: int) -> list[int]:
-    """Lock up to `limit` shards that no other session holds, until the transaction ends; return them.
+async def commit(conn: Connection) -> None:
+    """Commit what a claiming transaction has recorded."""
+    await conn.execute("COMMIT")
+
+
+async def begin_and_take(conn: Connection, first: int, limit: int) -> list[int]:
+    """Begin a claiming transaction; lock up to `limit` shards that no other session holds until it ends, return them.
 
     `first` (0 to 63) is the shard to begin with.
     """
-    cursor = await conn.execute(TAKE_SHARDS, {"first": first, "limit": limit})
-    return [row[0] for row in await cursor.fetchall()]
+    cursor = await _execute(conn, BEGIN_AND_TAKE, {"first": first, "limit": limit})
+    return await _shards(cursor)
 
 
-async def claim(conn: Connection, shards: list[int], above: int, upto: int, rows: int, size: int) -> list[Message]:
-    """Claim pending rows of these shards with ids above `above` and up to `upto`, in order of their ids.
+async def begin_and_claim(
+    conn: Connection, first: int, limit: int, above: int, upto: int, rows: int, size: int
+) -> tuple[list[int], list[Message]]:
+    """Do what `begin_and_take` and `claim` do, in one round trip."""
+    bounds = {"first": first, "limit": limit, "above": above, "upto": upto, "rows": rows, "bytes": size}
+    cursor = await _execute(conn, BEGIN_AND_CLAIM, bounds)
+    shards = await _shards(cursor)
+    cursor.nextset()
+    return shards, [Message(*row) for row in await cursor.fetchall()]
+
+
+async def claim(conn: Connection, above: int, upto: int, rows: int, size: int) -> list[Message]:
+    """Claim pending rows of the shards taken, with ids above `above` and up to `upto`, in order of their ids.
 
     Return at most `rows` messages whose bodies have at most `size` bytes together, or one message.
     """
-    cursor = conn.cursor(binary=True)
-    await cursor.execute(
-        CLAIM, {"shards": shards, "above": above, "upto": upto, "rows": rows, "bytes": size}, prepare=True
-    )
+    cursor = await _execute(conn, EXECUTE_CLAIM, {"above": above, "upto": upto, "rows": rows, "bytes": size})
     return [Message(*row) for row in await cursor.fetchall()]
+
+
+async def _shards(cursor: Cursor) -> list[int]:
+    cursor.nextset()  # behind BEGIN
+    row = await cursor.fetchone()
+    assert row is not None
+    return list(row[0])
+
+
+async def _execute(conn: Connection, statements: LiteralString, values: dict[str, Any]) -> Cursor:
+    """Send statements as one message, with the values in their text: several statements take no parameters."""
+    return await AsyncClientCursor(conn).execute(statements, values)
 
 
 async def new_routes(conn: Connection, above: int, upto: int) -> dict[Route, int]:
@@ -438,17 +493,26 @@ async def claim_parked(
     return [Message(*row) for row in await found.fetchall()]
 
 
-async def settle(conn: Connection, state: LiteralString, ids: list[int]) -> None:
-    """Set the state of these claimed rows, and their time.
+async def settle(conn: Connection, sent: list[int], unrouted: list[int], *, and_commit: bool) -> None:
+    """Set the state of these claimed rows, and their time; with `and_commit` commit in the same round trip.
 
     Raises DatabaseLost if a row is missing: its partition is being detached, although it was requeued meanwhile. The
     relay then claims again, after the keeper has attached the partition.
     """
+    ids = sent + unrouted
     low, high = min(ids), max(ids)
-    statement = SETTLE_CLOSE if high - low < CLOSE * len(ids) else SETTLE
-    cursor = await conn.execute(statement, {"state": state, "ids": ids, "low": low, "high": high})
+    if high - low < CLOSE * len(ids):
+        statement = SETTLE_CLOSE_AND_COMMIT if and_commit else SETTLE_CLOSE
+    else:
+        statement = SETTLE_AND_COMMIT if and_commit else SETTLE
+    values = {"ids": _array(ids), "unrouted": _array(unrouted), "low": low, "high": high}
+    cursor = await _execute(conn, statement, values)
     if cursor.rowcount != len(ids):
-        raise DatabaseLost(f"{cursor.rowcount} of {len(ids)} claimed rows could be marked {state}")
+        raise DatabaseLost(f"{cursor.rowcount} of {len(ids)} claimed rows could be settled")
+
+
+def _array(ids: list[int]) -> str:
+    return f"{{{','.join(map(str, ids))}}}"
 
 
 async def park(conn: Connection, ids: list[int], reason: str) -> None:

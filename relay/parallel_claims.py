@@ -61,9 +61,10 @@ class Claimer:
                 present = await outbox_table.count_present(conn)
             self._state.relays, self._claimers = max(1, present.relays), max(1, present.claimers)
 
-    async def take_shards(self, conn: Connection) -> list[int]:
-        """Lock this claimer's share of the shards, or what is free of it, until the transaction ends."""
-        return await outbox_table.take_shards(conn, self._first_shard, self.share)
+    @property
+    def next_shards(self) -> tuple[int, int]:
+        """The shard that the next claim begins with, and how many it takes at most: this claimer's share."""
+        return self._first_shard, self.share
 
     def go_on(self) -> None:
         """Begin the next claim at the shards that follow those of this one."""

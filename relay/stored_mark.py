@@ -10,7 +10,9 @@ from relay.message import Message
 from relay.outbox_table import SavedMark
 from relay.state import RelayState
 
-MOVE_SECONDS = 0.1  # between two moves while there is work
+# Between two moves while there is work; the second after so many rows, since a claim reads a dead entry of the index
+# for each row sent above the floor.
+MOVE_SECONDS, SOON_SECONDS, SOON_ROWS = 1.0, 0.1, 500
 SAVE_SECONDS = 2.0  # between two saves
 # Above a mark that was held for long lies a dead entry of the index for each row sent: one statement reads so many ids.
 WINDOW_ROWS = 50_000
@@ -28,7 +30,8 @@ class StoredMark:
         self._mark = LowWaterMark(0)
         self._floor = Floor(0)
         self._saved = 0
-        self._move_at = 0.0
+        self._moved_at = 0.0
+        self._rows = 0  # claimed since the last move
         self._save_at = 0.0
 
     @property
@@ -47,15 +50,25 @@ class StoredMark:
         self._saved = saved.mark
         self._show()
 
-    async def claim(self, conn: Connection, shards: list[int], upto: int, rows: int, size: int) -> list[Message]:
+    def window(self, upto: int) -> tuple[int, int]:
+        """Return the bounds of the first look for pending rows (`above`, `upto`) in a claim up to `upto`."""
+        return self._floor.id, min(upto, self._floor.id + WINDOW_ROWS)
+
+    async def claim(self, conn: Connection, upto: int, rows: int, size: int) -> list[Message]:
         """Claim pending rows with ids above the floor and up to `upto`, as `outbox_table.claim` does.
 
         It returns the first that it finds, window by window, and none if it finds none within `LOOK_SECONDS`.
         """
-        floor, above, until = self._floor, self._floor.id, time.monotonic() + LOOK_SECONDS
+        window = self.window(upto)
+        found = await outbox_table.claim(conn, *window, rows, size)
+        return await self.go_on(conn, found, window, upto, rows, size)
+
+    async def go_on(
+        self, conn: Connection, found: list[Message], window: tuple[int, int], upto: int, rows: int, size: int
+    ) -> list[Message]:
+        """Go on with a claim that has `found` these in its first window."""
+        floor, (above, end), until = self._floor, window, time.monotonic() + LOOK_SECONDS
         while True:
-            end = min(upto, above + WINDOW_ROWS)
-            found = await outbox_table.claim(conn, shards, above, end, rows, size)
             # A row below the floor would have to go before these, if it is of the same key.
             if floor.fence and floor.only_open(await outbox_table.still_open(conn, floor.fence)):
                 above = floor.id
@@ -63,16 +76,20 @@ class StoredMark:
                 return found
             else:
                 above = end  # what is pending up to here is locked, or of shards that others hold
+            end = min(upto, above + WINDOW_ROWS)
+            found = await outbox_table.claim(conn, above, end, rows, size)
 
-    async def move(self, conn: Connection, *, idle: bool) -> bool:
-        """Let mark and floor follow what is settled, at most every `MOVE_SECONDS` unless `idle`; raises DatabaseLost.
+    async def move(self, conn: Connection, *, idle: bool, rows: int = 0) -> bool:
+        """Let mark and floor follow what is settled; raises DatabaseLost.
 
+        Do it every `MOVE_SECONDS`, sooner after many rows (`rows`: of the last claim), and whenever `idle`.
         Return whether the floor has still to rise. Each step is a statement of its own, in this order (mark.py).
         """
         now = time.monotonic()
-        if not idle and now < self._move_at:
+        self._rows += rows
+        if not idle and now < self._moved_at + (SOON_SECONDS if self._rows >= SOON_ROWS else MOVE_SECONDS):
             return False
-        self._move_at = now + MOVE_SECONDS
+        self._moved_at, self._rows = now, 0
         mark, floor = self._mark, self._floor
         with deadline(conn, STATEMENT_SECONDS):
             look = await outbox_table.look(conn)

@@ -8,8 +8,10 @@ in the loop, so that the backlog is known while the broker is away, too.
 import asyncio
 import contextlib
 import logging
-import time
+from collections.abc import Callable
 from typing import LiteralString
+
+import psycopg
 
 from relay import outbox_table
 from relay.backoff import backoff_seconds
@@ -39,18 +41,24 @@ SESSION: LiteralString = """
 
 async def watch(url: str, state: RelayState, wake: asyncio.Event, stop: asyncio.Event) -> None:
     """Set `wake` whenever a writer has notified, and keep the state's counts up to date, until `stop` is set."""
+
+    def heard(_: object) -> None:
+        state.woken.inc()
+        wake.set()
+
     failures = 0
     while not stop.is_set():
         conn: Connection | None = None
         try:
             conn = await connect(url, "relay-watch", SESSION)
             failures, count = 0, _WaitingCounter()
+            conn.add_notify_handler(heard)  # for those that come with the answers to a count
             wake.set()  # for notifications that were sent before LISTEN
             while not stop.is_set():
                 with deadline(conn, DEADLINE_SECONDS):
                     await _count(conn, state, count)
                 state.database = "connected"
-                await _listen(conn, state, wake)
+                await _listen(conn, heard)
         except DatabaseLost as lost:
             failures += 1
             if state.database != "disconnected":
@@ -63,14 +71,32 @@ async def watch(url: str, state: RelayState, wake: asyncio.Event, stop: asyncio.
                 await close(conn)
 
 
-async def _listen(conn: Connection, state: RelayState, wake: asyncio.Event) -> None:
-    """Set `wake` at each notification, until it is time to count again."""
-    until = time.monotonic() + COUNT_SECONDS
-    with translated():
-        while (left := until - time.monotonic()) > 0:
-            async for _ in conn.notifies(timeout=left, stop_after=1):
-                state.woken.inc()
-                wake.set()
+async def _listen(conn: Connection, heard: Callable[[object], None]) -> None:
+    """Call `heard` at each notification, until it is time to count again.
+
+    psycopg's own `notifies` would wake ten times a second. Between two counts nothing but notifications comes here.
+    """
+    loop = asyncio.get_running_loop()
+    lost: asyncio.Future[None] = loop.create_future()
+    fileno = conn.fileno()
+
+    def read() -> None:
+        try:
+            conn.pgconn.consume_input()
+        except psycopg.Error as error:
+            loop.remove_reader(fileno)
+            if not lost.done():
+                lost.set_exception(error)
+        else:
+            while notification := conn.pgconn.notifies():
+                heard(notification)
+
+    loop.add_reader(fileno, read)
+    try:
+        with translated(), contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(lost, COUNT_SECONDS)
+    finally:
+        loop.remove_reader(fileno)
 
 
 class _WaitingCounter:

@@ -66,8 +66,10 @@ class WavePublisher:
         waves = Waves(messages)
         until = time.monotonic() + self._hold_seconds
         required = {message.route for message in messages if message.required}
-        closed = await self._session.while_proving(self._guard.before(required), "relay-guard")
-        self._routes.fail(closed)
+        closed: dict[Route, str] = {}
+        if required:
+            closed = await self._session.while_proving(self._guard.before(required), "relay-guard")
+            self._routes.fail(closed)
         doubtful: set[Route] = set()
         while wave := waves.next():
             if await self._withdraw_unproven(outcome, doubtful, self._guard.between):

@@ -48,7 +48,7 @@ TRANSACTIONS: LiteralString = """
 """
 
 
-class Counter:
+class RequestCounter:
     """A way to the management interface, in a thread of its own, that counts what is asked."""
 
     def __init__(self, url: str) -> None:
@@ -57,6 +57,7 @@ class Counter:
         self._thread = threading.Thread(target=self._loop.run_forever, name="management", daemon=True)
         self.url = ""
         self.requests = 0
+        self.connections = 0
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -81,6 +82,7 @@ class Counter:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _connect(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connections += 1
         there, back = await asyncio.open_connection(self._url.hostname, self._url.port)
 
         async def carry(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
@@ -98,14 +100,14 @@ class Counter:
 
 
 @contextlib.contextmanager
-def running(its: Servers, settings: Mapping[str, str]) -> Iterator[tuple[Side, Counter]]:
+def running(its: Servers, settings: Mapping[str, str]) -> Iterator[tuple[Side, RequestCounter]]:
     """The system as `make up` starts it, warm."""
     assert its.management_url is not None
     with (
         tempfile.TemporaryDirectory(prefix="bench-everyday-", ignore_cleanup_errors=True) as name,
         places.database(its) as database_url,
         places.vhost(its) as vhost,
-        Counter(its.management_url) as management,
+        RequestCounter(its.management_url) as management,
     ):
         folder = Path(name)
         folder.chmod(0o711)

@@ -73,7 +73,8 @@ _ALL = (
             "                outcome, left, answered_at = await self._waves.publish(publish)\n",
             (
                 "                if publish:\n"
-                '                    await outbox_table.settle(conn, "sent", outbox_table.ids_of(publish))\n'
+                "                    ids = outbox_table.ids_of(publish)\n"
+                "                    await outbox_table.settle(conn, ids, [], and_commit=False)\n"
                 '                    await conn.execute("COMMIT")\n'
                 '                    await conn.execute("BEGIN")\n'
                 "                outcome, left, answered_at = await self._waves.publish(publish)\n"
@@ -81,8 +82,8 @@ _ALL = (
         ),
         (
             "relay/forward.py",
-            '        await outbox_table.settle(conn, "sent", outbox_table.ids_of(outcome.sent))\n',
-            "        pass\n",
+            "    sent, unrouted = outbox_table.ids_of(outcome.sent), outbox_table.ids_of(outcome.unrouted)\n",
+            "    sent, unrouted = list[int](), outbox_table.ids_of(outcome.unrouted)\n",
         ),
     ),
     _plant(
@@ -554,7 +555,7 @@ _ALL = (
         "L4",
         "claims start from the mark, and read all that was sent above it while a writer holds it",
         "tests/relay/test_held_mark.py::test_a_held_mark[open]",
-        ("relay/stored_mark.py", "= self._floor, self._floor.id,", "= self._floor, self.id,"),
+        ("relay/stored_mark.py", "return self._floor.id, min", "return self.id, min"),
     ),
     _plant(
         "L5",

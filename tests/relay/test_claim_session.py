@@ -2,9 +2,11 @@
 
 import asyncio
 import contextlib
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
+from psycopg.pq import TransactionStatus
 
 from relay import claim_session, outbox_table
 from relay.claim_session import ClaimSession, SequenceCached
@@ -18,6 +20,7 @@ class Server:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, cache: int = 1) -> None:
         self.statements: list[str] = []
+        self.info = SimpleNamespace(transaction_status=TransactionStatus.IDLE)
         self.is_lost = False
         self.closed = 0
         self._saved = SavedMark(40, cache, 50)
@@ -32,6 +35,8 @@ class Server:
         if self.is_lost:
             raise DatabaseLost("gone")
         self.statements.append(statement)
+        status = {"BEGIN": TransactionStatus.INTRANS, "COMMIT": TransactionStatus.IDLE}
+        self.info.transaction_status = status.get(statement, self.info.transaction_status)
 
     async def _connect(self, *_: Any) -> Any:
         return self
@@ -64,19 +69,25 @@ async def test_a_sequence_with_a_cache_is_refused(monkeypatch: pytest.MonkeyPatc
 
 async def test_a_transaction_ends_with_its_connection(monkeypatch: pytest.MonkeyPatch) -> None:
     """
-    It is committed if all goes well; on a failure its connection is closed, and nothing is committed.
+    It is committed if all goes well and the caller has not done it; on a failure its connection is closed, and nothing
+    is committed.
     """
     server, claiming = Server(monkeypatch), session()
     assert await claiming.open() == SavedMark(40, 1, 50)
 
     async with claiming.transaction() as conn:
         assert conn is cast(Any, server)
+        await conn.execute("BEGIN")
     assert server.statements == ["BEGIN", "COMMIT"]
-    with pytest.raises(ValueError, match="no"):
-        async with claiming.transaction():
-            raise ValueError("no")
+    async with claiming.transaction() as conn:
+        await conn.execute("BEGIN")
+        await outbox_table.commit(conn)
+    assert server.statements == ["BEGIN", "COMMIT"] * 2
+    with pytest.raises(ZeroDivisionError):
+        async with claiming.transaction() as conn:
+            await conn.execute(f"BEGIN{1 / 0}")
 
-    assert server.statements == ["BEGIN", "COMMIT", "BEGIN"]
+    assert server.statements == ["BEGIN", "COMMIT"] * 2
     assert (claiming.conn, server.closed) == (None, 1)
 
 

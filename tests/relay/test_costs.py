@@ -7,13 +7,17 @@ them has added work for each message, or a round trip for each batch.
 import asyncio
 import contextlib
 import sys
+import time
 from collections import Counter
 from collections.abc import Iterator
 from types import FrameType
 
+import pytest
 from psycopg import AsyncConnection
-from psycopg._queries import PostgresQuery
+from psycopg._queries import PostgresClientQuery, PostgresQuery
 
+from dev.bench.everyday import RequestCounter
+from dev.sandbox.servers import Servers
 from relay import outbox_table
 from relay.forward import Forwarder
 from relay.frames import Encoder
@@ -25,10 +29,13 @@ from relay.settings import Settings
 from relay.state import RelayState
 from tests.eventually import eventually
 from tests.relay.messages import make_message
-from tests.relay.service import append_many
+from tests.relay.service import append, append_many
 
 TRACEPARENT = '{"traceparent": "00-0af7651916cd43dd8448eb211c80319c-00f067aa0ba902b7-01"}'
+CONVERT = {PostgresQuery.convert.__code__, PostgresClientQuery.convert.__code__}
 ROWS = 2000
+LONE = 20
+BY_TIME = 8  # statements a second: a look, those of the mark, the count of claimers, proofs
 ONCE = 10  # statements of a start: settings, the mark, the presence of a claimer, the sentinel of a queue
 
 
@@ -37,12 +44,15 @@ class Calls:
 
     def __init__(self) -> None:
         self.count = 0
+        self.wakeups = 0
         self.statements: Counter[object] = Counter()
 
-    def take(self, frame: FrameType, event: str, _: object) -> None:
+    def take(self, frame: FrameType, event: str, function: object) -> None:
         if event in ("call", "c_call"):
             self.count += 1
-            if event == "call" and frame.f_code is PostgresQuery.convert.__code__:
+            is_poll = getattr(function, "__name__", "") == "poll" and frame.f_code.co_name == "select"
+            self.wakeups += is_poll and frame.f_locals["timeout"] != 0  # else the loop has more to do
+            if event == "call" and frame.f_code in CONVERT:
                 self.statements[frame.f_locals["query"]] += 1
 
 
@@ -75,7 +85,7 @@ def test_encoding() -> None:
 
 async def test_a_batch(conn: AsyncConnection, database_url: str, topology: str) -> None:
     """
-    A message of a backlog takes at most 75 function calls, from its claim to its mark, and a batch six statements.
+    A message of a backlog takes at most 75 function calls, from its claim to its mark, and a batch two round trips.
     """
     await append_many(conn, ROWS, keys=ROWS)
     settings = Settings(database_url=database_url, amqp_url=topology, batch_rows=500)
@@ -92,15 +102,69 @@ async def test_a_batch(conn: AsyncConnection, database_url: str, topology: str) 
     await publisher.close()
 
     batches = ROWS // settings.batch_rows
-    assert calls.statements[outbox_table.SETTLE_CLOSE] == batches
-    for each in (outbox_table.TAKE_SHARDS, outbox_table.CLAIM, "BEGIN", "COMMIT"):
-        assert batches <= calls.statements[each] <= batches + 1  # after the last full claim it looks once more
+    assert calls.statements[outbox_table.SETTLE_CLOSE_AND_COMMIT] == batches
+    # After the last full claim it looks once more.
+    assert batches <= calls.statements[outbox_table.BEGIN_AND_CLAIM] <= batches + 1
     by_time = sum(
         calls.statements[each]
         for each in (outbox_table.LOOK, outbox_table.WRITERS, outbox_table.LOWEST_PENDING, "SELECT 1")
     )
-    assert calls.statements.total() - by_time <= 5 * (batches + 1) + ONCE
+    assert calls.statements.total() - by_time <= 2 * (batches + 1) + ONCE
     assert calls.count / ROWS <= 75
+
+
+async def test_a_lone_event(
+    conn: AsyncConnection, database_url: str, topology: str, servers: Servers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """
+    A lone event costs two round trips to the database, one request to the management interface, on a connection that is
+    kept, and few wake-ups; what is done by time is little beside it.
+    """
+    assert servers.management_url is not None
+    with RequestCounter(servers.management_url) as management:
+        settings = Settings(
+            database_url=database_url,
+            amqp_url=topology,
+            required_queues="orders.work",
+            required_routes="orders/order.placed",
+            management_url=management.url,
+        )
+        state, stop, wake, done = RelayState(), asyncio.Event(), asyncio.Event(), asyncio.Event()
+        recorded = state.recorded
+
+        def record(latencies: list[float], unrouted_rows: int, parked_rows: int) -> None:
+            recorded(latencies, unrouted_rows, parked_rows)
+            done.set()
+
+        monkeypatch.setattr(state, "recorded", record)
+        publisher = Publisher([topology], settings.confirm_seconds)
+        forwarder = Forwarder(settings, publisher, Guard(settings, publisher), state, wake, ParallelClaims(settings))
+        forwarding = asyncio.create_task(forwarder.run(stop), name="forward")
+
+        async def carry(events: int) -> None:
+            for _ in range(events):
+                done.clear()
+                await append(conn, "key")
+                wake.set()
+                await asyncio.wait_for(done.wait(), 10)
+
+        await carry(LONE // 2)
+        asked, connections = management.requests, management.connections
+        began = time.monotonic()
+        with counted() as calls:
+            await carry(LONE)
+        seconds = time.monotonic() - began
+        stop.set()
+        await forwarding
+        await publisher.close()
+
+    assert calls.statements[outbox_table.BEGIN_AND_CLAIM] <= LONE + 2
+    assert calls.statements[outbox_table.SETTLE_CLOSE_AND_COMMIT] <= LONE
+    ours = sum(calls.statements.values()) - LONE  # without the writer's
+    assert ours <= 2 * LONE + 2 + BY_TIME * (2 + seconds)
+    assert management.requests - asked <= LONE + 4 * (1 + seconds)
+    assert management.connections - connections <= 1
+    assert calls.wakeups / LONE <= 16
 
 
 def test_a_message_is_small() -> None:

@@ -52,7 +52,7 @@ async def let_go(own: Connection, ids: list[int]) -> None:
     """Send these parked rows, and let their keys go."""
     cursor = await own.execute("SELECT id, key FROM outbox WHERE id = ANY (%s)", [ids])
     messages = [make_message(row_id, key, parked=True) for row_id, key in await cursor.fetchall()]
-    await outbox_table.settle(own, "sent", ids)
+    await outbox_table.settle(own, ids, [], and_commit=False)
     await outbox_table.remove_parked(own, messages)
 
 

@@ -14,7 +14,6 @@ from relay.stored_mark import StoredMark
 from tests.relay.conftest import StartRelay
 from tests.relay.service import all_settled, append, append_many, becomes, state_of
 
-SHARDS = list(range(64))
 SENT_ROWS = 20_000
 
 # Index pages and table pages that this transaction has read, in all partitions.
@@ -47,11 +46,12 @@ async def loaded(own: Connection) -> StoredMark:
 
 async def claim(own: Connection, mark: StoredMark) -> tuple[list[int], int]:
     """Claim once; return the ids, and how many blocks were read for it."""
-    async with own.transaction():
-        last_id = (await outbox_table.look(own)).last_id
-        [[before]] = await (await own.execute(BLOCKS)).fetchall()
-        messages = await mark.claim(own, SHARDS, last_id, 500, 1 << 20)
-        [[after]] = await (await own.execute(BLOCKS)).fetchall()
+    last_id = (await outbox_table.look(own)).last_id
+    await outbox_table.begin_and_take(own, 0, outbox_table.SHARDS)
+    [[before]] = await (await own.execute(BLOCKS)).fetchall()
+    messages = await mark.claim(own, last_id, 500, 1 << 20)
+    [[after]] = await (await own.execute(BLOCKS)).fetchall()
+    await outbox_table.commit(own)
     return outbox_table.ids_of(messages), after - before
 
 

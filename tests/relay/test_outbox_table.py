@@ -8,7 +8,7 @@ from psycopg import AsyncConnection, sql
 
 from relay import outbox_partitions, outbox_repairs, outbox_table
 from relay.database import DatabaseLost, connect
-from relay.outbox_table import SESSION, settle, take_shards
+from relay.outbox_table import SESSION, begin_and_take, settle
 from tests.eventually import eventually
 from tests.relay.service import append, state_of
 
@@ -18,14 +18,13 @@ async def test_no_more_shards_are_locked_than_taken(conn: AsyncConnection, datab
     The locks of a share are those of its shards: each one more would keep a shard's rows from every other claimer.
     """
     own = await connect(database_url, "test", SESSION)
-    async with own.transaction():
-        taken = await take_shards(own, first=60, limit=10)
-        locked = await (
-            await conn.execute(
-                "SELECT objid::integer FROM pg_locks WHERE locktype = 'advisory' AND pid = %s ORDER BY objid",
-                (own.info.backend_pid,),
-            )
-        ).fetchall()
+    taken = await begin_and_take(own, first=60, limit=10)
+    locked = await (
+        await conn.execute(
+            "SELECT objid::integer FROM pg_locks WHERE locktype = 'advisory' AND pid = %s ORDER BY objid",
+            (own.info.backend_pid,),
+        )
+    ).fetchall()
     await own.close()
 
     assert taken == [60, 61, 62, 63, 0, 1, 2, 3, 4, 5]
@@ -48,7 +47,7 @@ async def test_a_claim_of_a_partition_that_is_being_detached(conn: AsyncConnecti
 
     await eventually(is_detaching)
     with pytest.raises(DatabaseLost):
-        await settle(own, "sent", [row])
+        await settle(own, [row], [], and_commit=False)
     await own.execute("ROLLBACK")
     await detaching
     await outbox_partitions.attach(conn, partition)

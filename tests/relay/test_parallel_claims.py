@@ -107,17 +107,11 @@ async def test_a_share_of_the_shards(monkeypatch: pytest.MonkeyPatch) -> None:
     """
     Each claimer takes its share, rounded up, and goes on behind it; others are counted once a second.
     """
-    asked: list[tuple[int, int]] = []
     counts = iter([Present(relays=2, claimers=3), Present(relays=0, claimers=0)])
-
-    async def take_shards(_: Any, first: int, limit: int) -> list[int]:
-        asked.append((first, limit))
-        return []
 
     async def count_present(_: Any) -> Present:
         return next(counts)
 
-    monkeypatch.setattr(outbox_table, "take_shards", take_shards)
     monkeypatch.setattr(outbox_table, "count_present", count_present)
     conn = cast(Any, None)
     state = RelayState()
@@ -126,12 +120,11 @@ async def test_a_share_of_the_shards(monkeypatch: pytest.MonkeyPatch) -> None:
 
     for now in (10.0, 10.5):
         await one.count_others(conn, now)
-    await one.take_shards(conn)
+    first, limit = one.next_shards
     one.go_on()
-    await one.take_shards(conn)
+    second, _ = one.next_shards
     assert state.relays == 2
     assert one.share == 22
-    (first, limit), (second, _) = asked
     assert limit == 22
     assert second == (first + 22) % outbox_table.SHARDS
     await one.count_others(conn, 11.0)

@@ -10,7 +10,7 @@ from relay import outbox_table, stored_mark
 from relay.database import DatabaseLost
 from relay.outbox_table import Look, SavedMark
 from relay.state import RelayState
-from relay.stored_mark import MOVE_SECONDS, SAVE_SECONDS, StoredMark
+from relay.stored_mark import MOVE_SECONDS, SAVE_SECONDS, SOON_ROWS, SOON_SECONDS, StoredMark
 
 CONN = cast(Any, object())
 
@@ -58,8 +58,8 @@ def test_loading(saved: SavedMark, id_: int) -> None:
 
 async def test_moving(monkeypatch: pytest.MonkeyPatch) -> None:
     """
-    While there is work it moves at most ten times a second, and at once when there is none; one mark of a relay is
-    shown.
+    While there is work it moves once a second, ten times after many rows, and at once when there is none; one mark of
+    a relay is shown.
     """
     table, state = Table(monkeypatch), RelayState()
     now = 100.0
@@ -77,6 +77,13 @@ async def test_moving(monkeypatch: pytest.MonkeyPatch) -> None:
     await mark.move(CONN, idle=False)
 
     assert table.looks == 3
+    now += SOON_SECONDS
+    await mark.move(CONN, idle=False, rows=SOON_ROWS - 1)
+    assert table.looks == 3
+    await mark.move(CONN, idle=False, rows=1)
+    await mark.move(CONN, idle=False, rows=SOON_ROWS)
+
+    assert table.looks == 4
     assert state.mark == 0
 
 

@@ -4,7 +4,7 @@ import http.server
 import threading
 import urllib.request
 
-from dev.bench.everyday import Counter
+from dev.bench.everyday import RequestCounter
 
 
 class _Answer(http.server.BaseHTTPRequestHandler):
@@ -24,7 +24,7 @@ def test_requests_are_counted() -> None:
     """
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Answer) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        with Counter(f"http://user:secret@127.0.0.1:{server.server_port}") as counter:
+        with RequestCounter(f"http://user:secret@127.0.0.1:{server.server_port}") as counter:
             assert counter.url.startswith("http://user:secret@127.0.0.1:")
             way = counter.url.replace("user:secret@", "")
             for path in ("/one", "/two"):

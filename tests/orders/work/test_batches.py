@@ -38,12 +38,12 @@ async def test_an_end_hints_the_relay(
     conn: AsyncConnection, database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """
-    The end of an order is an event, so the relay gets a hint of it once it is committed; a claim gives none.
+    The end of an order is an event, so the relay gets a late hint of it once it is committed; a claim gives none.
     """
     [placed] = await place(conn)
     hints: list[int] = []
     async with RelayNotifier(database_url) as notifier, WorkerLock(database_url) as worker_lock:
-        monkeypatch.setattr(notifier, "soon", hints.append)
+        monkeypatch.setattr(notifier, "later", hints.append)
         async with WorkBatches(database_url, worker_lock, notifier) as batches:
             claimed = await batches.claim(work_message(placed))
             assert isinstance(claimed, Claimed)
