@@ -141,7 +141,12 @@ async def unbind(act: Act) -> None:
 async def delete_empty_queue(act: Act) -> None:
     """The relays are held until nothing is in it; `orders topology` brings it back."""
     async with relays_held(act):
-        await empty(act)
+        try:
+            await empty(act)
+        except TimeoutError:  # orders whose claim D24 has undone are on their way until the sweep finds them
+            act.fired("never empty: left alone")
+            act.healed()
+            return
         async with channel_of(act) as channel:
             await bind(channel, QUEUE, wanted=False)
             await channel.queue_delete(WORK_QUEUE)
@@ -361,7 +366,7 @@ IN_SOMEBODYS_HANDS = """
 """
 
 
-async def empty(act: Act, seconds: float = 120.0) -> None:
+async def empty(act: Act, seconds: float = 20.0) -> None:
     """Return when the work queue has nothing in it, nor any worker in its hands, twice."""
     end = time.monotonic() + seconds
     seen = 0
