@@ -157,7 +157,15 @@ class Sweep(Session):
             )
             for status, orders in groupby(sorted(stranded, key=attrgetter("status")), key=attrgetter("status")):
                 sent[REASONS[status]] = await self._resend(conn, list(orders), REASONS[status])
+        if unsent := len(stranded) - sum(sent.values()):
+            log.warning(
+                "%s orders that nothing carries cannot be sent again now: another session has locked them, "
+                "or their outbox rows are gone; `orders reconcile` names them",
+                unsent,
+            )  # fmt: skip
         for reason, many in sent.items():
+            if not many:
+                continue
             log.warning("%s orders are brought back, since nothing carried them: %s", many, reason)
             BROUGHT_BACK.labels(reason).inc(many)
             self.brought_back += many

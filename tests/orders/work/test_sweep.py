@@ -103,6 +103,25 @@ async def test_what_waits_in_the_queue_is_left_there(conn: AsyncConnection, data
         assert audit == [("requeue", "nothing carried it: undelivered")]
 
 
+async def test_an_order_whose_row_is_gone_is_named(
+    conn: AsyncConnection, database_url: str, topology: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """
+    An order that nothing carries, and whose outbox row was dropped, is not said to be brought back.
+    """
+    await place(conn)
+    await send_all(conn)
+    await conn.execute(
+        "INSERT INTO stragglers (order_id, row_id, due_at) SELECT key::uuid, id, clock_timestamp() FROM outbox"
+    )
+    await conn.execute("DELETE FROM outbox")
+    async with sweeping(database_url, topology, succeed):
+        await eventually(lambda: "1 orders that nothing carries cannot be sent again now" in caplog.text)
+
+    assert "brought back" not in caplog.text
+    assert await rows(conn, AGAIN) == []
+
+
 async def test_what_is_in_hand_is_not_sent_again(conn: AsyncConnection, database_url: str, topology: str) -> None:
     """
     An order that its worker works for long is a straggler, and nothing more.
